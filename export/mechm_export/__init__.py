@@ -1,0 +1,1 @@
+"""From trained weights to a verified bundle that `mechm_runtime` serves."""
