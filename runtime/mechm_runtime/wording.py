@@ -1,0 +1,117 @@
+"""How results are put into words for people: clock times, percentages, shortened quotes, safe characters.
+
+Shared by everything that shows an analysis (`table`, `writers`, `report`). It knows nothing about files, terminals or
+HTML: escaping for those is theirs.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Iterable, Mapping
+
+from mechm_runtime.types import UtteranceAnalysis
+
+NO_WORDS = "(words unknown)"
+"""Shown for an utterance whose text is missing."""
+
+UNSURE = "unsure"
+"""Shown for an utterance where the pipeline abstains."""
+
+
+def printable(text: str) -> str:
+    """`text` on one line, without anything that could steer a terminal or turn the reading direction of a page.
+
+    White space of any kind becomes one space; control and format characters (escape sequences, bidirectional
+    overrides) and lone surrogates become U+FFFD. The zero-width joiner and non-joiner stay: scripts and emoji need
+    them.
+    """
+    kept = []
+    for character in text:
+        if character.isspace():
+            kept.append(" ")
+        elif character not in "\u200c\u200d" and unicodedata.category(character) in ("Cc", "Cf", "Cs"):
+            kept.append("\ufffd")
+        else:
+            kept.append(character)
+    return " ".join("".join(kept).split())
+
+
+def words_of(utterance: UtteranceAnalysis) -> str:
+    """The utterance's words on one line, or `NO_WORDS`."""
+    return printable(utterance.text or "") or NO_WORDS
+
+
+def speaker_of(utterance: UtteranceAnalysis) -> str:
+    """The speaker's name on one line; "?" where nobody is named."""
+    return printable(utterance.speaker) or "?"
+
+
+def shorten(text: str, n_characters: int) -> str:
+    """`text`, cut with an ellipsis after a whole word (or inside a very long one) to at most `n_characters`."""
+    if len(text) <= n_characters:
+        return text
+    cut = text[: max(n_characters - 1, 0)]
+    head, space, _ = cut.rpartition(" ")
+    return (head if space and len(head) >= n_characters // 2 else cut).rstrip(" ,;:.!?–-") + "…"
+
+
+def clock(seconds: float) -> str:
+    """`75.2` as "1:15", `3675` as "1:01:15"; seconds are rounded down, as players do."""
+    minutes, second = divmod(int(max(seconds, 0.0)), 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
+
+
+def span(seconds: float) -> str:
+    """A length of time in words: "24 s", "3 min 05 s", "1 h 12 min"."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    minutes, second = divmod(whole, 60)
+    if minutes < 60:
+        return f"{minutes} min {second:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def percent(probability: float) -> str:
+    """A probability in [0, 1] as "83%"; what is not certain is never shown as 0% or 100%."""
+    if 0.0 < probability < 0.01:
+        return "<1%"
+    if 0.99 < probability < 1.0:
+        return ">99%"
+    return f"{probability:.0%}"
+
+
+def count(number: int, one: str, many: str | None = None) -> str:
+    """ "1 pair", "3 pairs"; `many` where the plural is not `one` + s."""
+    return f"{number:,} {one if number == 1 else many or one + 's'}"
+
+
+def ranges(ids: Iterable[int]) -> str:
+    """Rising ids with runs drawn together: 1, 2, 3, 7 as "1-3, 7"."""
+    runs: list[list[int]] = []
+    for number in ids:
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+
+
+def strongest(utterance: UtteranceAnalysis) -> tuple[str, float]:
+    """The most probable label and its probability, whatever was decided; ("", 0.0) where there are none."""
+    if not utterance.probabilities:
+        return "", 0.0
+    return max(utterance.probabilities.items(), key=lambda item: item[1])
+
+
+def probability_of(utterance: UtteranceAnalysis) -> float:
+    """The probability of the decided emotion, or of the most probable one where the pipeline abstains."""
+    if utterance.emotion is None:
+        return strongest(utterance)[1]
+    return utterance.probabilities.get(utterance.emotion, 0.0)
+
+
+def total_ms(timings_ms: Mapping[str, float]) -> float:
+    """All stages together: the stage named "total" where the pipeline measured it, else the sum."""
+    return timings_ms["total"] if "total" in timings_ms else sum(timings_ms.values())
