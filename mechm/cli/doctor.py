@@ -1,0 +1,128 @@
+"""`mechm doctor`: shows what `mechm_runtime.doctor` found. It judges nothing itself and changes nothing."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.table import Table
+
+    from mechm_runtime.doctor import Report
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object instead of tables.")
+def doctor(as_json: bool) -> None:
+    """Say what is installed, what works here and what to install.
+
+    Every execution provider that onnxruntime lists computes a small product in a process of its own: being listed is
+    not the same as working. Exits with 0 if the light runtime can run here, else with 1.
+    """
+    from mechm_runtime.doctor import examine
+
+    report = examine()
+    if as_json:
+        click.echo(report.to_json(indent=2))
+    else:
+        from rich.console import Console
+
+        show(report, Console())
+    sys.exit(0 if report.ok else 1)
+
+
+def show(report: Report, console: Console) -> None:
+    """Print the report as tables, the verdict last, where the eye rests when the command is done."""
+    for table in (
+        _machine(report),
+        _extras(report),
+        _providers(report),
+        _decoders(report),
+        _files(report),
+    ):
+        if table.row_count:
+            console.print(table)
+    if report.ok:
+        console.print("[bold green]The light runtime can run here.[/]")
+    for problem in report.problems:
+        console.print(f"[bold red]problem:[/] {_literal(problem.text)}")
+        console.print(f"    fix: {_literal(problem.fix)}", soft_wrap=True)
+
+
+def _literal(text: str) -> str:
+    """Text from outside, with the square brackets that would be styles to rich kept as they are."""
+    from rich.markup import escape
+
+    return escape(text)
+
+
+def _table(title: str, *columns: str) -> Table:
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_header=bool(columns))
+    for column in columns or ("", ""):
+        table.add_column(column, overflow="fold")
+    return table
+
+
+def _yes(yes: bool) -> str:
+    return "[green]yes[/]" if yes else "[yellow]no[/]"
+
+
+def _machine(report: Report) -> Table:
+    machine = report.machine
+    table = _table(f"mechm {report.mechm}")
+    memory = f"{machine.memory_bytes / 2**30:.1f} GiB" if machine.memory_bytes else "unknown"
+    for name, value in (
+        ("Python", machine.python),
+        ("system", f"{machine.system}, {machine.architecture}"),
+        ("CPU", machine.cpu),
+        ("CPU features", ", ".join(machine.cpu_features) or "none known"),
+        ("cores", f"{machine.n_cores}, usable {machine.n_usable_cores:g}"),
+        ("memory", memory),
+        ("GPU", "; ".join(machine.gpus) or "no NVIDIA GPU found"),
+        *report.tools.items(),
+    ):
+        table.add_row(name, _literal(value))
+    return table
+
+
+def _extras(report: Report) -> Table:
+    table = _table("Packages", "extra", "installed", "missing, and how to have it")
+    for extra in report.extras:
+        lacking = ""
+        if extra.missing:
+            lacking = f"[yellow]{_literal(', '.join(extra.missing))}[/]\n{_literal(extra.command or extra.note)}"
+        installed = ", ".join(f"{name} {version}" for name, version in extra.installed.items())
+        table.add_row(extra.name or "(base)", installed, lacking)
+    return table
+
+
+def _providers(report: Report) -> Table:
+    table = _table("Execution providers that onnxruntime lists", "provider", "works", "remark")
+    for provider in report.providers:
+        why = _literal(provider.reason) + (f"\n{_literal(provider.fix)}" if provider.fix else "")
+        opened = f"session opened in {provider.setup_ms:.0f} ms" if provider.setup_ms is not None else ""
+        table.add_row(provider.name, _yes(provider.works), why or opened)
+    return table
+
+
+def _decoders(report: Report) -> Table:
+    table = _table("Media decoders", "works", "decoders")
+    for works in (True, False):
+        names = [name for name, known in report.decoders.items() if known is works]
+        if names:
+            table.add_row(_yes(works), ", ".join(names))
+    return table
+
+
+def _files(report: Report) -> Table:
+    table = _table("Weights and bundle", "what", "there", "where, or how to get it")
+    for files in report.files:
+        where = f"{files.path} ({files.size_bytes / 2**20:.0f} MiB)" if files.present else files.command
+        table.add_row(files.name, _yes(files.present), _literal(where))
+    return table
