@@ -1,0 +1,81 @@
+"""Fixtures that several packages' tests share: research data, base weights, and a Python that lacks packages."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+from filelock import FileLock
+
+from mechm_runtime.cache import cache_dir
+
+REPOSITORY = Path(__file__).parent.parent
+
+WITHOUT = """
+import sys
+
+class Without:
+    '''A finder that does not know some packages: to the import system they look as if they were not installed.'''
+
+    def __init__(self, finder, names):
+        self.finder, self.names = finder, names
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in self.names else self.finder.find_spec(name, path, target)
+
+    def __getattr__(self, attribute):
+        return getattr(self.finder, attribute)
+
+sys.meta_path[:] = [Without(finder, {names!r}) for finder in sys.meta_path]
+"""
+
+FreshPython = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def repository() -> Path:
+    """The root of the source tree."""
+    return REPOSITORY
+
+
+@pytest.fixture(scope="session")
+def fresh_python() -> FreshPython:
+    """`fresh_python(code, without=[...])` runs code in a new process in which those packages cannot be imported."""
+
+    def run(code: str, *, without: Iterable[str] = (), **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-W", "error", "-c", WITHOUT.replace("{names!r}", repr(set(without))) + code],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+            env={**os.environ, **environment},
+        )
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def mechm_data() -> Path:
+    """The folder with research data and recordings that is no part of the project; the test is skipped without it."""
+    folder = os.environ.get("MECHM_DATA")
+    if not folder:
+        pytest.skip("MECHM_DATA is not set: it names the folder with the research data")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def small_weights() -> Path:
+    """The folder with the base weights of the preset `small`, fetched first where they are missing."""
+    cache = cache_dir()
+    cache.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-c", "from mechm.cli import main; main()", "weights", "fetch", "--preset", "small"]
+    with FileLock(cache / "tests.lock"):  # the test workers start at the same time
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        pytest.fail(f"the base weights could not be fetched:\n{done.stdout}{done.stderr}")
+    return cache / "weights" / "small"
