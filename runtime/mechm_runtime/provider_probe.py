@@ -76,13 +76,13 @@ def weight() -> NDArray[np.float32]:
     a difference is a wrong answer, not a precision.
     """
     cells = np.arange(N_INNER * N_COLUMNS).reshape(N_INNER, N_COLUMNS)
-    return ((cells * 7 + cells // N_COLUMNS) % 5 - 2).astype(np.float32)
+    return ((cells**2 * 7 + cells * 3) % 31 % 5 - 2).astype(np.float32)
 
 
 def probe_input() -> NDArray[np.float32]:
     """What the probe feeds: float32 (4, 64), whole numbers from -1 to 1."""
     cells = np.arange(N_ROWS * N_INNER).reshape(N_ROWS, N_INNER)
-    return ((cells * 5 + cells // N_INNER) % 3 - 1).astype(np.float32)
+    return ((cells**2 * 5 + cells * 11) % 37 % 3 - 1).astype(np.float32)
 
 
 def probe_model() -> bytes:
