@@ -58,7 +58,7 @@ MISSING_MARK, UNUSED_MARK = "×", "·"
 NARROW_COLUMNS = 100
 """Below this width the words wrap over two lines; from it on a row is one line."""
 
-MIN_COLUMNS = 60
+MIN_COLUMNS = 72
 
 MAX_CAUSES = 3
 """The most causes a row names, the most probable first; "+2" counts the others."""
@@ -67,7 +67,7 @@ MAX_CAUSES = 3
 def render_table(analysis: Analysis, width: int | None = None, *, colour: bool | None = None) -> str:
     """The table with its notes and summary, ending in a newline.
 
-    width: columns; None takes the terminal's (80 where there is none). Below 60 it is drawn for 60.
+    width: columns; None takes the terminal's (80 where there is none). Below 72 it is drawn for 72.
     colour: with ANSI colours; None decides by whether standard output is a terminal that wants them (NO_COLOR).
     """
     if width is None:

@@ -52,7 +52,9 @@ def shorten(text: str, n_characters: int) -> str:
         return text
     cut = text[: max(n_characters - 1, 0)]
     head, space, _ = cut.rpartition(" ")
-    return (head if space and len(head) >= n_characters // 2 else cut).rstrip(" ,;:.!?–-") + "…"
+    if text[len(cut)].isalnum() and space and len(head) >= n_characters // 2:
+        cut = head
+    return cut.rstrip(" ,;:.!?–-") + "…"
 
 
 def clock(seconds: float) -> str:
