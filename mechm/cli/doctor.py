@@ -123,6 +123,10 @@ def _decoders(report: Report) -> Table:
 def _files(report: Report) -> Table:
     table = _table("Weights and bundle", "what", "there", "where, or how to get it")
     for files in report.files:
-        where = f"{files.path} ({files.size_bytes / 2**20:.0f} MiB)" if files.present else files.command
+        where = files.command
+        if files.present:
+            where = f"{files.size_bytes / 2**20:.0f} MiB in {files.path}" + (
+                f": {', '.join(files.parts)}" if files.parts else ""
+            )
         table.add_row(files.name, _yes(files.present), _literal(where))
     return table

@@ -136,6 +136,7 @@ class Provider:
 class Files:
     """Weights or a bundle on disk.
 
+    parts: which parts of the weights are there, sorted; empty for a bundle.
     size_bytes: 0 where absent. command: how to get them, empty where present.
     """
 
@@ -144,6 +145,7 @@ class Files:
     present: bool
     size_bytes: int
     command: str = ""
+    parts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -506,21 +508,20 @@ def examine_decoders() -> Mapping[str, bool]:
 def examine_files() -> tuple[Files, ...]:
     """The base weights and the default bundle of the preset `small`, present or not; their content is not checked."""
     weights = cache_dir() / "weights" / "small"
+    parts = tuple(sorted(file.parent.name for file in weights.glob("*/provenance.json")))
     bundle = Path(os.environ.get("MECHM_BUNDLE") or cache_dir() / "bundles" / "small")
+    export = f"mechm export bundle --preset small --out '{bundle}'"
     return (
-        _files("base weights", weights, weights.is_dir(), "mechm weights fetch --preset small"),
-        _files(
-            "default bundle",
-            bundle,
-            (bundle / "bundle.json").is_file(),
-            f"mechm export bundle --preset small --out '{bundle}'",
-        ),
+        _files("base weights", weights, bool(parts), "mechm weights fetch --preset small", parts),
+        _files("default bundle", bundle, (bundle / "bundle.json").is_file(), export),
     )
 
 
-def _files(name: str, path: Path, present: bool, command: str) -> Files:
-    size = sum(file.stat().st_size for file in path.rglob("*") if file.is_file()) if present else 0
-    return Files(name, str(path), present, size, command="" if present else command)
+def _files(name: str, path: Path, present: bool, command: str, parts: tuple[str, ...] = ()) -> Files:
+    if not present:
+        return Files(name, str(path), False, 0, command)
+    size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    return Files(name, str(path), True, size_bytes, parts=parts)
 
 
 def find_problems(engines: Sequence[str], providers: Sequence[Provider]) -> tuple[Problem, ...]:

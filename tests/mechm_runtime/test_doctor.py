@@ -250,6 +250,13 @@ def test_files_are_found_or_come_with_the_command_that_makes_them(tmp_path, monk
     weights, bundle = doctors.examine_files()
     assert (weights.present, weights.command) == (False, "mechm weights fetch --preset small")
     assert not bundle.present
+    part = tmp_path / "weights" / "small" / "text"
+    part.mkdir(parents=True)
+    (part / "model.safetensors").write_bytes(b"1234")
+    assert not doctors.examine_files()[0].present, "a part without its provenance was not finished"
+    (part / "provenance.json").write_text("{}")
+    weights, bundle = doctors.examine_files()
+    assert (weights.present, weights.parts, weights.size_bytes, weights.command) == (True, ("text",), 6, "")
     assert "mechm export bundle" in bundle.command
     elsewhere = tmp_path / "mine"
     elsewhere.mkdir()
