@@ -1,0 +1,155 @@
+"""A score report: what was scored, on what, and how well; as JSON and as tables for a terminal.
+
+Every report names its gold file and that file's size, because scores on ECF 1.0 `test` and on ECF 2.0 do not compare.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from mechm.evaluation.scorer import ClassScore, EmotionScores, PairScores, Prf
+from mechm_runtime.types import EMOTIONS
+
+_NEAR = 3  # utterances; causes that lie further back are rare and share a row
+
+
+@dataclass(frozen=True, slots=True)
+class Speed:
+    """Wall-clock milliseconds per conversation, over the conversations of one run."""
+
+    p50_ms: float
+    p99_ms: float
+    total_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreReport:
+    """The scores of one system on one gold file.
+
+    gold: the gold file's name, which says which split this is.
+    system: what was scored: a submission's file name, or a bundle's id and precision.
+    modalities: "text" or "text + clips" for a bundle, "" for a submission.
+    emotions: None for a submission, which has no label per utterance.
+    n_missing_clips: utterances without a clip where clips were asked for.
+    """
+
+    gold: str
+    system: str
+    modalities: str
+    n_conversations: int
+    n_utterances: int
+    pairs: PairScores
+    emotions: EmotionScores | None = None
+    speed: Speed | None = None
+    n_missing_clips: int = 0
+
+    def to_json(self, *, indent: int | None = 2) -> str:
+        """This report as JSON text with the field names of the dataclasses."""
+        return json.dumps(asdict(self), ensure_ascii=False, indent=indent)
+
+
+def render(report: ScoreReport) -> RenderableType:
+    """The report as tables for a `rich` console."""
+    return Group(*_parts(report))
+
+
+def _parts(report: ScoreReport) -> Iterator[RenderableType]:
+    pairs = report.pairs
+    size = f"{report.n_conversations:,} conversations, {report.n_utterances:,} utterances, {pairs.n_gold:,} pairs"
+    yield Text(f"Gold    {report.gold} ({size})")
+    yield Text(f"System  {report.system}" + (f" ({report.modalities})" if report.modalities else ""))
+    yield _pair_table(report)
+    yield _distance_table(pairs)
+    if report.emotions is not None:
+        yield _emotion_table(report.emotions, report.gold)
+        yield _confusion_table(report.emotions, report.gold)
+    if report.speed is not None:
+        speed = report.speed
+        yield Text(
+            f"Speed   {speed.p50_ms:.1f} ms a conversation (p50), {speed.p99_ms:.1f} ms (p99), "
+            f"{speed.total_s:.1f} s in all"
+        )
+    for count, what in (
+        (report.n_missing_clips, "utterances have no clip and were analysed from their text"),
+        (pairs.n_ignored_neutral, "neutral pairs are not scored"),
+        (pairs.n_ignored_conversations, "predicted conversations are not in the gold file"),
+    ):
+        if count:
+            yield Text(f"Note    {count:,} {what}")
+
+
+def _pair_table(report: ScoreReport) -> Table:
+    pairs = report.pairs
+    table = _table(f"Emotion-cause pairs on {report.gold}", "", "precision", "recall", "F1", "gold", "found", "right")
+    averages: tuple[tuple[str, Prf], ...] = (
+        ("weighted (the task's)", pairs.weighted),
+        ("micro", pairs.micro),
+        ("macro", pairs.macro),
+    )
+    for name, score in averages:
+        counts = (f"{pairs.n_gold:,}", f"{pairs.n_predicted:,}", f"{pairs.n_correct:,}") if name == "micro" else ()
+        table.add_row(name, *_numbers(score), *counts, style="bold" if score is pairs.weighted else "")
+    table.add_section()
+    for emotion, class_score in pairs.per_emotion.items():
+        table.add_row(emotion, *_numbers(class_score), *_counts(class_score))
+    return table
+
+
+def _distance_table(pairs: PairScores) -> Table:
+    table = _table("Where the cause lies", "utterances from the emotion", "recall", "gold", "right")
+    groups = [(f"{-_NEAR - 1} or further", [d for d in pairs.by_distance if d.distance < -_NEAR])]
+    groups += [
+        ("0, itself" if offset == 0 else f"{offset:+d}", [d for d in pairs.by_distance if d.distance == offset])
+        for offset in range(-_NEAR, 1)
+    ]
+    groups.append(("after it", [d for d in pairs.by_distance if d.distance > 0]))
+    for name, distances in groups:
+        n_gold, n_correct = sum(d.n_gold for d in distances), sum(d.n_correct for d in distances)
+        recall = f"{n_correct / n_gold:.4f}" if n_gold else "-"
+        table.add_row(name, recall, f"{n_gold:,}", f"{n_correct:,}")
+    return table
+
+
+def _emotion_table(emotions: EmotionScores, gold: str) -> Table:
+    title = (
+        f"Emotions on {gold}: accuracy {emotions.accuracy:.4f}, "
+        f"weighted F1 {emotions.weighted_f1:.4f}, macro F1 {emotions.macro_f1:.4f}"
+    )
+    table = _table(title, "", "precision", "recall", "F1", "gold", "found", "right")
+    for emotion, score in emotions.per_emotion.items():
+        table.add_row(emotion, *_numbers(score), *_counts(score))
+    return table
+
+
+def _confusion_table(emotions: EmotionScores, gold: str) -> Table:
+    abstains = any(emotions.abstained)
+    table = _table(
+        f"Confusion on {gold}: a row per annotated emotion", "", *EMOTIONS, *(("abstained",) if abstains else ())
+    )
+    for i, (emotion, row) in enumerate(zip(EMOTIONS, emotions.confusion, strict=True)):
+        cells = [f"[bold]{count:,}[/bold]" if i == j else f"{count:,}" for j, count in enumerate(row)]
+        table.add_row(emotion, *cells, *((f"{emotions.abstained[i]:,}",) if abstains else ()))
+    return table
+
+
+def _table(title: str, first: str, *columns: str) -> Table:
+    # The title may hold a file name: as Text its brackets are not markup.
+    table = Table(title=Text(title, style="bold"), title_justify="left", show_edge=False)
+    table.add_column(first)
+    for column in columns:
+        table.add_column(column, justify="right")
+    return table
+
+
+def _numbers(score: Prf | ClassScore) -> tuple[str, str, str]:
+    return f"{score.precision:.4f}", f"{score.recall:.4f}", f"{score.f1:.4f}"
+
+
+def _counts(score: ClassScore) -> tuple[str, str, str]:
+    return f"{score.n_gold:,}", f"{score.n_predicted:,}", f"{score.n_correct:,}"

@@ -1,0 +1,26 @@
+"""Readers: from transcripts and folders of clips to conversations.
+
+What there is: SRT, WebVTT, STM, RTTM, ECF / SemEval JSON and MECPE text. They open text files only, with the standard
+library alone; recordings are the business of `mechm_runtime.media`.
+"""
+
+from mechm_runtime.readers.clips import clips_for, conversation_from_media
+from mechm_runtime.readers.source import DEFAULT_MAX_BYTES
+from mechm_runtime.readers.transcript import (
+    clip_names,
+    read_labelled,
+    read_submission,
+    read_transcript,
+    require_content,
+)
+
+__all__ = [
+    "DEFAULT_MAX_BYTES",
+    "clip_names",
+    "clips_for",
+    "conversation_from_media",
+    "read_labelled",
+    "read_submission",
+    "read_transcript",
+    "require_content",
+]
