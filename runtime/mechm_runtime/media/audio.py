@@ -1,0 +1,182 @@
+"""One audio track as 16 kHz mono, by time, inside the decoding process.
+
+Decodes forward once, however many spans are asked for, and keeps only what a later span may still want. Samples are
+counted, and time stamps are used to place them where the two disagree: rounding in the container moves nothing, a
+real gap stays a gap. Resampling and mixing down is libswresample's, whose output is aligned with its input (measured:
+clicks stay on their sample from 8, 22.05, 44.1 and 48 kHz).
+
+Runs inside `worker`; returns bytes, since that process does without numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+import av
+from av.audio.frame import AudioFrame
+from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+
+from mechm_runtime.media.limits import MediaLimits
+from mechm_runtime.media.segments import SAMPLE_RATE
+from mechm_runtime.media.source import start_s, too_long
+
+BYTES = 4  # of one float32 sample
+DISAGREEMENT_S = 0.05
+"""Time stamps in milliseconds (Matroska, FLV) wander by less; beyond it lips and voice visibly part."""
+
+SEEK_AHEAD_S = 30.0
+"""Over shorter stretches decoding on is exact, and cheap: audio decodes several hundred times faster than it plays."""
+
+PRE_ROLL_S = 1.0
+"""Decoded and thrown away after a seek: AAC needs one frame, Opus 80 ms to converge (RFC 7845, section 4.6)."""
+
+EXACT_SEEK = frozenset(("flac", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "w64", "wav"))
+"""Formats whose time stamps are right after a seek; the others are decoded through."""
+
+MAX_DAMAGED_PACKETS = 10_000
+
+
+@dataclass(slots=True)
+class _Run:
+    """Samples without a gap: `start` counts 16 kHz samples from the recording's start."""
+
+    start: int
+    data: bytearray = field(default_factory=bytearray)
+
+    @property
+    def stop(self) -> int:
+        return self.start + len(self.data) // BYTES
+
+
+class AudioTrack:
+    """Reads spans of one audio track, whose starts must not go backwards.
+
+    damaged: packets that did not decode.
+    """
+
+    def __init__(self, container: InputContainer, stream: AudioStream, limits: MediaLimits) -> None:
+        self.damaged = 0
+        self._container = container
+        self.stream = stream
+        self._limits = limits
+        self._zero_s = start_s(container)
+        self._time_base = Fraction(stream.time_base or 1)
+        self._frames = self._decoded()
+        self._runs: list[_Run] = []
+        self._resampler: AudioResampler | None = None
+        self._setup: tuple[int, str, str] | None = None
+        self._run_start_s = 0.0
+        self._run_samples = 0  # at the track's own rate
+        self.ended = False
+
+    @property
+    def end_s(self) -> float:
+        """Seconds up to which the track has been decoded."""
+        return self._runs[-1].stop / SAMPLE_RATE if self._runs else 0.0
+
+    def prime(self) -> bool:
+        """Decode up to the first samples; False where the track has none."""
+        while not self._runs and not self.ended:
+            self._advance()
+        return bool(self._runs)
+
+    def read(self, from_s: float, to_s: float) -> bytes:
+        """float32 samples of a span, from the first to the last that exist in it; gaps between those are silence."""
+        start, stop = round(from_s * SAMPLE_RATE), round(to_s * SAMPLE_RATE)
+        self._forget(start)
+        if from_s - self.end_s > SEEK_AHEAD_S and self._container.format.name in EXACT_SEEK and not self.ended:
+            self._seek(from_s - PRE_ROLL_S)
+        while not self.ended and (not self._runs or self._runs[-1].stop < stop):
+            self._advance()
+            self._forget(start)
+        wanted = [run for run in self._runs if run.start < stop and run.stop > start]
+        if not wanted:
+            return b""
+        first = max(start, min(run.start for run in wanted))
+        last = min(stop, max(run.stop for run in wanted))
+        samples = bytearray(BYTES * (last - first))
+        for run in wanted:
+            a, b = max(first, run.start), min(last, run.stop)
+            samples[BYTES * (a - first) : BYTES * (b - first)] = run.data[
+                BYTES * (a - run.start) : BYTES * (b - run.start)
+            ]
+        return bytes(samples)
+
+    def _forget(self, start: int) -> None:
+        """Drop samples before `start`, but keep the last run, which is still growing."""
+        if not self._runs:
+            return
+        self._runs = [*(run for run in self._runs[:-1] if run.stop > start), self._runs[-1]]
+        head = self._runs[0]
+        # In large steps only: deleting from the front moves what stays.
+        n = min(start, head.stop) - head.start
+        if n > 10 * SAMPLE_RATE:
+            del head.data[: BYTES * n]
+            head.start += n
+
+    def _seek(self, to_s: float) -> None:
+        offset = int((to_s + self._zero_s) / self._time_base)
+        try:
+            self._container.seek(offset, stream=self.stream)
+        except av.FFmpegError:
+            return  # decode on instead
+        self._frames = self._decoded()
+        self._setup = None
+        self._resampler = None
+
+    def _advance(self) -> None:
+        """Decode one more frame, or find the end."""
+        frame = next(self._frames, None)
+        if frame is None:
+            self._finish_run()
+            self.ended = True
+            return
+        setup = (frame.sample_rate, frame.layout.name, frame.format.name)
+        expected_s = self._run_start_s + self._run_samples / frame.sample_rate
+        stamped_s = expected_s if frame.time is None else frame.time - self._zero_s
+        if stamped_s > self._limits.max_duration_s:
+            raise too_long(stamped_s, self._limits)
+        if setup != self._setup or abs(stamped_s - expected_s) > DISAGREEMENT_S:
+            self._finish_run()
+            self._setup = setup
+            self._run_start_s, self._run_samples = max(stamped_s, 0.0), 0
+            self._resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+            self._runs.append(_Run(round(self._run_start_s * SAMPLE_RATE)))
+        self._run_samples += frame.samples
+        self._resample(frame)
+
+    def _finish_run(self) -> None:
+        """Take what the resampler still holds."""
+        self._resample(None)
+        self._resampler = None
+
+    def _resample(self, frame: AudioFrame | None) -> None:
+        """Append a frame to the last run; None for what is left in the filter."""
+        if self._resampler is not None:
+            for resampled in self._resampler.resample(frame):
+                self._runs[-1].data += bytes(resampled.planes[0])[: BYTES * resampled.samples]
+
+    def _decoded(self) -> Iterator[AudioFrame]:
+        """The track's frames from the container's position on; packets that do not decode are counted and passed."""
+        try:
+            for packet in self._container.demux(self.stream):
+                try:
+                    frames = packet.decode()
+                except MemoryError:
+                    raise
+                except (av.FFmpegError, ValueError):
+                    self.damaged += 1
+                    if self.damaged > MAX_DAMAGED_PACKETS:
+                        return
+                    continue
+                for frame in frames:
+                    if frame.samples and frame.sample_rate:
+                        yield frame
+        except MemoryError:
+            raise
+        except av.FFmpegError:
+            self.damaged += 1

@@ -1,0 +1,74 @@
+"""How much of a hostile or broken recording is let in: caps that are checked before anything is decoded.
+
+It holds numbers only; `worker` and `decode` enforce them inside the process that decodes, `reader` around it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from mechm_runtime.errors import InputError
+
+GIB = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class MediaLimits:
+    """Caps for one recording. A recording above one of them is refused with a `MediaError` that names it.
+
+    max_bytes: size of the file.
+    max_pixels: width times height of one frame, before scaling; the default lets 8K through.
+    max_duration_s: length of the recording and end of its last requested span.
+    max_sample_rate: samples per second and channel.
+    max_channels: channels of the audio track.
+    max_frames: video frames decoded in one call, wanted ones and those on the way to them.
+    max_spans: spans in one call.
+    max_result_bytes: samples and frames that `read_segments` may hold at once; `iter_segments` holds one segment.
+    timeout_s: seconds spent waiting for the decoder in one call, after which its process is killed.
+    memory_bytes: address space of the decoding process (where the system can limit it).
+
+    Raises: InputError: a limit that is not a finite number above zero.
+    """
+
+    max_bytes: int = 16 * GIB
+    max_pixels: int = 36_000_000
+    max_duration_s: float = 8 * 3600.0
+    max_sample_rate: int = 192_000
+    max_channels: int = 16
+    max_frames: int = 1_000_000
+    max_spans: int = 20_000
+    max_result_bytes: int = 4 * GIB
+    timeout_s: float = 900.0
+    memory_bytes: int = 2 * GIB
+
+    def __post_init__(self) -> None:
+        for name, value in self.to_dict().items():
+            if not (math.isfinite(value) and value > 0):
+                raise InputError(f"MediaLimits.{name} is {value}, but a limit is a finite number above zero")
+
+    def to_dict(self) -> dict[str, int | float]:
+        """The caps by name, as plain JSON numbers."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, int | float]) -> MediaLimits:
+        """The inverse of `to_dict`.
+
+        Raises: InputError: a value out of range.
+        """
+        numbers = dict(values)
+        return cls(
+            max_bytes=int(numbers["max_bytes"]),
+            max_pixels=int(numbers["max_pixels"]),
+            max_duration_s=float(numbers["max_duration_s"]),
+            max_sample_rate=int(numbers["max_sample_rate"]),
+            max_channels=int(numbers["max_channels"]),
+            max_frames=int(numbers["max_frames"]),
+            max_spans=int(numbers["max_spans"]),
+            max_result_bytes=int(numbers["max_result_bytes"]),
+            timeout_s=float(numbers["timeout_s"]),
+            memory_bytes=int(numbers["memory_bytes"]),
+        )

@@ -1,0 +1,122 @@
+"""The bytes between the reader and the decoding process: a length, a JSON header, then raw arrays.
+
+    uint32 big endian   length of the header
+    header              JSON object; `arrays` lists {"dtype", "shape"} of what follows
+    arrays              raw little-endian values in C order, in the order of the list
+
+Nothing is unpickled, and the receiver decides before it allocates: a header has a size limit, an array an allowed
+dtype and a product of its shape below a cap. This module needs the standard library only, since both sides import it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from io import BufferedIOBase
+from typing import Any
+
+MAX_REQUEST_BYTES = 4 << 20
+"""A request lists up to 20,000 spans of about 40 characters; it comes from the reader, which is trusted."""
+
+MAX_REPLY_BYTES = 64 << 10
+"""A reply's header names shapes and reasons; it comes from a process that decodes hostile data."""
+
+ITEM_BYTES = {"float32": 4, "uint8": 1}
+"""The dtypes that travel, and the bytes of one value."""
+
+_LENGTH = struct.Struct(">I")
+
+
+class ProtocolError(Exception):
+    """The other side sent something that is not a message, or stopped in the middle of one."""
+
+
+@dataclass(frozen=True, slots=True)
+class ArraySpec:
+    """What an array will be, before a byte of it is read."""
+
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the raw values."""
+        return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+
+def write_message(
+    stream: BufferedIOBase, header: dict[str, Any], arrays: Sequence[tuple[ArraySpec, bytes]] = ()
+) -> None:
+    """Write one message and flush.
+
+    arrays: what travels with the header; the bytes are as long as their spec says.
+    Raises: OSError: the other side is gone.
+    """
+    listed = [{"dtype": spec.dtype, "shape": list(spec.shape)} for spec, _ in arrays]
+    encoded = json.dumps({**header, "arrays": listed}).encode("ascii")
+    stream.write(_LENGTH.pack(len(encoded)))
+    stream.write(encoded)
+    for spec, raw in arrays:
+        if len(raw) != spec.n_bytes:
+            raise ProtocolError(f"{len(raw)} bytes for an array of {spec.n_bytes}")
+        stream.write(raw)
+    stream.flush()
+
+
+def read_header(stream: BufferedIOBase, *, max_bytes: int) -> dict[str, Any] | None:
+    """Read one header; None where the stream ended cleanly before it.
+
+    Raises: ProtocolError: too long, not JSON, not an object, or cut off.
+    """
+    prefix = stream.read(_LENGTH.size)
+    if not prefix:
+        return None
+    if len(prefix) < _LENGTH.size:
+        raise ProtocolError("the stream ended inside a message")
+    (length,) = _LENGTH.unpack(prefix)
+    if length > max_bytes:
+        raise ProtocolError(f"a header of {length} bytes, where {max_bytes} are allowed")
+    encoded = stream.read(length)
+    if len(encoded) < length:
+        raise ProtocolError("the stream ended inside a message")
+    try:
+        header = json.loads(encoded)
+    except (ValueError, RecursionError) as error:
+        raise ProtocolError("a header that is not JSON") from error
+    if not isinstance(header, dict):
+        raise ProtocolError("a header that is not a JSON object")
+    return header
+
+
+def array_spec(listed: object, *, dtype: str, max_shape: tuple[int, ...]) -> ArraySpec:
+    """Check one entry of a header's `arrays` against what the receiver is ready to hold.
+
+    max_shape: as many axes as the array must have, each at most this long and not empty.
+    Raises: ProtocolError: another dtype, another number of axes, an axis out of range.
+    """
+    if not isinstance(listed, dict) or listed.get("dtype") != dtype:
+        raise ProtocolError(f"an array that is not {dtype}")
+    shape = listed.get("shape")
+    if not isinstance(shape, list) or len(shape) != len(max_shape):
+        raise ProtocolError(f"an array that does not have {len(max_shape)} axes")
+    for length, most in zip(shape, max_shape, strict=True):
+        # bool is an int to isinstance, and JSON has no other way to smuggle one in.
+        if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= most:
+            raise ProtocolError(f"an array axis of {length!r}, where 1 to {most} are allowed")
+    return ArraySpec(dtype, tuple(shape))
+
+
+def read_exactly(stream: BufferedIOBase, into: memoryview) -> None:
+    """Fill `into` from the stream.
+
+    Raises: ProtocolError: the stream ended first.
+    """
+    filled = 0
+    while filled < len(into):
+        chunk = stream.readinto(into[filled:])
+        if not chunk:
+            raise ProtocolError("the stream ended inside an array")
+        filled += chunk

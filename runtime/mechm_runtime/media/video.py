@@ -1,0 +1,285 @@
+"""One video track, or a still picture, as upright RGB frames by time, inside the decoding process.
+
+The frame of a moment is the one a player shows then: the last whose presentation time is not later. Frames are never
+picked by their number, so a variable frame rate needs no special case. Between distant moments it seeks to the key
+frame before the next one. Turning is left to the reader (three flags travel instead), scaling is libswscale's.
+
+Runs inside `worker`; returns bytes, since that process does without numpy.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import BinaryIO
+
+import av
+from av.container import InputContainer
+from av.sidedata.sidedata import SideData
+from av.video.frame import VideoFrame
+from av.video.reformatter import Interpolation, VideoReformatter
+from av.video.stream import VideoStream
+
+from mechm_runtime.errors import MediaError
+from mechm_runtime.media.limits import MediaLimits
+from mechm_runtime.media.segments import MAX_SIDE
+from mechm_runtime.media.source import check_pixels, start_s, too_long
+
+SEEK_AHEAD_S = 1.0
+"""Below this the frames in between are decoded: a seek lands on the key frame before and seldom saves anything."""
+
+EARLY_S = 0.5
+"""A first frame that comes this little late (edit lists, capture start) also stands for the moments before it."""
+
+RETREATS_S = (0.0, 2.0, 10.0, 60.0, float("inf"))
+"""How far before a moment to seek, in turn, until the first frame decoded is not after it: a container's index holds
+decoding times, and a key frame may be shown later than it is decoded."""
+
+EXIF_ORIENTATION = 0x0112
+QUARTER_TURNED = 5  # this value of the EXIF tag and those above it swap width and height
+
+MAX_DAMAGED_PACKETS = 10_000
+USUAL_FRAME_S = 0.04
+
+
+@dataclass(frozen=True, slots=True)
+class Orientation:
+    """How to turn a stored frame upright: swap its axes first, then mirror."""
+
+    transpose: bool = False
+    flip_x: bool = False
+    flip_y: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A frame as it is stored: `rgb` holds height * width * 3 bytes, rows from the top, still to be turned."""
+
+    width: int
+    height: int
+    rgb: bytes
+
+
+class VideoTrack:
+    """Reads frames of one video track by time; cheapest when the times rise.
+
+    damaged: packets that did not decode.
+    """
+
+    def __init__(self, container: InputContainer, stream: VideoStream, limits: MediaLimits) -> None:
+        self.damaged = 0
+        self._container = container
+        self.stream = stream
+        self._limits = limits
+        self._zero_s = start_s(container)
+        self._time_base = Fraction(stream.time_base or 1)
+        self._reformatter = VideoReformatter()
+        self._n_decoded = 0
+        self._frames = self._decoded()
+        self._current: tuple[float, VideoFrame] | None = None
+        self._following: tuple[float, VideoFrame] | None = None
+        self._at_start = False  # the current frame is the track's first
+        self._end_s: float | None = None  # known once the last frame has been decoded
+
+    def prime(self) -> VideoFrame | None:
+        """Decode the first frame; None where the track has none."""
+        self._take_first()
+        self._at_start = True
+        return None if self._current is None else self._current[1]
+
+    @property
+    def end_s(self) -> float | None:
+        """Seconds at which the last frame ceases to be shown; None while that has not been reached."""
+        return self._end_s
+
+    def frame_at(self, moment_s: float) -> VideoFrame | None:
+        """The frame shown at a moment; None before the first and after the last."""
+        if self._current is None or (self._end_s is not None and moment_s >= self._end_s):
+            return None
+        self._move_near(moment_s, self._current[0])
+        while self._following is not None and self._following[0] <= moment_s:
+            self._current = self._following
+            self._at_start = False
+            self._following = next(self._frames, None)
+            if self._following is None:
+                self._find_end()
+        if self._end_s is not None and moment_s >= self._end_s:
+            return None
+        return self._shown(moment_s)
+
+    def picture(self, frame: VideoFrame) -> Picture:
+        """A frame as RGB with square pixels, longer side at most `MAX_SIDE`."""
+        width, height = shown_size(frame, self.stream)
+        scale = min(1.0, MAX_SIDE / max(width, height))
+        width, height = max(1, round(width * scale)), max(1, round(height * scale))
+        scaled = self._reformatter.reformat(
+            frame, width=width, height=height, format="rgb24", interpolation=Interpolation.BICUBIC
+        )
+        plane = scaled.planes[0]
+        stored = memoryview(plane)
+        row, stride = 3 * width, plane.line_size
+        if stride == row:
+            return Picture(width, height, bytes(stored[: row * height]))
+        return Picture(width, height, b"".join(bytes(stored[y * stride : y * stride + row]) for y in range(height)))
+
+    def _shown(self, moment_s: float) -> VideoFrame | None:
+        """The current frame, unless it comes after the moment."""
+        if self._current is None or self._current[0] > moment_s + EARLY_S:
+            return None
+        return self._current[1]
+
+    def _move_near(self, moment_s: float, reached_s: float) -> None:
+        """Seek where the moment lies behind, or so far ahead that a key frame may be nearer."""
+        ahead = moment_s >= reached_s
+        if ahead and moment_s <= (reached_s if self._following is None else self._following[0]) + SEEK_AHEAD_S:
+            return
+        if ahead and (self._end_s is not None or self._key_frame_s(moment_s) <= reached_s):
+            return
+        if not ahead and moment_s >= reached_s - EARLY_S and self._at_start:
+            return
+        for retreat_s in RETREATS_S:
+            target_s = max(moment_s - retreat_s, 0.0)
+            if not self._seek(target_s):
+                return  # a format that cannot seek: what lies ahead is decoded, what lies behind is not found
+            self._take_first()
+            if self._current is not None and (self._current[0] <= moment_s or target_s == 0.0):
+                return
+
+    def _take_first(self) -> None:
+        """Decode the first two frames from here, where there are that many."""
+        self._current = next(self._frames, None)
+        self._following = next(self._frames, None)
+        if self._following is None:
+            self._find_end()
+
+    def _key_frame_s(self, moment_s: float) -> float:
+        """Time of the key frame before a moment by the container's index; infinity where there is no index to ask."""
+        entries = self.stream.index_entries
+        if not entries or len(entries) < 2:
+            return float("inf")
+        index = entries.search_timestamp(self._offset(moment_s), backward=True)
+        return float(entries[index].timestamp * self._time_base) - self._zero_s if index >= 0 else 0.0
+
+    def _offset(self, moment_s: float) -> int:
+        return int((moment_s + self._zero_s) / self._time_base)
+
+    def _seek(self, moment_s: float) -> bool:
+        try:
+            self._container.seek(self._offset(max(moment_s, 0.0)), stream=self.stream)
+        except av.FFmpegError:
+            return False
+        self._end_s = None
+        self._at_start = moment_s <= 0.0
+        self._frames = self._decoded()
+        return True
+
+    def _find_end(self) -> None:
+        """Set the end from the last frame's own duration, the track's, or its frame rate."""
+        if self._current is None:
+            return
+        time_s, frame = self._current
+        rate = self.stream.average_rate
+        lasts_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
+        if not 0.0 < lasts_s < self._limits.max_duration_s:
+            lasts_s = 1.0 / float(rate) if rate else USUAL_FRAME_S
+        self._end_s = time_s + lasts_s
+
+    def _decoded(self) -> Iterator[tuple[float, VideoFrame]]:
+        """Frames with their times from the container's position on; damaged packets are counted and passed."""
+        last_s = 0.0
+        try:
+            for packet in self._container.demux(self.stream):
+                try:
+                    frames = packet.decode()
+                except MemoryError:
+                    raise
+                except (av.FFmpegError, ValueError):
+                    self.damaged += 1
+                    if self.damaged > MAX_DAMAGED_PACKETS:
+                        return
+                    continue
+                for frame in frames:
+                    self._count(frame)
+                    time_s = last_s + USUAL_FRAME_S if frame.time is None else frame.time - self._zero_s
+                    if time_s > self._limits.max_duration_s:
+                        raise too_long(time_s, self._limits)
+                    last_s = time_s
+                    yield time_s, frame
+        except MemoryError:
+            raise
+        except av.FFmpegError:
+            self.damaged += 1
+
+    def _count(self, frame: VideoFrame) -> None:
+        """Hold a decoded frame against the limits.
+
+        Raises: MediaError: too large, or too many decoded.
+        """
+        check_pixels(frame.width, frame.height, self._limits)
+        self._n_decoded += 1
+        if self._n_decoded > self._limits.max_frames:
+            raise MediaError(
+                f"needs more than {self._limits.max_frames:,} video frames decoded",
+                hint="ask for fewer spans at a time, or raise MediaLimits.max_frames",
+            )
+
+
+class StillPicture:
+    """A picture file: the one frame of every moment. Its EXIF orientation is applied here, by pillow."""
+
+    def __init__(self, file: BinaryIO, kind: str, limits: MediaLimits) -> None:
+        """Decode the picture.
+
+        Raises: MediaError: above `max_pixels`, or not decodable.
+        """
+        from PIL import Image, ImageOps
+
+        # Pillow's own bomb check warns and raises at other sizes; `check_pixels` has the say, before any decoding.
+        Image.MAX_IMAGE_PIXELS = None
+        try:
+            with Image.open(file, formats=[kind]) as opened:
+                check_pixels(opened.width, opened.height, limits)
+                sides = opened.size
+                opened.draft("RGB", (MAX_SIDE, MAX_SIDE))  # a jpeg decodes at a fraction of its size, never below this
+                upright = ImageOps.exif_transpose(opened)
+                turned = opened.getexif().get(EXIF_ORIENTATION, 1) >= QUARTER_TURNED
+                upright = upright.convert("RGB")
+        except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
+            raise MediaError("is a picture that cannot be decoded", hint="save the picture again") from error
+        upright.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BICUBIC)
+        self.shown_size = (sides[1], sides[0]) if turned else sides
+        self.picture = Picture(upright.width, upright.height, upright.tobytes())
+
+
+def shown_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
+    """Width and height of a frame with square pixels, still unturned."""
+    ratio = stream.sample_aspect_ratio
+    width, height = frame.width, frame.height
+    # Outside of these bounds the ratio is an error in the file: anamorphic video stays within 1:2 and 2:1.
+    if ratio and 0.4 <= ratio <= 2.5:
+        width = max(1, round(width * float(ratio)))
+    return width, height
+
+
+def orientation_of(frame: VideoFrame) -> Orientation:
+    """How to turn a frame upright, from its display matrix; to the nearest quarter turn.
+
+    The matrix maps a stored point (p, q) to (a p + c q, b p + d q), with y pointing down (libavutil/display.h).
+    """
+    try:
+        side_data = frame.side_data.get("DISPLAYMATRIX")
+    except ValueError:
+        # av 18.1 raises where any side data is of a kind that it does not know; a mirrored frame stays mirrored then.
+        return {
+            90: Orientation(transpose=True, flip_y=True),
+            180: Orientation(flip_x=True, flip_y=True),
+            270: Orientation(transpose=True, flip_x=True),
+        }.get(round(frame.rotation / 90) * 90 % 360, Orientation())
+    if not isinstance(side_data, SideData):
+        return Orientation()
+    a, b, _, c, d, *_ = struct.unpack("=9i", bytes(side_data)[:36])
+    if abs(b) + abs(c) > abs(a) + abs(d):
+        return Orientation(transpose=True, flip_x=c < 0, flip_y=b < 0)
+    return Orientation(flip_x=a < 0, flip_y=d < 0)
