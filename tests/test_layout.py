@@ -19,7 +19,7 @@ PACKAGES = {"mechm": "mechm", "mechm_export": "export/mechm_export", "mechm_runt
 FOREIGN_TO_RUNTIME = ("torch", "transformers", "peft", "optimum", "vllm", "mechm", "mechm_export")
 EXTRAS_OF_RUNTIME = ("onnxruntime", "av", "cv2", "PIL")
 
-LINT_IMPORTS = "import sys; from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
+LINT_IMPORTS = "from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
 
 
 def lint_imports(folder: Path) -> subprocess.CompletedProcess[str]:
