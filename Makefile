@@ -71,8 +71,9 @@ format: env ## rewrite the sources as `make lint` wants them
 	$(BIN)/ruff check --fix-only .
 	$(BIN)/ruff format .
 
-types: env ## mypy, strict
+types: env ## mypy, strict: the packages, and the benchmarks as scripts
 	$(BIN)/mypy
+	$(BIN)/mypy benchmarks/*.py
 
 contracts: env ## import-linter: which package may import which
 	$(BIN)/lint-imports --no-logo
