@@ -478,6 +478,8 @@ def _fix(reason: str) -> str:
     """What is known to mend a provider that failed for `reason`, or nothing."""
     if not reason.startswith("missing librar"):
         return ""
+    if "libcuda.so" in reason or "nvcuda" in reason:
+        return "this library comes with NVIDIA's driver: install that, or use a machine with an NVIDIA GPU"
     if "libcu" in reason or "libnvrtc" in reason or "cublas" in reason or "cudnn" in reason:
         return "pip install 'onnxruntime-gpu[cuda,cudnn]'"
     if "nvinfer" in reason:

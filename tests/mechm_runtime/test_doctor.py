@@ -150,6 +150,23 @@ def test_explanations(printed, reason):
     assert doctors.explain(subprocess.CompletedProcess([], 1, "", printed)) == reason
 
 
+@pytest.mark.parametrize(
+    ("library", "fix"),
+    [
+        ("libcuda.so.1", "driver"),
+        ("libcublasLt.so.13", "onnxruntime-gpu[cuda,cudnn]"),
+        ("cudnn64_9.dll", "onnxruntime-gpu[cuda,cudnn]"),
+        ("libnvinfer.so.10", "TensorRT 10"),
+    ],
+)
+def test_a_missing_library_comes_with_what_brings_it(library, fix, monkeypatch):
+    printed = f'{library}: cannot open shared object file, depends on "{library}" which is missing'
+    monkeypatch.setattr(doctors, "_child", lambda *_, **__: subprocess.CompletedProcess([], 1, "", printed))
+    provider = doctors.examine_provider("CUDAExecutionProvider")
+    assert provider.reason == f"missing library: {library}"
+    assert fix in provider.fix
+
+
 def test_two_engines_in_one_environment_are_a_problem_with_a_fix(tmp_path, monkeypatch):
     assert "onnxruntime" in doctors.engine_distributions()
     fake_distribution(tmp_path, "onnxruntime-gpu", "1.99", files=("onnxruntime/__init__.py",))
