@@ -10,6 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from mechm.evaluation.report import ScoreReport
+    from mechm_runtime.pipeline import Precision
     from mechm_runtime.types import LabelledConversation
 
 
@@ -37,7 +38,7 @@ def evaluate(
     gold: Path,
     submission: Path | None,
     bundle: Path | None,
-    precision: str | None,
+    precision: Precision | None,
     clips: Path | None,
     limit: int | None,
     json_path: Path | None,
@@ -59,7 +60,9 @@ def evaluate(
     from mechm.evaluation.run import score_submission
     from mechm_runtime.errors import InputError
     from mechm_runtime.readers import read_labelled, read_submission
+    from mechm_runtime.writers import write_bytes
 
+    # Before the work, not after it: analysing a test set can take an hour.
     if json_path is not None and not json_path.parent.is_dir():
         raise InputError(f"{json_path}: the folder does not exist", hint=f"mkdir -p {json_path.parent}")
     labelled = read_labelled(gold)
@@ -75,10 +78,7 @@ def evaluate(
         report = _run_bundle(gold, labelled, gold_name, bundle=bundle, precision=precision, clips=clips)
     Console().print(render(report))
     if json_path is not None:
-        try:
-            json_path.write_text(report.to_json() + "\n", encoding="utf-8")
-        except OSError as error:
-            raise InputError(f"{json_path}: cannot be written ({error.strerror})") from error
+        write_bytes(json_path, (report.to_json() + "\n").encode())
 
 
 def _run_bundle(
@@ -87,7 +87,7 @@ def _run_bundle(
     gold_name: str,
     *,
     bundle: Path | None,
-    precision: str | None,
+    precision: Precision | None,
     clips: Path | None,
 ) -> ScoreReport:
     """Analyse the conversations with a bundle, with a progress bar on the terminal's error stream."""
@@ -101,7 +101,7 @@ def _run_bundle(
     conversations = None
     if clips is not None:
         conversations = clips_for([one.conversation for one in labelled], clips, names=clip_names(gold))
-    pipeline = Pipeline.from_bundle(bundle) if precision is None else Pipeline.from_bundle(bundle, precision=precision)
+    pipeline = Pipeline.from_bundle(bundle, precision=precision)
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

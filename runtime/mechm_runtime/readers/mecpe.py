@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 
-from mechm_runtime.readers.source import Draft, Row, Source, clean_text, quote
+from mechm_runtime.readers.source import Draft, Row, Source, check_ids, clean_text, quote
 from mechm_runtime.types import GoldPair
 
 _HEADER = re.compile(r"\s*([0-9]{1,18})\s+([0-9]{1,9})\s*")
@@ -75,6 +75,7 @@ def _draft(source: Source, name: str, lines: list[str], header: int, n_utterance
             episodes.add(episode)
         if len(episodes) > 1:
             raise source.error("another episode than the utterances before it", where=row.where)
+    check_ids(source, rows)
     pairs = _pairs(source, lines[header + 1], f"line {header + 2}", rows, emotions)
     return Draft(name, tuple(rows), bool(episodes), tuple(emotions), pairs)
 

@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from mechm_runtime.readers.source import Draft, Row, Source, clean_text, quote
+from mechm_runtime.readers.source import Draft, Row, Source, check_ids, clean_text, quote
 from mechm_runtime.types import GoldPair
 
 _CLOCK = re.compile(r"([0-9]{1,4}):([0-5]?[0-9]):([0-5]?[0-9](?:\.[0-9]{1,9})?)")
@@ -102,6 +102,7 @@ def _draft(source: Source, item: dict[str, object], index: int) -> Draft:
             where=f"conversation {name}",
             hint="give every utterance start_s and end_s, or a video_source of one episode",
         )
+    check_ids(source, rows)
     pairs = _pairs(source, item, name)
     if pairs is not None:
         _check_pairs(source, name, rows, emotions, pairs)

@@ -197,11 +197,9 @@ def build_conversation(
     """
     if not draft.rows:
         raise source.error(f"conversation {draft.id} has no utterances")
-    previous = 0
+    check_ids(source, draft.rows)
     for row in draft.rows:
-        _check_id(source, row, previous)
         _check_times(source, row, media_duration_s)
-        previous = row.id
     origin_s = 0.0
     if draft.episode_times and media is None:
         origin_s = min((row.start_s for row in draft.rows if row.start_s is not None), default=0.0)
@@ -228,6 +226,25 @@ def build_labelled(source: Source, draft: Draft) -> LabelledConversation:
     return LabelledConversation(conversation, tuple(emotions), draft.pairs)
 
 
+def check_ids(source: Source, rows: Sequence[Row]) -> None:
+    """Refuse utterance ids that are out of range, repeat or fall.
+
+    Raises: TranscriptError: they do.
+    """
+    previous = 0
+    for row in rows:
+        if not 1 <= row.id <= MAX_ID:
+            raise source.error(
+                f"utterance id {quote(row.id)} is not in 1..{MAX_ID}", where=row.where, hint="number utterances from 1"
+            )
+        if row.id <= previous:
+            what = "appears twice" if row.id == previous else f"comes after {previous}"
+            raise source.error(
+                f"utterance id {row.id} {what}", where=row.where, hint="give utterances unique ids in rising order"
+            )
+        previous = row.id
+
+
 def check_unique_ids(source: Source, drafts: Sequence[Draft]) -> None:
     """Refuse a file in which two conversations have the same id.
 
@@ -238,18 +255,6 @@ def check_unique_ids(source: Source, drafts: Sequence[Draft]) -> None:
         if draft.id in seen:
             raise source.error(f"conversation {quote(draft.id)} appears twice", hint="give each its own id")
         seen.add(draft.id)
-
-
-def _check_id(source: Source, row: Row, previous: int) -> None:
-    if not 1 <= row.id <= MAX_ID:
-        raise source.error(
-            f"utterance id {quote(row.id)} is not in 1..{MAX_ID}", where=row.where, hint="number utterances from 1"
-        )
-    if row.id <= previous:
-        what = "appears twice" if row.id == previous else f"comes after {previous}"
-        raise source.error(
-            f"utterance id {row.id} {what}", where=row.where, hint="give utterances unique ids in rising order"
-        )
 
 
 def _check_times(source: Source, row: Row, media_duration_s: float | None) -> None:

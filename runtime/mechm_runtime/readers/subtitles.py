@@ -2,8 +2,8 @@
 
 The speaker comes from `<v Name>`, from `Name: text` or `[Name]: text`, and a line that starts with `- ` or `>>` is a
 new speaker's, whose name is unknown (""). Two speakers of one cue share its times. `Name:` counts as a speaker only
-where the file is written that way: most cues have one, or that name comes back; otherwise "Remember: no cake" would
-be somebody called Remember.
+where the file is written that way: three cues in four have one, or that name comes back; otherwise "Remember: no
+cake" would be somebody called Remember.
 
 Cue numbers and identifiers are not utterance ids: players ignore them, and so does this; utterances are numbered from
 1. A cue without text stays, as an utterance of which only the sound is known. Starts must not go back from cue to cue
@@ -18,6 +18,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 
 from mechm_runtime.readers.source import Draft, Row, Source, clean_text
 
@@ -89,7 +90,7 @@ def _cues(source: Source, lines: list[str], *, first: int, webvtt: bool) -> list
             if webvtt or not cues or _NUMBER_LINE.fullmatch(block[0]):
                 raise source.error("a cue without its line of times", where=f"line {start + 1}", hint=_hint(webvtt))
             cues[-1].payload.extend(block[:before])
-        for index, next_index in zip(times, [*times[1:], len(block)], strict=True):
+        for index, next_index in pairwise([*times, len(block)]):
             end = next_index
             if next_index < len(block) and next_index - index > 1 and _NUMBER_LINE.fullmatch(block[next_index - 1]):
                 end -= 1  # the next cue's number, where the blank line between the two is missing
@@ -188,7 +189,7 @@ def _speaker_names(parts: list[list[tuple[str, list[str]]]]) -> frozenset[str]:
         counts.update(found)
         n_cues += bool(lines)
         n_named += bool(found)
-    if n_named * 2 >= n_cues:
+    if n_named * 4 >= n_cues * 3:
         return frozenset(counts)
     return frozenset(name for name, count in counts.items() if count > 1)
 
