@@ -162,7 +162,7 @@ class Recording:
         width, height = shown_size(frame, track.stream)
         if orientation.transpose:
             width, height = height, width
-        # Swapping the axes is a clockwise quarter turn and then a mirror; flipping top to bottom is half a turn and then
+        # Swapping the axes is a clockwise quarter turn, then a mirror; flipping top to bottom is half a turn, then
         # a mirror. So the three flags are a number of turns, then a mirror where an odd number of them is set.
         turns = orientation.transpose + 2 * orientation.flip_y
         n_mirrors = orientation.transpose + orientation.flip_x + orientation.flip_y

@@ -1,0 +1,88 @@
+"""A video frame as the input of the scene encoder: scaled, cropped to its middle, normalised.
+
+Agrees with transformers' image processor of facebook/dinov2-small in its pillow form (BitImageProcessorPil).
+"""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from functools import lru_cache
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from mechm_runtime.errors import InputError, MissingExtraError
+
+
+@dataclass(frozen=True, slots=True)
+class SceneConfig:
+    """The constants of the preprocessing; the defaults are facebook/dinov2-small's.
+
+    shortest_edge: pixels to which the frame's shorter side is scaled (bicubic).
+    image_size: pixels of the square cut from the middle.
+    mean, std: of ImageNet's red, green and blue, for values in [0, 1].
+
+    Raises: InputError: a square that the scaled frame does not hold, or a deviation of zero.
+    """
+
+    shortest_edge: int = 256
+    image_size: int = 224
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.image_size <= self.shortest_edge:
+            raise InputError(f"a square of {self.image_size} pixels does not fit into {self.shortest_edge}")
+        if min(self.std) <= 0:
+            raise InputError("a deviation of zero or less cannot be divided by")
+
+
+DEFAULT = SceneConfig()
+
+
+def scene_pixels(frame: NDArray[np.uint8], config: SceneConfig = DEFAULT) -> NDArray[np.float32]:
+    """One frame as the encoder wants it.
+
+    frame: uint8 (height, width, 3), RGB.
+    Returns: float32 (3, image_size, image_size), normalised.
+    Raises: InputError: another shape or dtype; MissingExtraError: without the `media` extra.
+    """
+    check_frame(frame)
+    image = _pillow()
+    height, width = frame.shape[:2]
+    shorter, longer = min(height, width), max(height, width)
+    scaled_longer = int(config.shortest_edge * longer / shorter)  # transformers cuts the fraction off, too
+    size = (scaled_longer, config.shortest_edge) if width > height else (config.shortest_edge, scaled_longer)
+    scaled = image.fromarray(frame).resize(size, resample=image.Resampling.BICUBIC)
+    left, top = (size[0] - config.image_size) // 2, (size[1] - config.image_size) // 2
+    square = scaled.crop((left, top, left + config.image_size, top + config.image_size))
+    factor, shift = _normalisation(config)
+    pixels: NDArray[np.float32] = np.asarray(square, dtype=np.float32) * factor + shift
+    return np.ascontiguousarray(pixels.transpose(2, 0, 1))
+
+
+def check_frame(frame: NDArray[np.uint8]) -> None:
+    """Refuse what is not an RGB frame.
+
+    Raises: InputError.
+    """
+    if frame.ndim != 3 or frame.shape[2] != 3 or frame.dtype != np.uint8 or 0 in frame.shape:
+        raise InputError(
+            f"a frame of shape {frame.shape} and type {frame.dtype}, where uint8 (height, width, 3) is expected"
+        )
+
+
+@lru_cache(maxsize=8)
+def _normalisation(config: SceneConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Factor and shift, float32 (3,), that turn 0 … 255 into normalised values."""
+    std = np.asarray(config.std)
+    return (1.0 / (255.0 * std)).astype(np.float32), (-np.asarray(config.mean) / std).astype(np.float32)
+
+
+def _pillow() -> ModuleType:
+    try:
+        return importlib.import_module("PIL.Image")
+    except ImportError as error:
+        raise MissingExtraError("pillow", extra="media") from error
