@@ -274,8 +274,11 @@ def test_it_lives_in_a_browser_and_hostile_text_does_not(tmp_path: Path):
     if chromium is None:
         pytest.skip("chromium is not installed")
     write_report([hostile()], tmp_path / "report.html", title=EVIL)
-    flags = "--headless --window-size=1280,900 --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
-    flags += " --disable-component-update --disable-sync --enable-logging=stderr --virtual-time-budget=3000 --dump-dom"
+    flags = (
+        "--headless --window-size=1280,900 --no-sandbox --disable-gpu --disable-quic --no-first-run "
+        "--disable-background-networking --disable-component-update --disable-sync --enable-logging=stderr "
+        "--virtual-time-budget=3000 --dump-dom"
+    )
     address = f"{(tmp_path / 'report.html').as_uri()}#c1-u3"
     ran = subprocess.run(
         [chromium, *flags.split(), f"--user-data-dir={tmp_path / 'profile'}", address],

@@ -118,7 +118,8 @@ def draw(analysis: Analysis, layout: Layout, prefix: str) -> str:
         f'<svg class="lanes" width="{wide}" height="{high}" viewBox="0 0 {wide} {high}" role="group" '
         f'aria-label="Timeline; the transcript says the same in words">'
         f"{_axis(layout)}"
-        f'<g class="blocks">{"".join(_blocks(layout, prefix))}</g><g class="arrows">{"".join(arrows)}</g></svg>'
+        # Arrows that cross a lane pass behind its blocks, so that no face is struck out.
+        f'<g class="arrows">{"".join(arrows)}</g><g class="blocks">{"".join(_blocks(layout, prefix))}</g></svg>'
     )
 
 
@@ -195,8 +196,8 @@ def _blocks(layout: Layout, prefix: str) -> list[str]:
         utterance = block.utterance
         name = kind(utterance.emotion)
         shapes = [
-            f'<rect class="hit" x="{block.x - max(block.width, 14) / 2:.1f}" y="{block.y - 28:.1f}" '
-            f'width="{max(block.width, 14):.1f}" height="56"/>',
+            f'<rect class="hit" x="{block.x - max(block.width, 14) / 2:.1f}" y="{block.top:.1f}" '
+            f'width="{max(block.width, 14):.1f}" height="{block.height:.1f}"/>',
             f'<rect class="bar" x="{block.x - block.width / 2:.1f}" y="{block.top:.1f}" '
             f'width="{block.width:.1f}" height="{block.height:.1f}" rx="{min(7.0, block.width / 2):.1f}"/>',
         ]
