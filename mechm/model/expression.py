@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -25,6 +26,8 @@ from mechm_runtime.types import EMOTIONS
 
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
+COUNTER = "num_batches_tracked"
+"""BatchNorm's count of training batches, an integer that inference never reads; it is not written."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,8 +153,7 @@ class ExpressionNetwork(nn.Module):
 
     def save_pretrained(self, folder: Path) -> None:
         """Write `config.json` and `model.safetensors` into an existing folder."""
-        # BatchNorm's counter of training batches is an integer that inference never reads.
-        state = {name: tensor for name, tensor in self.state_dict().items() if not name.endswith("num_batches_tracked")}
+        state = {name: tensor for name, tensor in self.state_dict().items() if not name.endswith(COUNTER)}
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, folder / WEIGHTS_NAME)
         (folder / CONFIG_NAME).write_text(self.config.to_json() + "\n", encoding="utf-8")
 
@@ -164,16 +166,21 @@ class ExpressionNetwork(nn.Module):
         try:
             network = cls(ExpressionConfig.from_json((folder / CONFIG_NAME).read_text(encoding="utf-8")))
             state = load_file(folder / WEIGHTS_NAME)
+        except SafetensorError as error:
+            raise WeightsError(f"{folder / WEIGHTS_NAME} is not a whole safetensors file: {error}") from error
         except OSError as error:
             raise WeightsError(
                 f"no expression network in {folder}: {error}", hint="mechm weights fetch --preset small"
             ) from error
-        missing, unexpected = network.load_state_dict(state, strict=False)
-        missing = [name for name in missing if not name.endswith("num_batches_tracked")]
-        if missing or unexpected:
+        absent = [name for name in network.state_dict() if name not in state and not name.endswith(COUNTER)]
+        try:
+            unexpected = network.load_state_dict(state, strict=False).unexpected_keys
+        except RuntimeError as error:
+            raise WeightsError(f"{folder / WEIGHTS_NAME} does not fit its config: {error}") from error
+        if absent or unexpected:
             raise WeightsError(
                 f"{folder / WEIGHTS_NAME} does not fit the expression network: "
-                f"missing {missing or 'nothing'}, unexpected {unexpected or 'nothing'}"
+                f"missing {absent or 'nothing'}, unexpected {unexpected or 'nothing'}"
             )
         return network.eval()
 

