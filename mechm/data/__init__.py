@@ -1,0 +1,1 @@
+"""Annotated corpora as `LabelledConversation`s, and the batches that training reads."""

@@ -1,0 +1,106 @@
+"""Batches for training the fusion: conversations grouped by size, padded, with targets.
+
+Sizes: B conversations, U utterances, W text windows, T tokens. Long conversations come in several batches' worth of
+memory, so batches are bounded by tokens, not by conversations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mechm_runtime.fusion import speaker_numbers
+from mechm_runtime.text import NO_UTTERANCE, ConversationTokenizer
+from mechm_runtime.types import EMOTIONS, LabelledConversation
+
+IGNORED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class TextBatch:
+    """Padded conversations.
+
+    input_ids, attention_mask: int64 (W, T). token_utterance: int64 (W, T), row of the flattened (B * U) utterances a
+    token belongs to, B * U for tokens that count for none. text_mask, utterance_mask: bool (B, U).
+    speaker_ids: int64 (B, U). emotions: int64 (B, U), IGNORED for padding.
+    causes: float (B, U, U), 1 where j is a cause of i's emotion; cause_mask: bool (B, U, U), where that is annotated.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    token_utterance: Tensor
+    text_mask: Tensor
+    utterance_mask: Tensor
+    speaker_ids: Tensor
+    emotions: Tensor
+    causes: Tensor
+    cause_mask: Tensor
+
+    def to(self, device: torch.device) -> TextBatch:
+        """The same batch on a device."""
+        return TextBatch(*(getattr(self, item.name).to(device) for item in fields(self)))
+
+
+def make_batch(conversations: Sequence[LabelledConversation], tokenizer: ConversationTokenizer) -> TextBatch:
+    """Tokenize and pad conversations."""
+    B = len(conversations)
+    U = max(len(c.emotions) for c in conversations)
+    windows = [tokenizer(c.conversation.utterances) for c in conversations]
+    W, T = sum(len(w.input_ids) for w in windows), max(w.input_ids.shape[1] for w in windows)
+    input_ids, attention_mask = np.zeros((W, T), np.int64), np.zeros((W, T), np.int64)
+    token_utterance = np.full((W, T), B * U, np.int64)
+    masks = {name: np.zeros((B, U), bool) for name in ("text", "utterance")}
+    speaker_ids = np.full((B, U), -1, np.int64)
+    emotions = np.full((B, U), IGNORED, np.int64)
+    causes, cause_mask = np.zeros((B, U, U), np.float32), np.zeros((B, U, U), bool)
+    row = 0
+    for b, (labelled, window) in enumerate(zip(conversations, windows, strict=True)):
+        n_rows, n_tokens = window.input_ids.shape
+        rows = slice(row, row + n_rows)
+        input_ids[rows, :n_tokens], attention_mask[rows, :n_tokens] = window.input_ids, window.attention_mask
+        owned = window.utterance_index != NO_UTTERANCE
+        token_utterance[rows, :n_tokens][owned] = b * U + window.utterance_index[owned]
+        row += n_rows
+        n = len(labelled.emotions)
+        masks["text"][b, :n], masks["utterance"][b, :n] = window.has_text, True
+        speaker_ids[b, :n] = speaker_numbers(labelled.conversation.utterances)
+        emotions[b, :n] = [EMOTIONS.index(emotion) for emotion in labelled.emotions]
+        position = {u.id: i for i, u in enumerate(labelled.conversation.utterances)}
+        for pair in labelled.pairs:
+            causes[b, position[pair.emotion_utterance], position[pair.cause_utterance]] = 1
+        # Only emotional utterances have annotated causes; a corpus of single comments has none at all.
+        if labelled.pairs:
+            cause_mask[b, :n, :n] = (emotions[b, :n] != 0)[:, None]
+    return TextBatch(
+        *(torch.from_numpy(x) for x in (input_ids, attention_mask, token_utterance)),
+        *(torch.from_numpy(x) for x in (masks["text"], masks["utterance"], speaker_ids, emotions, causes, cause_mask)),
+    )
+
+
+def group_by_size(
+    conversations: Sequence[LabelledConversation], max_tokens: int, random: np.random.Generator | None = None
+) -> Iterator[list[LabelledConversation]]:
+    """Groups of similar size whose padded size stays below `max_tokens`; shuffled where `random` is given.
+
+    A conversation larger than that is a group of its own.
+
+    Sizes are estimated from characters (about four a WordPiece), exact ones come with tokenizing.
+    """
+    sizes = np.array([sum(len(u.text or "") // 4 + 4 for u in c.conversation.utterances) for c in conversations])
+    noise = random.uniform(0.8, 1.25, len(sizes)) if random is not None else np.ones(len(sizes))
+    groups: list[list[LabelledConversation]] = [[]]
+    largest = 0
+    for index in np.argsort(sizes * noise, kind="stable"):
+        largest = max(largest, int(sizes[index]))
+        if groups[-1] and largest * (len(groups[-1]) + 1) > max_tokens:
+            groups.append([])
+            largest = int(sizes[index])
+        groups[-1].append(conversations[index])
+    groups = [group for group in groups if group]  # there is an empty one where there are no conversations
+    order = random.permutation(len(groups)) if random is not None else range(len(groups))
+    for index in order:
+        yield groups[index]

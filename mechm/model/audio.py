@@ -1,0 +1,133 @@
+"""Speech encoders: masked, on the utterance's own length, pooled to a few tokens an utterance.
+
+A padded batch equals single utterances: what lies behind an utterance's end is zeroed before each convolution and
+masked in attention. transformers' Whisper pads to 30 s instead and takes no mask, so its layers are driven from here.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import HubertConfig, HubertModel, WhisperConfig, WhisperModel
+from transformers.models.whisper.modeling_whisper import WhisperEncoder
+
+from mechm.model.config import AudioEncoderConfig
+from mechm.model.fusion import MASKED
+from mechm_runtime.errors import WeightsError
+
+
+class WhisperAudioEncoder(nn.Module):
+    """Whisper's encoder over log-mel frames."""
+
+    def __init__(self, config: AudioEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.encoder = WhisperEncoder(
+            WhisperConfig(
+                d_model=config.hidden_size,
+                encoder_layers=config.n_layers,
+                encoder_attention_heads=config.n_heads,
+                encoder_ffn_dim=config.intermediate_size,
+                num_mel_bins=config.n_mels,
+                max_source_positions=config.max_positions,
+            )
+        )
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: AudioEncoderConfig) -> WhisperAudioEncoder:
+        """Load the encoder half of a transformers Whisper folder.
+
+        Raises: WeightsError: its sizes differ from `config`.
+        """
+        encoder = cls(config)
+        loaded = WhisperModel.from_pretrained(folder).encoder
+        found, wanted = (loaded.config.d_model, len(loaded.layers)), (config.hidden_size, config.n_layers)
+        if found != wanted:
+            raise WeightsError(f"the audio encoder has (width, layers) {found}, the preset wants {wanted}")
+        encoder.encoder = loaded
+        return encoder.eval()
+
+    def forward(self, mel: Tensor, mel_frames: Tensor) -> Tensor:
+        """Encode utterances.
+
+        mel: float (B, n_mels, T), log-mel, 10 ms a frame, padded at the end; T at most 2 * max_positions.
+        mel_frames: int64 (B,), frames that belong to each utterance, at least 1.
+        Returns: float (B, pooled layers, 2 * hidden_size), mean then standard deviation over time.
+        """
+        encoder = self.encoder
+        within = torch.arange(mel.shape[-1], device=mel.device)[None] < mel_frames[:, None]
+        keep = within[:, None].to(mel.dtype)
+        x = F.gelu(encoder.conv1(mel * keep)) * keep
+        # conv2 has stride 2: its output frame t looks at input frames 2t-1 to 2t+1, so every second mask entry counts.
+        x = F.gelu(encoder.conv2(x)).transpose(1, 2)
+        within = within[:, ::2]
+        x = x + encoder.embed_positions.weight[: x.shape[1]]
+        # One row a query, since onnxruntime's fused attention does not broadcast over queries.
+        bias = ((~within).to(x.dtype) * MASKED)[:, None, None, :].expand(-1, -1, x.shape[1], -1)
+        tokens = []
+        for number, layer in enumerate(encoder.layers, 1):
+            x = layer(x, attention_mask=bias)
+            if number in self.config.pooled_layers:
+                state = encoder.layer_norm(x) if number == len(encoder.layers) else x
+                tokens.append(pool_time(state, within))
+        return torch.stack(tokens, 1)
+
+
+class HubertAudioEncoder(nn.Module):
+    """HuBERT over the waveform."""
+
+    def __init__(self, config: AudioEncoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.hubert = HubertModel(
+            HubertConfig(
+                hidden_size=config.hidden_size,
+                num_hidden_layers=config.n_layers,
+                num_attention_heads=config.n_heads,
+                intermediate_size=config.intermediate_size,
+                feat_extract_norm="layer",
+                conv_bias=True,
+                do_stable_layer_norm=True,
+            )
+        )
+
+    @classmethod
+    def from_folder(cls, folder: Path, config: AudioEncoderConfig) -> HubertAudioEncoder:
+        """Load a transformers folder of a HuBERT with layer-normed features (large, x-large).
+
+        Raises: WeightsError: its sizes differ from `config`.
+        """
+        encoder = cls(config)
+        loaded = HubertModel.from_pretrained(folder)
+        found = (loaded.config.hidden_size, loaded.config.num_hidden_layers)
+        if found != (config.hidden_size, config.n_layers) or loaded.config.feat_extract_norm != "layer":
+            raise WeightsError(f"this HuBERT has (width, layers) {found}, the preset wants a layer-normed large one")
+        encoder.hubert = loaded
+        return encoder.eval()
+
+    def forward(self, input_values: Tensor, n_samples: Tensor) -> Tensor:
+        """Encode utterances.
+
+        input_values: float (B, S), 16 kHz mono with zero mean and unit variance, padded at the end.
+        n_samples: int64 (B,), samples that belong to each utterance, at least 400.
+        Returns: float (B, pooled layers, 2 * hidden_size).
+        """
+        within = torch.arange(input_values.shape[-1], device=input_values.device)[None] < n_samples[:, None]
+        states = self.hubert(
+            input_values * within.to(input_values.dtype), attention_mask=within.long(), output_hidden_states=True
+        ).hidden_states
+        frames = self.hubert._get_feat_extract_output_lengths(n_samples)  # type: ignore[arg-type]
+        kept = torch.arange(states[0].shape[1], device=input_values.device)[None] < frames[:, None]
+        return torch.stack([pool_time(states[number], kept) for number in self.config.pooled_layers], 1)
+
+
+def pool_time(states: Tensor, within: Tensor) -> Tensor:
+    """states (B, T, D), within bool (B, T) -> (B, 2 * D): mean and standard deviation over the frames within."""
+    weight = within[..., None].to(states.dtype)
+    count = weight.sum(1)
+    mean = (states * weight).sum(1) / count
+    variance = ((states - mean[:, None]).square() * weight).sum(1) / count
+    return torch.cat([mean, (variance + 1e-6).sqrt()], -1)

@@ -1,0 +1,291 @@
+"""Train the text encoder and the fusion with its heads, in stages, on a CPU or a GPU.
+
+A stage is a set of corpora and a number of epochs; one learning-rate schedule spans all of them. After every epoch of a
+stage that has the target corpus, an exponential average of the weights is scored on `dev`; the best one is kept.
+It does not touch `test`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from mechm.data.batches import IGNORED, TextBatch, group_by_size, make_batch
+from mechm.data.evidence import Evidence, EvidenceConfig, EvidenceSampler, no_evidence
+from mechm.model.build import save_trained
+from mechm.model.fusion import FusionOutput
+from mechm.model.network import Network, is_frozen
+from mechm.training.calibration import ScoredConversation, fit_decision, pair_counts, weighted_f1
+from mechm_runtime.decision import DecisionConfig, decide
+from mechm_runtime.errors import InputError, MechmError
+from mechm_runtime.fusion import speaker_numbers
+from mechm_runtime.text import ConversationTokenizer
+from mechm_runtime.types import EMOTIONS, Conversation, LabelledConversation
+
+SPEAKER_NAMES = ("A", "B", "C", "D", "E", "F", "Speaker 1", "Speaker 2", "Speaker 3", "Anna", "Ben", "Caller", "Clara",
+                 "David", "Doctor", "Emma", "Guest", "Host", "Jack", "Julia", "Karen", "Leo", "Maria", "Mark", "Mother",
+                 "Nina", "Paul", "Sam", "Sarah", "Tom", "")  # fmt: skip
+"""Names that stand in for a corpus's own, so that the network does not learn who usually feels what."""
+
+LOWER = "lower text_lr or fusion_lr"
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of the training: which corpora (keys of the training data) for how many epochs."""
+
+    name: str
+    corpora: tuple[str, ...]
+    epochs: int
+
+
+@dataclass(frozen=True, slots=True)
+class FusionTrainingConfig:
+    """Hyperparameters, saved in the card beside the weights.
+
+    max_tokens: padded tokens a step. text_lr, fusion_lr: peak learning rates (AdamW, linear warm-up then linear decay).
+    class_weight_power: loss weight of an emotion is its frequency to the power of minus this.
+    rename_rate: share of conversations whose speakers get other names.
+    ema_decay: of the averaged weights that are scored and kept.
+    """
+
+    stages: tuple[Stage, ...]
+    seed: int = 0
+    max_tokens: int = 1400
+    text_lr: float = 8e-5
+    fusion_lr: float = 5e-4
+    weight_decay: float = 0.01
+    warmup: float = 0.06
+    label_smoothing: float = 0.05
+    class_weight_power: float = 0.4
+    cause_weight: float = 1.0
+    rename_rate: float = 0.5
+    ema_decay: float = 0.995
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
+
+    def __post_init__(self) -> None:
+        if not self.stages or not all(stage.corpora and stage.epochs > 0 for stage in self.stages):
+            raise ValueError("training needs stages, each with a corpus and an epoch at least")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup={self.warmup} is not in [0, 1)")
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReport:
+    """Scores after an epoch; dev values are 0 where a stage is not scored."""
+
+    stage: str
+    epoch: int
+    loss: float
+    seconds: float
+    dev_weighted_f1: float
+    dev_emotion_accuracy: float
+
+
+class TrainingDivergedError(MechmError):
+    """The loss is no longer a number; the last good weights are kept."""
+
+
+def train_fusion(
+    network: Network,
+    tokenizer: ConversationTokenizer,
+    corpora: Mapping[str, Sequence[LabelledConversation]],
+    dev: Sequence[LabelledConversation],
+    speech: Mapping[str, npt.NDArray[np.float32]],
+    config: FusionTrainingConfig,
+    out: Path,
+    card: dict[str, Any],
+    on_step: Callable[[int, int, float], None] | None = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+) -> float:
+    """Train, keep the best weights of `dev` in `out`, and return their weighted F1 on `dev`.
+
+    corpora: name -> conversations, for the names in `config.stages`; the last stage's first corpus is the target.
+    speech: emotion -> float32 (recordings, audio tokens, audio width); empty trains without voice.
+    on_step: called with (step, steps in all, loss).
+    Raises: TrainingDivergedError: the loss, its gradient or the scores on `dev` are not finite. InputError: a corpus of
+        `config.stages` is missing or `dev` is empty.
+    """
+    absent = [name for stage in config.stages for name in stage.corpora if not corpora.get(name)]
+    if absent or not dev:
+        raise InputError(f"no conversations in {', '.join(absent) or 'dev'}")
+    torch.manual_seed(config.seed)
+    random = np.random.default_rng(config.seed)
+    sampler = EvidenceSampler(network.config, speech, config.evidence, random)
+    if speech:
+        _standardise_audio(network, speech)
+    optimizer = _optimizer(network, config)
+    average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+    averaged = AveragedModel(network, multi_avg_fn=average)
+    target = config.stages[-1].corpora[0]
+    n_steps = sum(
+        stage.epochs * sum(len(list(group_by_size(corpora[name], config.max_tokens))) for name in stage.corpora)
+        for stage in config.stages
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, n_steps, config.warmup))
+    device = network.device
+    class_weights = _class_weights(corpora[target], config.class_weight_power).to(device)
+    best, step = -1.0, 0
+    for stage in config.stages:
+        for epoch in range(1, stage.epochs + 1):
+            start, losses = time.monotonic(), []
+            network.train()
+            groups = [g for name in stage.corpora for g in group_by_size(corpora[name], config.max_tokens, random)]
+            for index in random.permutation(len(groups)):
+                batch = make_batch([_rename(c, random, config.rename_rate) for c in groups[index]], tokenizer)
+                evidence, dropped = sampler.sample(batch.emotions.numpy())
+                batch, evidence, dropped = batch.to(device), evidence.to(device), dropped.to(device)
+                with torch.autocast(device.type, dtype=torch.bfloat16):
+                    loss = _loss(network, batch, evidence, dropped, class_weights, config)
+                optimizer.zero_grad(set_to_none=True)
+                loss.backward()  # type: ignore[no-untyped-call]
+                norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+                # A finite loss can have gradients that are not, and one such step spoils every weight.
+                if not (torch.isfinite(loss) and torch.isfinite(norm)):
+                    raise TrainingDivergedError(
+                        f"at step {step} the loss is {loss.item()} and its gradient's norm {norm.item()}",
+                        hint=LOWER,
+                    )
+                optimizer.step()
+                schedule.step()
+                averaged.update_parameters(network)
+                losses.append(loss.item())
+                step += 1
+                if on_step is not None:
+                    on_step(step, max(n_steps, step), losses[-1])
+            report = EpochReport(stage.name, epoch, float(np.mean(losses)), time.monotonic() - start, 0.0, 0.0)
+            if target in stage.corpora:
+                kept = cast(Network, averaged.module)
+                decision, f1, accuracy = score(kept, tokenizer, dev)
+                report = replace(report, dev_weighted_f1=f1, dev_emotion_accuracy=accuracy)
+                if f1 > best:
+                    best = f1
+                    save_trained(kept, decision, {**card, "dev": {"weighted_f1": f1, "accuracy": accuracy}}, out)
+            if on_epoch is not None:
+                on_epoch(report)
+    return best
+
+
+def score_conversations(
+    network: Network, tokenizer: ConversationTokenizer, conversations: Sequence[LabelledConversation]
+) -> list[ScoredConversation]:
+    """The network's scores on text alone, in the order given."""
+    network.eval()
+    # Keyed by object: conversations of different corpora may have the same id.
+    scored: dict[int, ScoredConversation] = {}
+    with torch.inference_mode():
+        for group in group_by_size(conversations, 4000):
+            batch = make_batch(group, tokenizer)
+            B, U = batch.text_mask.shape
+            evidence = no_evidence(network.config, (B, U)).to(network.device)
+            output: FusionOutput = network(batch.to(network.device), evidence)
+            emotion_logits, pair_logits = output.emotion_logits.float().cpu(), output.pair_logits.float().cpu()
+            for b, labelled in enumerate(group):
+                n = len(labelled.emotions)
+                scored[id(labelled)] = ScoredConversation(
+                    emotion_logits[b, :n].numpy(),
+                    pair_logits[b, :n, :n].numpy(),
+                    batch.emotions[b, :n].numpy(),
+                    batch.causes[b, :n, :n].numpy().astype(bool),
+                )
+    return [scored[id(c)] for c in conversations]
+
+
+def score(
+    network: Network, tokenizer: ConversationTokenizer, dev: Sequence[LabelledConversation]
+) -> tuple[DecisionConfig, float, float]:
+    """Fit the decision on `dev` and return it with the weighted F1 and emotion accuracy it reaches there.
+
+    Raises: TrainingDivergedError: the network's scores are not finite.
+    """
+    scored = score_conversations(network, tokenizer, dev)
+    if not all(np.isfinite(s.emotion_logits).all() and np.isfinite(s.pair_logits).all() for s in scored):
+        raise TrainingDivergedError("the scores on dev are not finite", hint=LOWER)
+    decision = fit_decision(scored)
+    return decision, *decision_scores(scored, decision)
+
+
+def decision_scores(scored: Sequence[ScoredConversation], decision: DecisionConfig) -> tuple[float, float]:
+    """Weighted F1 of pairs and accuracy of emotions."""
+    labels = [decide(s.emotion_logits, s.pair_logits, decision).labels for s in scored]
+    right = sum(int((found == s.emotions).sum()) for found, s in zip(labels, scored, strict=True))
+    f1 = weighted_f1(pair_counts(scored, decision, (decision.pair_threshold,)))[0]
+    return float(f1), right / max(sum(len(found) for found in labels), 1)
+
+
+def _loss(
+    network: Network,
+    batch: TextBatch,
+    evidence: Evidence,
+    dropped: Tensor,
+    class_weights: Tensor,
+    config: FusionTrainingConfig,
+) -> Tensor:
+    output: FusionOutput = network(batch, evidence, dropped)
+    loss = F.cross_entropy(
+        output.emotion_logits.float().flatten(0, 1),
+        batch.emotions.flatten(),
+        weight=class_weights,
+        ignore_index=IGNORED,
+        label_smoothing=config.label_smoothing,
+    )
+    if batch.cause_mask.any():
+        causes = batch.cause_mask
+        loss = loss + config.cause_weight * F.binary_cross_entropy_with_logits(
+            output.pair_logits.float()[causes], batch.causes[causes]
+        )
+    return loss
+
+
+def _optimizer(network: Network, config: FusionTrainingConfig) -> torch.optim.Optimizer:
+    text: list[Tensor] = []
+    fusion: list[Tensor] = []
+    for name, parameter in network.named_parameters():
+        if is_frozen(name):
+            parameter.requires_grad_(False)
+        else:
+            (text if name.startswith("text.") else fusion).append(parameter)
+    groups = [{"params": text, "lr": config.text_lr}, {"params": fusion, "lr": config.fusion_lr}]
+    return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
+
+
+def _learning_rate(step: int, n_steps: int, warmup: float) -> float:
+    done = step / max(n_steps, 1)
+    return min(done / warmup, 1.0) if done < warmup else max(0.02, (1 - done) / (1 - warmup))
+
+
+def _class_weights(conversations: Sequence[LabelledConversation], power: float) -> Tensor:
+    counts = np.bincount([EMOTIONS.index(e) for c in conversations for e in c.emotions], minlength=len(EMOTIONS))
+    weights = np.maximum(counts, 1.0) ** -power
+    # Normalised so that the average utterance has weight 1 and the loss keeps its scale.
+    return torch.from_numpy(weights * counts.sum() / (weights * counts).sum()).float()
+
+
+def _standardise_audio(network: Network, speech: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    features = np.concatenate(list(speech.values()))
+    network.fusion.audio_mean.copy_(torch.from_numpy(features.mean(0)))
+    network.fusion.audio_deviation.copy_(torch.from_numpy(features.std(0) + 1e-3))
+
+
+def _rename(labelled: LabelledConversation, random: np.random.Generator, rate: float) -> LabelledConversation:
+    if random.random() >= rate:
+        return labelled
+    numbers = speaker_numbers(labelled.conversation.utterances)
+    if max(numbers) >= len(SPEAKER_NAMES):
+        return labelled
+    names = random.permutation(SPEAKER_NAMES)
+    utterances = tuple(
+        replace(u, speaker=str(names[number]))
+        for u, number in zip(labelled.conversation.utterances, numbers, strict=True)
+    )
+    return replace(labelled, conversation=Conversation(labelled.conversation.id, utterances))

@@ -1,0 +1,109 @@
+"""From the fusion's scores to calibrated probabilities, labels and pairs.
+
+Probabilities are calibrated; decisions are made for the metric (SemEval-2024 Task 3: weighted F1 over emotional
+pairs), so a decision may prefer an emotion over a slightly likelier neutral. Both sets of constants are fitted on
+`dev` by `mechm.training.calibration` and travel in the bundle.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from mechm_runtime.types import EMOTIONS
+
+Float = npt.NDArray[np.floating]
+
+
+@dataclass(frozen=True, slots=True)
+class DecisionConfig:
+    """Constants of calibration and decision.
+
+    emotion_temperature, emotion_bias: probabilities are softmax(logits / temperature + bias).
+    pair_scale, pair_bias: a cause's probability, given its emotion, is sigmoid(scale * logit + bias) (Platt 1999).
+    neutral_log_bias: added to neutral's log-probability before the label is decided.
+    pair_threshold: a pair is reported from this probability on (emotion's times cause's).
+    abstain_below: no label where the likeliest emotion is less probable than this.
+    """
+
+    emotion_temperature: float = 1.0
+    emotion_bias: tuple[float, ...] = (0.0,) * len(EMOTIONS)
+    pair_scale: float = 1.0
+    pair_bias: float = 0.0
+    neutral_log_bias: float = 0.0
+    pair_threshold: float = 0.25
+    abstain_below: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.emotion_temperature < math.inf:
+            raise ValueError(f"emotion_temperature={self.emotion_temperature} is not a positive number")
+        if not 0 < self.pair_threshold <= 1:
+            raise ValueError(f"pair_threshold={self.pair_threshold} is not in (0, 1]")
+        if not all(map(math.isfinite, (*self.emotion_bias, self.pair_scale, self.pair_bias, self.neutral_log_bias))):
+            raise ValueError("a calibration constant is not finite")
+        if len(self.emotion_bias) != len(EMOTIONS):
+            raise ValueError(f"emotion_bias has {len(self.emotion_bias)} values, not {len(EMOTIONS)}")
+
+    def with_threshold(self, *, neutral_log_bias: float, pair_threshold: float) -> DecisionConfig:
+        """A copy that decides differently at the same calibration."""
+        return replace(self, neutral_log_bias=neutral_log_bias, pair_threshold=pair_threshold)
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Labels and pairs of a conversation.
+
+    probabilities: float64 (U, 7). labels: int64 (U,), index into EMOTIONS, -1 for an abstention.
+    pairs: (emotion position, cause position, probability), positions from 0, in order.
+    """
+
+    probabilities: Float
+    labels: npt.NDArray[np.int64]
+    pairs: tuple[tuple[int, int, float], ...]
+
+
+def emotion_probabilities(logits: Float, config: DecisionConfig) -> Float:
+    """logits float (..., 7) -> float64 (..., 7), calibrated."""
+    scaled = logits.astype(np.float64) / config.emotion_temperature + np.asarray(config.emotion_bias)
+    scaled -= scaled.max(-1, keepdims=True)
+    exponential = np.exp(scaled)
+    return np.asarray(exponential / exponential.sum(-1, keepdims=True))
+
+
+def cause_probabilities(logits: Float, config: DecisionConfig) -> Float:
+    """logits float (...) -> float64 (...), the probability of being a cause where the emotion is given.
+
+    It is 0 where the logit is -inf, whatever the calibration: that pair was not scored.
+    """
+    unscored = np.isneginf(logits)
+    raw = np.where(unscored, 0.0, logits).astype(np.float64)
+    scaled = np.clip(config.pair_scale * raw + config.pair_bias, -60.0, 60.0)
+    return np.where(unscored, 0.0, 1.0 / (1.0 + np.exp(-scaled)))
+
+
+def decide(
+    emotion_logits: Float,
+    pair_logits: Float,
+    config: DecisionConfig,
+    first_cause: npt.NDArray[np.int64] | None = None,
+) -> Decision:
+    """Decide a conversation.
+
+    emotion_logits: float (U, 7). pair_logits: float (U, W), -inf where a pair was not scored.
+    first_cause: int64 (U,), the position that column 0 of each row of `pair_logits` stands for; None for 0 everywhere.
+    """
+    probabilities = emotion_probabilities(emotion_logits, config)
+    preference = np.log(np.maximum(probabilities, 1e-12))
+    preference[:, 0] += config.neutral_log_bias
+    labels = preference.argmax(-1)
+    labels[probabilities.max(-1) < config.abstain_below] = -1
+    # Only emotional utterances have causes, so only their rows are worth computing.
+    rows = np.flatnonzero(labels > 0)
+    joint = cause_probabilities(pair_logits[rows], config) * probabilities[rows, labels[rows]][:, None]
+    where = np.argwhere(joint >= config.pair_threshold)
+    offsets = np.zeros(len(labels), np.int64) if first_cause is None else first_cause
+    pairs = tuple((int(rows[i]), int(j + offsets[rows[i]]), float(joint[i, j])) for i, j in where)
+    return Decision(probabilities, labels.astype(np.int64), pairs)

@@ -1,0 +1,135 @@
+"""Conversation text to token windows, and token states back to one vector an utterance.
+
+The whole conversation is one token sequence, `speaker: text [SEP]` an utterance, so that an utterance is read with
+what was said around it. A sequence longer than the encoder is read in overlapping windows: every token's state comes
+from the window in whose core it lies and so has context on both sides; nothing is cut. Training and runtime share
+this module. It does not run the encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from tokenizers import Tokenizer
+
+from mechm_runtime.errors import BundleError
+from mechm_runtime.types import Utterance
+
+NO_UTTERANCE = -1
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """How text is cut into windows.
+
+    max_tokens: longest window the encoder takes, `[CLS]` included.
+    context_tokens: tokens of context on each side of a window's core, where the conversation needs several windows.
+    """
+
+    max_tokens: int = 512
+    context_tokens: int = 128
+
+    def __post_init__(self) -> None:
+        if self.max_tokens - 1 <= 2 * self.context_tokens:
+            raise ValueError(f"context_tokens={self.context_tokens} leaves no core in max_tokens={self.max_tokens}")
+
+
+@dataclass(frozen=True, slots=True)
+class TextWindows:
+    """A conversation's tokens, batched as windows.
+
+    input_ids, attention_mask: int64 (n_windows, n_tokens), right-padded.
+    utterance_index: int64 (n_windows, n_tokens); position of the utterance a token's state counts for, NO_UTTERANCE for
+        `[CLS]`, padding and context tokens.
+    n_utterances: utterances in the conversation.
+    """
+
+    input_ids: npt.NDArray[np.int64]
+    attention_mask: npt.NDArray[np.int64]
+    utterance_index: npt.NDArray[np.int64]
+    n_utterances: int
+
+    @property
+    def has_text(self) -> npt.NDArray[np.bool_]:
+        """bool (n_utterances,), True where at least one token belongs to the utterance."""
+        present = np.zeros(self.n_utterances, bool)
+        present[self.utterance_index[self.utterance_index != NO_UTTERANCE]] = True
+        return present
+
+
+class ConversationTokenizer:
+    """Turns utterances into `TextWindows` with a WordPiece tokenizer file (`tokenizer.json`)."""
+
+    def __init__(self, tokenizer_file: Path, config: TextConfig) -> None:
+        try:
+            self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
+        except Exception as error:  # tokenizers raises bare Exception
+            raise BundleError(f"{tokenizer_file.name} is not a tokenizer file") from error
+        # A file may ask for truncation or padding; here every token counts and windows pad themselves.
+        self._tokenizer.no_truncation()
+        self._tokenizer.no_padding()
+        # Somebody who says "[SEP]" must not end their utterance with it.
+        self._tokenizer.encode_special_tokens = True
+        self.config = config
+        self._cls, self._sep, self._pad = (self._special(name, tokenizer_file) for name in ("[CLS]", "[SEP]", "[PAD]"))
+
+    def __call__(self, utterances: Sequence[Utterance]) -> TextWindows:
+        """Tokenize a conversation; utterances without text have no tokens."""
+        spoken = [(i, u) for i, u in enumerate(utterances) if u.text and u.text.strip()]
+        encoded = self._tokenizer.encode_batch(
+            [f"{u.speaker}: {u.text}" if u.speaker else str(u.text) for _, u in spoken], add_special_tokens=False
+        )
+        tokens: list[int] = []
+        owners: list[int] = []
+        for (index, _), encoding in zip(spoken, encoded, strict=True):
+            tokens += [*encoding.ids, self._sep]
+            owners += [index] * (len(encoding.ids) + 1)
+        return self._windows(np.array(tokens, np.int64), np.array(owners, np.int64), len(utterances))
+
+    def _special(self, name: str, tokenizer_file: Path) -> int:
+        token_id = self._tokenizer.token_to_id(name)
+        if token_id is None:
+            raise BundleError(f"{tokenizer_file.name} has no {name} token")
+        return token_id
+
+    def _windows(self, tokens: npt.NDArray[np.int64], owners: npt.NDArray[np.int64], n_utterances: int) -> TextWindows:
+        room = self.config.max_tokens - 1
+        n_tokens = len(tokens)
+        if n_tokens <= room:
+            spans = [(0, n_tokens, 0, n_tokens)] if n_tokens else []
+        else:
+            core = room - 2 * self.config.context_tokens
+            spans = []
+            for start in range(0, n_tokens, core):
+                stop = min(start + core, n_tokens)
+                low, high = max(0, start - self.config.context_tokens), min(n_tokens, stop + self.config.context_tokens)
+                spans.append((low, high, start, stop))
+        width = 1 + max((high - low for low, high, _, _ in spans), default=0)
+        shape = (len(spans), width)
+        input_ids = np.full(shape, self._pad, np.int64)
+        attention_mask = np.zeros(shape, np.int64)
+        utterance_index = np.full(shape, NO_UTTERANCE, np.int64)
+        for row, (low, high, start, stop) in enumerate(spans):
+            input_ids[row, 0] = self._cls
+            input_ids[row, 1 : 1 + high - low] = tokens[low:high]
+            attention_mask[row, : 1 + high - low] = 1
+            utterance_index[row, 1 + start - low : 1 + stop - low] = owners[start:stop]
+        return TextWindows(input_ids, attention_mask, utterance_index, n_utterances)
+
+
+def pool_utterances(hidden_states: npt.NDArray[np.float32], windows: TextWindows) -> npt.NDArray[np.float32]:
+    """Mean of each utterance's token states.
+
+    hidden_states: float32 (n_windows, n_tokens, hidden_size), of the same windows.
+    Returns: float32 (n_utterances, hidden_size); zeros where `windows.has_text` is False.
+    """
+    keep = windows.utterance_index != NO_UTTERANCE
+    owners = windows.utterance_index[keep]
+    pooled = np.zeros((windows.n_utterances, hidden_states.shape[-1]), np.float32)
+    np.add.at(pooled, owners, hidden_states[keep])
+    counts = np.bincount(owners, minlength=windows.n_utterances).astype(np.float32)
+    return np.asarray(pooled / np.maximum(counts, 1.0)[:, None], np.float32)
