@@ -1,0 +1,319 @@
+"""Write a bundle: export every part, check it, and put files and manifest where the runtime finds them.
+
+Everything is made in a folder beside the target and renamed when it is whole: an interrupted export leaves the old
+bundle as it was. A precision that fails the gate is not written.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mechm.model.build import CARD_FILE
+from mechm.model.config import ModelConfig
+from mechm.weights import weights_path
+from mechm.weights.fetch import read_provenance
+from mechm_export.data import check_conversations
+from mechm_export.gate import TaskCheck, ValueCheck, check_task, check_values, torch_pipeline
+from mechm_export.onnx_graph import export_graph
+from mechm_export.parts import ExportPart, ModelParts, build_parts
+from mechm_export.quantize import quantize_int8
+from mechm_runtime.bundle import MANIFEST, SCHEMA_VERSION, Bundle, file_sha256, manifest_id, open_bundle
+from mechm_runtime.errors import BundleError, VerificationError
+from mechm_runtime.features.faces import FaceConfig
+from mechm_runtime.features.log_mel import LogMelConfig
+from mechm_runtime.features.scene import SceneConfig
+from mechm_runtime.pipeline import TOKENIZER_FILE, Pipeline
+from mechm_runtime.text import TextConfig
+from mechm_runtime.types import EMOTIONS, Conversation, LabelledConversation
+
+SHIPPED_SPLIT = "mechm check conversations"
+VERSIONED = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+Step = Callable[[str], None]
+"""Called with what is being done, as it starts."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckSet:
+    """Conversations on which precisions are judged.
+
+    name: the split, as the manifest carries it. labelled: annotated text. recorded: conversations with media.
+    """
+
+    name: str
+    labelled: tuple[LabelledConversation, ...]
+    recorded: tuple[Conversation, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class BundleReport:
+    """What was written and how it compares."""
+
+    bundle: Bundle
+    values: tuple[ValueCheck, ...]
+    tasks: tuple[TaskCheck, ...]
+    refused: Mapping[str, str] = field(default_factory=dict)
+
+
+def shipped_check_set() -> CheckSet:
+    """The conversations that come with this package."""
+    return CheckSet(SHIPPED_SPLIT, check_conversations())
+
+
+def export_bundle(
+    preset: str, out: Path, *, trained: Path | None, check_set: CheckSet | None = None, on_step: Step | None = None
+) -> BundleReport:
+    """Export a preset to a bundle folder.
+
+    trained: folder of trained weights; None leaves fusion and heads random.
+    check_set: what precisions are judged on; None for the shipped conversations.
+    Raises: BundleError: `out` exists and is not a bundle. WeightsError: weights are missing. VerificationError: fp32
+        does not match torch.
+    """
+    check_target(out)
+    step = on_step or (lambda _what: None)
+    checks = check_set or shipped_check_set()
+    step("loading weights")
+    model = build_parts(preset, trained)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with _staging(out) as staging:
+        values = [check for part in model for check in _write_part(part, staging, step)]
+        target = staging.joinpath(*TOKENIZER_FILE.split("/"))
+        target.parent.mkdir()
+        shutil.copyfile(model.tokenizer, target)
+        precisions = {part.name: ["fp32", "int8"] for part in model}
+        _write_manifest(staging, model, precisions, values, [])
+        step(f"comparing answers on {checks.name}")
+        tasks, refused = _judge(staging, model, checks)
+        for name in refused:
+            precisions[name].remove("int8")
+            _graph(staging, name, "int8").unlink()
+        values = [check for check in values if check.precision in precisions[check.part]]
+        _write_manifest(staging, model, precisions, values, tasks)
+        open_bundle(staging)
+        _replace(staging, out)
+    return BundleReport(open_bundle(out, check_hashes=False), tuple(values), tuple(tasks), refused)
+
+
+def verify_bundle(
+    folder: Path, *, trained: Path | None, check_set: CheckSet | None = None, on_step: Step | None = None
+) -> BundleReport:
+    """Repeat every check on a bundle: hashes, names, axes, values on random inputs, answers on conversations.
+
+    trained: the weights it was made from. check_set: None for the shipped conversations.
+    Raises: BundleError: damaged. VerificationError: it does not match torch.
+    """
+    step = on_step or (lambda _what: None)
+    step("checking hashes")
+    bundle = open_bundle(folder)
+    step("loading weights")
+    model = build_parts(bundle.preset, trained)
+    if bundle.manifest["weights"] != _weights_hashes(model):
+        raise VerificationError(
+            "the bundle was made from other weights than those at hand",
+            hint="name its trained weights: --trained DIR; and fetch its base weights: mechm weights fetch",
+        )
+    values = []
+    for part in model:
+        for precision, name in bundle.parts[part.name].files.items():
+            step(f"{part.name} {precision}: comparing values")
+            values.append(check_values(part, bundle.path(name), precision))
+    checks = check_set or shipped_check_set()
+    step(f"comparing answers on {checks.name}")
+    tasks = list(_compare(bundle, model, checks, {part.name: None for part in model}))
+    problems = [task.problem for task in tasks if task.problem]
+    if problems:
+        raise VerificationError("; ".join(problems))
+    return BundleReport(bundle, tuple(values), tuple(tasks))
+
+
+def check_target(out: Path) -> None:
+    """Refuse a target that would destroy something else.
+
+    Raises: BundleError: it exists and is neither an empty folder nor a bundle.
+    """
+    if out.is_symlink() or (out.exists() and not out.is_dir()):
+        raise BundleError(f"{out} is not a folder", hint="give another --out")
+    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
+        raise BundleError(f"{out} is a folder with other things in it", hint="give a new or empty --out")
+
+
+def _write_part(part: ExportPart, staging: Path, step: Step) -> Iterator[ValueCheck]:
+    portable, int8 = (_graph(staging, part.name, precision) for precision in ("fp32", "int8"))
+    portable.parent.mkdir(exist_ok=True)
+    step(f"{part.name}: exporting fp32")
+    export_graph(part, portable, "portable")
+    yield check_values(part, portable, "fp32")
+    step(f"{part.name}: exporting int8")
+    fused = staging / f"{part.name}.fused.onnx"
+    export_graph(part, fused, "fused")
+    quantize_int8(fused, int8, part.int8_operators)
+    fused.unlink()
+    yield check_values(part, int8, "int8")
+
+
+def _judge(staging: Path, model: ModelParts, checks: CheckSet) -> tuple[list[TaskCheck], dict[str, str]]:
+    """Judge both precisions; where int8 as a whole is not good enough, find the parts to blame.
+
+    Returns: the checks of what is kept, and part -> why its int8 form is refused.
+    Raises: VerificationError: fp32 changes answers.
+    """
+    bundle = open_bundle(staging, check_hashes=False)
+    refused: dict[str, str] = {}
+    while True:
+        candidates = {part.name: "fp32" if part.name in refused else "int8" for part in model}
+        tasks = list(_compare(bundle, model, checks, {part.name: "fp32" for part in model}))
+        wrong = [task.problem for task in tasks if task.problem]
+        if wrong:
+            raise VerificationError(f"fp32: {'; '.join(wrong)}")
+        if len(refused) == len(model.parts):
+            return tasks, refused
+        lower = list(_compare(bundle, model, checks, candidates))
+        problems = [task.problem for task in lower if task.problem]
+        if not problems:
+            return tasks + lower, refused
+        refused.update(_blame(bundle, model, checks, candidates) or {name: problems[0] for name in candidates})
+
+
+def _blame(bundle: Bundle, model: ModelParts, checks: CheckSet, candidates: Mapping[str, str]) -> dict[str, str]:
+    """Parts that fail the gate when they alone are int8."""
+    blamed = {}
+    for name, precision in candidates.items():
+        alone = {part.name: precision if part.name == name else "fp32" for part in model}
+        problems = [task.problem for task in _compare(bundle, model, checks, alone) if task.problem]
+        if precision == "int8" and problems:
+            blamed[name] = problems[0]
+    return blamed
+
+
+def _compare(
+    bundle: Bundle, model: ModelParts, checks: CheckSet, precisions: Mapping[str, str | None]
+) -> Iterator[TaskCheck]:
+    """Torch against the bundle's graphs, text first, recordings second; a precision of None is the part's default."""
+    reference = torch_pipeline(bundle, model)
+    candidate = Pipeline(bundle, precisions=precisions)
+    lowest = "int8" if "int8" in precisions.values() else "fp32"
+    name = "default" if None in precisions.values() else lowest
+    conversations = [one.conversation for one in checks.labelled]
+    answers = [reference.analyze(conversation) for conversation in conversations]
+    yield check_task(checks.name, name, conversations, answers, candidate, checks.labelled)
+    if checks.recorded:
+        answers = [reference.analyze(conversation) for conversation in checks.recorded]
+        yield check_task(f"{checks.name}, recordings", name, checks.recorded, answers, candidate)
+
+
+def _write_manifest(
+    staging: Path,
+    model: ModelParts,
+    precisions: Mapping[str, Sequence[str]],
+    values: Sequence[ValueCheck],
+    tasks: Sequence[TaskCheck],
+) -> None:
+    config = model.config
+    files = sorted(
+        path for path in staging.rglob("*") if path.is_file() and path.name != MANIFEST
+    )
+    manifest: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "preset": config.preset,
+        "labels": list(EMOTIONS),
+        "parts": {
+            part.name: {
+                "inputs": [asdict(tensor) for tensor in part.inputs],
+                "outputs": [asdict(tensor) for tensor in part.outputs],
+                "files": {precision: _graph_name(part.name, precision) for precision in precisions[part.name]},
+                "default": "int8" if part.prefer_int8 and "int8" in precisions[part.name] else "fp32",
+            }
+            for part in model
+        },
+        "preprocessing": {
+            "text": asdict(TextConfig(max_tokens=config.text.max_tokens, context_tokens=config.text.max_tokens // 4)),
+            "log_mel": asdict(LogMelConfig(n_mels=config.audio.n_mels)),
+            "scene": asdict(_scene_preprocessing(config)),
+            "faces": asdict(FaceConfig()),
+            "fusion": asdict(model.fusion_windows),
+        },
+        "model": json.loads(config.to_json()),
+        "decision": asdict(model.decision),
+        "checks": {"values": [asdict(check) for check in values], "task": [asdict(task) for task in tasks]},
+        "card": _card(model.trained),
+        "weights": _weights_hashes(model),
+        "licences": _licences(model),
+        "versions": {name: version(name) for name in VERSIONED},
+        "files": {
+            path.relative_to(staging).as_posix(): {"sha256": file_sha256(path), "size_bytes": path.stat().st_size}
+            for path in files
+        },
+    }
+    manifest = json.loads(json.dumps(manifest))
+    manifest["id"] = manifest_id(config.preset, manifest)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    (staging / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _scene_preprocessing(config: ModelConfig) -> SceneConfig:
+    if config.scene.architecture == "dinov2":
+        return SceneConfig(image_size=config.scene.image_size)
+    # EVA-CLIP was trained with the constants of OpenAI's CLIP.
+    side = config.scene.image_size
+    return SceneConfig(side, side, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+def _weights_hashes(model: ModelParts) -> dict[str, str]:
+    """sha256 of what the graphs were made from, so that a verifier knows whether it holds the same."""
+    hashes = {"tokenizer": file_sha256(model.tokenizer)}
+    if model.trained is not None:
+        hashes["trained"] = file_sha256(model.trained / "model.safetensors")
+    for part, provenance in _provenances(model).items():
+        hashes[part] = ",".join(sorted(provenance.sha256.values()))
+    return hashes
+
+
+def _licences(model: ModelParts) -> dict[str, str]:
+    return {part: f"{p.licence} ({p.origin})" for part, p in _provenances(model).items()}
+
+
+def _provenances(model: ModelParts) -> dict[str, Any]:
+    if model.config.preset == "tiny":
+        return {}
+    found = {part.name: read_provenance(weights_path(part.name, model.config.preset)) for part in model if part.name != "fusion"}
+    return {name: provenance for name, provenance in found.items() if provenance is not None}
+
+
+def _card(trained: Path | None) -> dict[str, Any]:
+    if trained is None:
+        return {"warning": "fusion and heads have random weights: for tests only"}
+    card: dict[str, Any] = json.loads((trained / CARD_FILE).read_text(encoding="utf-8"))
+    return card
+
+
+def _graph_name(part: str, precision: str) -> str:
+    return f"onnx/{part}.{precision}.onnx"
+
+
+def _graph(folder: Path, part: str, precision: str) -> Path:
+    return folder / "onnx" / f"{part}.{precision}.onnx"
+
+
+@contextlib.contextmanager
+def _staging(out: Path) -> Iterator[Path]:
+    """A folder beside the target that is gone afterwards, whatever happens."""
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as folder:
+        staging = Path(folder) / out.name
+        staging.mkdir()
+        yield staging
+
+
+def _replace(staging: Path, out: Path) -> None:
+    """Put the new bundle in the old one's place; the old one goes only once the new one is whole."""
+    if out.exists():
+        out.rename(staging.parent / "replaced")
+    staging.rename(out)

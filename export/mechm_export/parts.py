@@ -1,0 +1,240 @@
+"""The parts of a bundle: which module each is, its inputs and outputs, and inputs to try it on.
+
+Assembled here from base weights and trained weights; how a part is converted is not known here (`onnx_graph`,
+`quantize`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import nn
+
+from mechm.model.build import build_audio_encoder, build_network, build_scene_encoder, load_trained
+from mechm.model.config import ModelConfig, preset_config
+from mechm.model.expression import ExpressionConfig, ExpressionNetwork
+from mechm.weights import weights_path
+from mechm_runtime.bundle import FusionWindows, Tensor
+from mechm_runtime.decision import DecisionConfig
+from mechm_runtime.types import EMOTIONS
+
+Feeds = dict[str, npt.NDArray[np.generic]]
+
+
+@dataclass(frozen=True, slots=True)
+class ExportPart:
+    """A module to export.
+
+    module: in eval mode; takes the inputs in order as positional arguments.
+    inputs, outputs: names, numpy dtypes and axes; an axis that is a name is dynamic.
+    trial_sizes: sizes of the dynamic axes to compare on, the first of which the graph is traced with.
+    n_heads: attention heads, for graphs whose attention is fused; 0 where there is none to fuse.
+    integer_limits: exclusive upper limit of integer inputs' values; an axis' name means that axis' size (lengths: at
+        least 1 up to that size).
+    int8_operators: operators whose weights the int8 form quantizes. prefer_int8: whether that form is the default
+        where it passes the gate.
+    """
+
+    name: str
+    module: nn.Module
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    trial_sizes: tuple[Mapping[str, int], ...]
+    n_heads: int = 0
+    integer_limits: Mapping[str, int | str] | None = None
+    int8_operators: tuple[str, ...] = ("MatMul",)
+    prefer_int8: bool = True
+
+    def trial_inputs(self, sizes: Mapping[str, int], random: np.random.Generator) -> Feeds:
+        """Random inputs of the given sizes; masks have holes, lengths differ inside a batch."""
+        feeds: Feeds = {}
+        for tensor in self.inputs:
+            shape = [axis if isinstance(axis, int) else sizes[axis] for axis in tensor.axes]
+            limit = (self.integer_limits or {}).get(tensor.name)
+            if tensor.dtype == "bool":
+                mask = random.random(shape) < 0.7
+                mask[..., 0] = True
+                feeds[tensor.name] = mask
+            elif tensor.dtype == "int64" and isinstance(limit, str):
+                lengths = random.integers(max(1, sizes[limit] // 2), sizes[limit] + 1, shape)
+                lengths[0] = sizes[limit]
+                feeds[tensor.name] = lengths.astype(np.int64)
+            elif tensor.dtype == "int64" and limit is not None:
+                feeds[tensor.name] = random.integers(0, limit, shape).astype(np.int64)
+            elif tensor.dtype == "int64":  # an attention mask: ones, then padding
+                lengths = random.integers(max(1, shape[1] // 2), shape[1] + 1, (shape[0], 1))
+                feeds[tensor.name] = (np.arange(shape[1])[None] < lengths).astype(np.int64)
+            else:
+                feeds[tensor.name] = random.normal(0.0, 1.0, shape).astype(np.float32)
+        return feeds
+
+    def reference(self, feeds: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.generic]]:
+        """What the torch module answers, by output name."""
+        with torch.inference_mode():
+            answer = self.module(*(torch.from_numpy(np.ascontiguousarray(feeds[t.name])) for t in self.inputs))
+        values = answer if isinstance(answer, tuple) else (answer,)
+        return {t.name: value.numpy() for t, value in zip(self.outputs, values, strict=True)}
+
+
+@dataclass(frozen=True, slots=True)
+class ModelParts:
+    """Everything a bundle is made of, in torch."""
+
+    config: ModelConfig
+    parts: tuple[ExportPart, ...]
+    decision: DecisionConfig
+    tokenizer: Path
+    trained: Path | None
+
+    def __iter__(self) -> Iterator[ExportPart]:
+        return iter(self.parts)
+
+    @property
+    def fusion_windows(self) -> FusionWindows:
+        """Sizes the runtime needs."""
+        config = self.config
+        return FusionWindows(
+            window=config.fusion.window,
+            window_context=config.fusion.window_context,
+            n_frames=config.n_frames,
+            max_faces=config.max_faces,
+            audio_tokens=len(config.audio.pooled_layers),
+            audio_width=2 * config.audio.hidden_size,
+            scene_width=config.scene.hidden_size,
+            text_width=config.text.hidden_size,
+            face_width=config.fusion.face_width,
+        )
+
+
+def build_parts(preset: str, trained: Path | None) -> ModelParts:
+    """Load a preset's weights and describe its parts.
+
+    trained: folder that `mechm train fusion` wrote; None leaves fusion and heads random (preset `tiny`).
+    Raises: WeightsError: base weights are missing, or the trained ones do not fit.
+    """
+    config = preset_config(preset)
+    random_weights = preset == "tiny"
+    # `tiny` has random weights but real words: it borrows the tokenizer of `small`.
+    text_folder = weights_path("text", "small" if random_weights else preset)
+    network = build_network(config, None if random_weights else text_folder)
+    decision = load_trained(network, trained) if trained is not None else DecisionConfig()
+    folders = {
+        name: None if random_weights else weights_path(name, preset) for name in ("audio", "scene", "expression")
+    }
+    expression_folder = folders["expression"]
+    torch.manual_seed(0)
+    expression = (
+        ExpressionNetwork(ExpressionConfig()).eval()
+        if expression_folder is None
+        else ExpressionNetwork.from_pretrained(expression_folder)
+    )
+    parts = (
+        _text_part(config, network.text),
+        _audio_part(config, build_audio_encoder(config, folders["audio"])),
+        _scene_part(config, build_scene_encoder(config, folders["scene"])),
+        ExportPart(
+            "expression",
+            expression.eval(),
+            (Tensor("pixel_values", "float32", ("batch", 1, 64, 64)),),
+            (Tensor("expression_logits", "float32", ("batch", len(EMOTIONS))),),
+            ({"batch": 2}, {"batch": 1}, {"batch": 5}),
+            int8_operators=("Conv",),
+            # A third of the bytes of next to nothing, but five times slower: measured 4.9 against 0.9 ms for 4 faces.
+            prefer_int8=False,
+        ),
+        _fusion_part(config, network.fusion),
+    )
+    return ModelParts(config, parts, decision, text_folder / "tokenizer.json", trained)
+
+
+def _text_part(config: ModelConfig, module: nn.Module) -> ExportPart:
+    longest = config.text.max_tokens
+    return ExportPart(
+        "text",
+        module,
+        (Tensor("input_ids", "int64", ("batch", "tokens")), Tensor("attention_mask", "int64", ("batch", "tokens"))),
+        (Tensor("last_hidden_state", "float32", ("batch", "tokens", config.text.hidden_size)),),
+        tuple(
+            {"batch": batch, "tokens": tokens} for batch, tokens in ((2, 40), (1, 5), (1, longest), (8, 17), (3, 33))
+        ),
+        n_heads=config.text.n_heads,
+        integer_limits={"input_ids": config.text.vocab_size},
+        # The word embeddings are half of a small text encoder's bytes.
+        int8_operators=("MatMul", "Gather"),
+    )
+
+
+def _audio_part(config: ModelConfig, module: nn.Module) -> ExportPart:
+    audio = config.audio
+    outputs = (Tensor("audio_tokens", "float32", ("batch", len(audio.pooled_layers), 2 * audio.hidden_size)),)
+    if audio.architecture == "hubert":
+        sizes = ((2, 16000), (1, 8000), (3, 24000), (1, 48000))
+        return ExportPart(
+            "audio",
+            module,
+            (Tensor("input_values", "float32", ("batch", "samples")), Tensor("n_samples", "int64", ("batch",))),
+            outputs,
+            tuple({"batch": batch, "samples": samples} for batch, samples in sizes),
+            n_heads=audio.n_heads,
+            integer_limits={"n_samples": "samples"},
+        )
+    sizes = ((2, 300), (1, 3), (1, 98), (3, 401), (1, 2 * audio.max_positions))
+    return ExportPart(
+        "audio",
+        module,
+        (Tensor("mel", "float32", ("batch", audio.n_mels, "frames")), Tensor("mel_frames", "int64", ("batch",))),
+        outputs,
+        tuple({"batch": batch, "frames": frames} for batch, frames in sizes),
+        n_heads=audio.n_heads,
+        integer_limits={"mel_frames": "frames"},
+    )
+
+
+def _scene_part(config: ModelConfig, module: nn.Module) -> ExportPart:
+    side = config.scene.image_size
+    return ExportPart(
+        "scene",
+        module,
+        (Tensor("pixel_values", "float32", ("batch", 3, side, side)),),
+        (Tensor("scene_token", "float32", ("batch", config.scene.hidden_size)),),
+        ({"batch": 2}, {"batch": 1}, {"batch": 3}),
+        n_heads=config.scene.n_heads,
+    )
+
+
+def _fusion_part(config: ModelConfig, module: nn.Module) -> ExportPart:
+    per_utterance = ("batch", "utterances")
+    faces = config.n_frames * config.max_faces
+    inputs = (
+        Tensor("text", "float32", (*per_utterance, config.text.hidden_size)),
+        Tensor("text_mask", "bool", per_utterance),
+        Tensor("audio", "float32", (*per_utterance, len(config.audio.pooled_layers), 2 * config.audio.hidden_size)),
+        Tensor("audio_mask", "bool", per_utterance),
+        Tensor("scene", "float32", (*per_utterance, config.n_frames, config.scene.hidden_size)),
+        Tensor("scene_mask", "bool", (*per_utterance, config.n_frames)),
+        Tensor("face", "float32", (*per_utterance, faces, config.fusion.face_width)),
+        Tensor("face_mask", "bool", (*per_utterance, faces)),
+        Tensor("speaker_ids", "int64", per_utterance),
+        Tensor("utterance_mask", "bool", per_utterance),
+    )
+    outputs = (
+        Tensor("emotion_logits", "float32", (*per_utterance, config.fusion.n_emotions)),
+        Tensor("pair_logits", "float32", (*per_utterance, "utterances")),
+        Tensor("hidden_states", "float32", (*per_utterance, config.fusion.hidden_size)),
+    )
+    return ExportPart(
+        "fusion",
+        module,
+        inputs,
+        outputs,
+        tuple(
+            {"batch": batch, "utterances": utterances}
+            for batch, utterances in ((2, 7), (1, 1), (1, 33), (8, config.fusion.window))
+        ),
+        integer_limits={"speaker_ids": 4},
+    )

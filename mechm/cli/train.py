@@ -1,0 +1,163 @@
+"""`mechm train`: fusion."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from mechm.model.config import ModelConfig
+    from mechm.training.fusion import EpochReport
+    from mechm_runtime.types import LabelledConversation
+
+_folder = click.Path(path_type=Path, exists=True, file_okay=False)
+_file = click.Path(path_type=Path)
+
+
+@click.group()
+def train() -> None:
+    """Train the fusion and its heads."""
+
+
+@train.command()
+@click.option("--preset", type=click.Choice(["small", "tiny", "llama2-7b"]), default="small", show_default=True)
+@click.option("--train", "train_file", type=_file, required=True, metavar="FILE", help="ECF conversations to train on.")
+@click.option("--dev", "dev_file", type=_file, required=True, metavar="FILE", help="Decides which weights are kept.")
+@click.option("--report", "reports", type=_file, multiple=True, metavar="FILE", help="Score at the end, for the card.")
+@click.option("--goemotions", type=_folder, metavar="DIR", help="Warm the text encoder up on GoEmotions (train.tsv).")
+@click.option("--reccon", type=_folder, metavar="DIR", help="Add RECCON's DailyDialog dialogues (dailydialog_*.json).")
+@click.option("--speech", type=_folder, metavar="DIR", help="Teach the voice with EmoDB recordings (03a01Fa.wav ...).")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the weights go.")
+@click.option("--warmup-epochs", type=click.IntRange(min=0), default=1, show_default=True, help="On GoEmotions.")
+@click.option("--pair-epochs", type=click.IntRange(min=0), default=2, show_default=True, help="On RECCON with ECF.")
+@click.option("--epochs", type=click.IntRange(min=1), default=4, show_default=True, help="On ECF alone, at the end.")
+@click.option("--text-lr", type=click.FloatRange(min=0, min_open=True), default=8e-5, show_default=True)
+@click.option("--fusion-lr", type=click.FloatRange(min=0, min_open=True), default=5e-4, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: torch's own choice.")
+def fusion(
+    preset: str,
+    train_file: Path,
+    dev_file: Path,
+    reports: tuple[Path, ...],
+    goemotions: Path | None,
+    reccon: Path | None,
+    speech: Path | None,
+    out: Path,
+    warmup_epochs: int,
+    pair_epochs: int,
+    epochs: int,
+    text_lr: float,
+    fusion_lr: float,
+    seed: int,
+    threads: int | None,
+) -> None:
+    """Train the text encoder, the fusion and both heads; keep the weights that score best on --dev.
+
+    \b
+    mechm train fusion --train ecf/train.txt --dev ecf/dev.txt --out runs/closed
+    mechm train fusion --train ecf/train.txt --dev ecf/dev.txt --report ecf/test.txt \\
+        --goemotions goemotions --reccon reccon --speech emodb --out runs/open
+    """
+    import json
+
+    import torch
+
+    from mechm.data.corpora import read_goemotions, read_reccon
+    from mechm.model.build import CARD_FILE, build_network, load_trained, save_trained
+    from mechm.model.config import preset_config
+    from mechm.training.card import make_card, split_scores
+    from mechm.training.fusion import FusionTrainingConfig, Stage, score_conversations, train_fusion
+    from mechm.weights import weights_path
+    from mechm_runtime.readers import read_labelled
+    from mechm_runtime.text import ConversationTokenizer, TextConfig
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config = preset_config(preset)
+    text_folder = weights_path("text", "small" if preset == "tiny" else preset)
+    max_tokens = config.text.max_tokens
+    tokenizer = ConversationTokenizer(text_folder / "tokenizer.json", TextConfig(max_tokens, max_tokens // 4))
+    held_out = {path.name: read_labelled(path) for path in (dev_file, *reports)}
+    corpora: dict[str, tuple[LabelledConversation, ...]] = {"ecf": read_labelled(train_file)}
+    stages = [Stage("target", ("ecf",), epochs)]
+    if reccon is not None:
+        splits = ("train", "valid", "test")
+        corpora["reccon"] = tuple(c for split in splits for c in read_reccon(reccon / f"dailydialog_{split}.json"))
+        stages.insert(0, Stage("pairs", ("ecf", "reccon"), pair_epochs))
+    if goemotions is not None:
+        corpora["goemotions"] = read_goemotions(goemotions)
+        stages.insert(0, Stage("warm-up", ("goemotions",), warmup_epochs))
+    training = FusionTrainingConfig(tuple(stages), seed=seed, text_lr=text_lr, fusion_lr=fusion_lr)
+    voices = {} if speech is None else _speech(speech, config)
+    card = make_card(preset, corpora, sum(len(features) for features in voices.values()), training)
+    network = build_network(config, None if preset == "tiny" else text_folder, seed=seed)
+    with _progress() as (on_step, on_epoch):
+        train_fusion(
+            network, tokenizer, corpora, held_out[dev_file.name], voices, training, out, card, on_step, on_epoch
+        )
+    decision = load_trained(network, out)
+    card = json.loads((out / CARD_FILE).read_text(encoding="utf-8"))
+    for name, labelled in held_out.items():
+        card["scores"][name] = split_scores(labelled, score_conversations(network, tokenizer, labelled), decision)
+        click.echo(
+            f"{name}: weighted F1 {card['scores'][name]['weighted_f1']:.4f}, "
+            f"micro F1 {card['scores'][name]['micro_f1']:.4f}, "
+            f"emotion accuracy {card['scores'][name]['emotion_accuracy']:.4f} (text only)"
+        )
+    save_trained(network, decision, card, out)
+    click.echo(f"wrote {out}")
+
+
+def _speech(folder: Path, config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
+    """Features of the recordings in a folder, by emotion."""
+    from rich.console import Console
+    from rich.progress import track
+
+    from mechm.data.corpora import read_emodb
+    from mechm.model.build import build_audio_encoder
+    from mechm.training.speech import speech_features
+    from mechm.weights import weights_path
+
+    recordings = read_emodb(folder)
+    encoder = build_audio_encoder(config, None if config.preset == "tiny" else weights_path("audio", config.preset))
+    by_emotion: dict[str, list[npt.NDArray[np.float32]]] = {}
+    console = Console(stderr=True)
+    shown = track(recordings, "Reading speech", console=console, disable=not console.is_terminal)
+    for recording, features in zip(shown, speech_features(recordings, encoder), strict=True):
+        by_emotion.setdefault(recording.emotion, []).append(features)
+    import numpy as np
+
+    return {emotion: np.stack(features) for emotion, features in by_emotion.items()}
+
+
+@contextmanager
+def _progress() -> Iterator[tuple[object, object]]:
+    """Callbacks for a step and an epoch: a bar with loss and time left, and a line an epoch."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = (TextColumn("loss {task.fields[loss]:.3f}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        task = progress.add_task("training", loss=float("nan"), total=None)
+
+        def on_step(step: int, n_steps: int, loss: float) -> None:
+            progress.update(task, completed=step, total=n_steps, loss=loss)
+
+        def on_epoch(report: EpochReport) -> None:
+            scored = f", dev weighted F1 {report.dev_weighted_f1:.4f}, emotion accuracy {report.dev_emotion_accuracy:.4f}"
+            progress.console.print(
+                f"{report.stage} {report.epoch}: loss {report.loss:.3f}, {report.seconds:.0f} s"
+                + (scored if report.dev_weighted_f1 else ""),
+                highlight=False,
+            )
+
+        yield on_step, on_epoch

@@ -1,0 +1,81 @@
+"""The card beside trained weights: what they were trained on, how, what they reach and what they must not do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from mechm.evaluation import score_emotions, score_pairs
+from mechm.training.calibration import (
+    ScoredConversation,
+    cause_calibration_error,
+    expected_calibration_error,
+)
+from mechm.training.fusion import FusionTrainingConfig
+from mechm_runtime.decision import DecisionConfig, decide
+from mechm_runtime.types import EMOTIONS, LabelledConversation, Pair
+
+LICENCES = {
+    "ecf": "ECF 1.0 (NUSTM/MECPE, GPL-3.0 repository), research use only",
+    "reccon": "RECCON on DailyDialog, CC BY-NC-SA 4.0, research use only",
+    "goemotions": "GoEmotions, Apache-2.0",
+    "speech": "EmoDB, free for research",
+}
+
+LIMITS = (
+    "Trained on scripted TV dialogue and everyday text in English; other domains and languages are unmeasured.",
+    "Voice: paired with ECF text by emotion from acted German speech (EmoDB), since no aligned recordings were at "
+    "hand; boredom left out, surprise never heard.",
+    "Faces: learned from simulated readings of the expression network, not from labelled faces.",
+    "Scene: learned from noise that carries no label; it tells nothing until trained on clips.",
+    "Not for diagnosis, for deciding about a person, or for inferring what somebody feels at work or school.",
+)
+
+
+def make_card(
+    preset: str, corpora: Mapping[str, Sequence[LabelledConversation]], n_recordings: int, config: FusionTrainingConfig
+) -> dict[str, Any]:
+    """The card before training; scores are added after it."""
+    data: dict[str, Any] = {
+        name: {
+            "conversations": len(conversations),
+            "utterances": sum(len(one.emotions) for one in conversations),
+            "pairs": sum(len(one.pairs) for one in conversations),
+            "licence": LICENCES[name],
+        }
+        for name, conversations in corpora.items()
+    }
+    if n_recordings:
+        data["speech"] = {"recordings": n_recordings, "licence": LICENCES["speech"]}
+    return {"preset": preset, "data": data, "training": asdict(config), "limits": list(LIMITS), "scores": {}}
+
+
+def split_scores(
+    labelled: Sequence[LabelledConversation], scored: Sequence[ScoredConversation], decision: DecisionConfig
+) -> dict[str, Any]:
+    """What a split's table in the card holds, text alone.
+
+    scored: the network's scores of `labelled`, in the same order.
+    """
+    pairs, labels = {}, {}
+    for one, s in zip(labelled, scored, strict=True):
+        decided = decide(s.emotion_logits, s.pair_logits, decision)
+        ids = [u.id for u in one.conversation.utterances]
+        names = [None if label < 0 else EMOTIONS[label] for label in decided.labels]
+        labels[one.conversation.id] = names
+        pairs[one.conversation.id] = [Pair(ids[i], str(names[i]), ids[j], p) for i, j, p in decided.pairs]
+    pair_scores, emotion_scores = score_pairs(labelled, pairs), score_emotions(labelled, labels)
+    return {
+        "modalities": "text",
+        "weighted_f1": round(pair_scores.weighted.f1, 4),
+        "micro_f1": round(pair_scores.micro.f1, 4),
+        "f1": {emotion: round(score.f1, 4) for emotion, score in pair_scores.per_emotion.items()},
+        "emotion_accuracy": round(emotion_scores.accuracy, 4),
+        "emotion_weighted_f1": round(emotion_scores.weighted_f1, 4),
+        "calibration_error": {
+            "emotion_before": round(expected_calibration_error(scored, DecisionConfig()), 4),
+            "emotion": round(expected_calibration_error(scored, decision), 4),
+            "cause": round(cause_calibration_error(scored, decision), 4),
+        },
+    }

@@ -1,0 +1,306 @@
+"""The pipeline: a conversation in, an `Analysis` out.
+
+Assembled once from a bundle (`Pipeline.from_bundle`); every part gets finished parts. The order of work is: media is
+decoded in its own process while the text is read, then voice, frames and faces utterance by utterance, then the
+fusion over all, then the decision. A modality that is absent or broken is masked and named in the result.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from mechm_runtime.bundle import Bundle, PartFiles, open_bundle
+from mechm_runtime.decision import Decision, decide
+from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
+from mechm_runtime.errors import BundleError, InputError, MediaError
+from mechm_runtime.features.faces import FaceFinder
+from mechm_runtime.fusion import FusionInputs, run_fusion
+from mechm_runtime.media import MediaLimits, MediaReader, Segment
+from mechm_runtime.perception import FrameReader, TextReader, VoiceReader
+from mechm_runtime.text import ConversationTokenizer
+from mechm_runtime.types import EMOTIONS, MODALITIES, Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
+
+Precision = Literal["fp32", "int8"]
+Progress = Callable[[str, int, int], None]
+"""Called with a stage's name, the utterances done and their number."""
+
+TOKENIZER_FILE = "tokenizer/tokenizer.json"
+PAST_END_S = 0.5
+"""How far an utterance's times may run past its recording; clocks and encoders round."""
+
+
+@dataclass(slots=True)
+class _Work:
+    """One conversation on its way: what is known so far, why things are missing, and where time went."""
+
+    inputs: FusionInputs
+    missing: list[dict[str, str]]
+    timings_ms: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + 1000 * (time.perf_counter() - start)
+
+
+class Pipeline:
+    """Analyses conversations with one bundle. One pipeline may serve several threads.
+
+    Engines of modalities that no conversation has used yet are not loaded: text alone never pays for the encoders of
+    voice and picture.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        *,
+        precisions: Mapping[str, str | None] | None = None,
+        engine: EngineConfig | None = None,
+        modalities: Sequence[str] = MODALITIES,
+        limits: MediaLimits | None = None,
+        load_part: Callable[[PartFiles], GraphRunner] | None = None,
+    ) -> None:
+        """Build a pipeline from an opened bundle.
+
+        precisions: part -> precision; the bundle's default for parts that are not named.
+        load_part: what runs a part; None runs the bundle's own graphs. Export compares against torch with it.
+        """
+        unknown = sorted(set(modalities) - set(MODALITIES))
+        if unknown:
+            raise InputError(f"unknown modality {unknown[0]!r}", hint=f"choose from {', '.join(MODALITIES)}")
+        self.bundle = bundle
+        self.modalities = tuple(m for m in MODALITIES if m in modalities)
+        self._precisions = precisions or {}
+        self._engine_config = engine or EngineConfig()
+        self._limits = limits
+        self._load_part = load_part or self._load_engine
+        self._lock = threading.Lock()
+        self._fusion = self._engine("fusion")
+        self._text = TextReader(
+            ConversationTokenizer(bundle.path(TOKENIZER_FILE), bundle.text), self._engine("text")
+        )
+        self._voice: VoiceReader | None = None
+        self._frames: FrameReader | None = None
+
+    @classmethod
+    def from_bundle(
+        cls,
+        path: Path | str | None = None,
+        *,
+        precision: Precision | None = None,
+        engine: EngineConfig | None = None,
+        modalities: Sequence[str] = MODALITIES,
+        limits: MediaLimits | None = None,
+    ) -> Pipeline:
+        """Open a bundle and load it.
+
+        path: its folder; None for `MECHM_BUNDLE` or the bundle that `make demo` built.
+        precision: of every part; None takes the bundle's default part by part.
+        modalities: which to use; the others count as absent.
+        limits: on recordings; None for the defaults.
+        Raises: BundleError, ProviderError, MissingExtraError.
+        """
+        bundle = open_bundle(None if path is None else Path(path))
+        precisions = {name: precision for name in bundle.parts}
+        return cls(bundle, precisions=precisions, engine=engine, modalities=modalities, limits=limits)
+
+    @property
+    def bundle_id(self) -> str:
+        """The bundle's id, as every analysis carries it."""
+        return self.bundle.id
+
+    def analyze(self, conversation: Conversation, *, progress: Progress | None = None) -> Analysis:
+        """Analyse one conversation.
+
+        Raises: MediaError: the conversation's own recording cannot be read (a broken clip of a single utterance is
+            named in the result instead). InputError: nothing to analyse, or times past the recording's end.
+        """
+        start = time.perf_counter()
+        utterances = conversation.utterances
+        work = _Work(FusionInputs.absent(utterances, self.bundle.fusion), [{} for _ in utterances])
+        report = progress or _silent
+        if "text" in self.modalities:
+            with work.timed("text"):
+                self._text.read(utterances, work.inputs, lambda done, total: report("text", done, total))
+            for index in (~work.inputs.text_mask).nonzero()[0]:
+                work.missing[index]["text"] = "no words known"
+            report("text", len(utterances), len(utterances))
+        if self.modalities != ("text",) and (conversation.media or any(u.media for u in utterances)):
+            self._read_media(conversation, work, report)
+        if not self._has_evidence(work.inputs):
+            reasons = next((m for m in work.missing if m), {})
+            detail = f" ({'; '.join(f'{k}: {v}' for k, v in reasons.items())})" if reasons else ""
+            raise InputError(
+                f"conversation {conversation.id} has nothing to analyse{detail}", hint="give text, a recording or clips"
+            )
+        with work.timed("fusion"):
+            scores = run_fusion(
+                self._fusion, work.inputs, self.bundle.fusion, lambda done, total: report("fusion", done, total)
+            )
+        with work.timed("decide"):
+            decision = decide(scores.emotion_logits, scores.pair_logits, self.bundle.decision, scores.first_cause)
+        work.timings_ms["total"] = 1000 * (time.perf_counter() - start)
+        return self._answer(conversation, work, decision)
+
+    def _read_media(self, conversation: Conversation, work: _Work, report: Progress) -> None:
+        wanted = [m for m in self.modalities if m != "text"]
+        n_frames = self.bundle.fusion.n_frames if {"face", "scene"} & set(wanted) else 0
+        n, done = len(conversation.utterances), 0
+        with MediaReader(self._limits) as reader:
+            for index, segment in self._segments(conversation, reader, n_frames, work):
+                self._read_segment(index, segment, work)
+                done += 1
+                report("media", done, n)
+
+    def _segments(
+        self, conversation: Conversation, reader: MediaReader, n_frames: int, work: _Work
+    ) -> Iterator[tuple[int, Segment]]:
+        """Decoded segments by utterance position; time spent decoding is counted, that of the consumer is not."""
+        untimed: list[tuple[int, Utterance]] = []
+        if conversation.media is not None:
+            with work.timed("decode"):
+                duration_s = reader.probe(conversation.media).duration_s
+            spans, owners = [], []
+            for index, u in enumerate(conversation.utterances):
+                if u.start_s is None or u.end_s is None:
+                    untimed.append((index, u))
+                    continue
+                if duration_s is not None and u.end_s > duration_s + PAST_END_S:
+                    raise InputError(
+                        f"utterance {u.id} ends at {u.end_s:.2f} s, the recording at {duration_s:.2f} s",
+                        hint="is this the transcript of another recording?",
+                    )
+                spans.append((u.start_s, u.end_s))
+                owners.append(index)
+            for index, u in untimed:
+                if u.media is None:
+                    self._note(work, index, ("audio", "video"), "the transcript gives no times")
+            for position, segment in self._timed(reader.iter_segments(conversation.media, spans, n_frames=n_frames), work):
+                yield owners[position], segment
+        for index, u in enumerate(conversation.utterances):
+            if u.media is None:
+                if conversation.media is None:
+                    self._note(work, index, ("audio", "video"), "no clip")
+                continue
+            try:
+                with work.timed("decode"):
+                    duration_s = reader.probe(u.media).duration_s
+                for _, segment in self._timed(
+                    reader.iter_segments(u.media, [(0.0, duration_s or 1.0)], n_frames=n_frames), work
+                ):
+                    yield index, segment
+            except MediaError as error:
+                self._note(work, index, ("audio", "video"), str(error))
+
+    @staticmethod
+    def _timed(segments: Iterator[tuple[int, Segment]], work: _Work) -> Iterator[tuple[int, Segment]]:
+        while True:
+            with work.timed("decode"):
+                item = next(segments, None)
+            if item is None:
+                return
+            yield item
+
+    def _read_segment(self, index: int, segment: Segment, work: _Work) -> None:
+        for track, reason in segment.missing.items():
+            self._note(work, index, (track,), reason)
+        if segment.samples is not None and "audio" in self.modalities:
+            with work.timed("audio"):
+                reason = self._voice_reader().read(index, segment.samples, work.inputs)
+            if reason:
+                work.missing[index]["audio"] = reason
+        if segment.frames is not None and len(segment.frames):
+            frames = self._frame_reader()
+            if "face" in self.modalities:
+                with work.timed("face"):
+                    reason = frames.read_faces(index, segment.frames, work.inputs)
+                if reason:
+                    work.missing[index]["face"] = reason
+            if "scene" in self.modalities:
+                with work.timed("scene"):
+                    frames.read_scene(index, segment.frames, work.inputs)
+
+    def _note(self, work: _Work, index: int, tracks: Sequence[str], reason: str) -> None:
+        """Say that a track is missing, in terms of the modalities that would be read from it."""
+        for track in tracks:
+            for modality in ("face", "scene") if track == "video" else (track,):
+                if modality in self.modalities:
+                    work.missing[index][modality] = reason
+
+    @staticmethod
+    def _has_evidence(inputs: FusionInputs) -> bool:
+        masks = (inputs.text_mask, inputs.audio_mask, inputs.face_mask, inputs.scene_mask)
+        return any(mask.any() for mask in masks)
+
+    def _answer(self, conversation: Conversation, work: _Work, decision: Decision) -> Analysis:
+        inputs = work.inputs
+        used: Mapping[str, Sequence[bool]] = {
+            "text": inputs.text_mask.tolist(),
+            "audio": inputs.audio_mask.tolist(),
+            "face": inputs.face_mask.any(-1).tolist(),
+            "scene": inputs.scene_mask.any(-1).tolist(),
+        }
+        labels = [None if label < 0 else EMOTIONS[label] for label in decision.labels.tolist()]
+        answers = tuple(
+            UtteranceAnalysis(
+                id=u.id,
+                speaker=u.speaker,
+                text=u.text,
+                start_s=u.start_s,
+                end_s=u.end_s,
+                emotion=labels[i],
+                probabilities=dict(zip(EMOTIONS, decision.probabilities[i].tolist(), strict=True)),
+                modalities=tuple(m for m in self.modalities if used[m][i]),
+                missing=work.missing[i],
+            )
+            for i, u in enumerate(conversation.utterances)
+        )
+        pairs = tuple(
+            Pair(answers[i].id, str(labels[i]), answers[j].id, probability) for i, j, probability in decision.pairs
+        )
+        timings = {stage: round(value, 3) for stage, value in work.timings_ms.items()}
+        return Analysis(conversation.id, answers, pairs, timings, self.bundle.id)
+
+    def _engine(self, part: str) -> GraphRunner:
+        if part not in self.bundle.parts:
+            raise BundleError(f"the bundle has no {part} part", hint="export it with the parts this input needs")
+        return self._load_part(self.bundle.parts[part])
+
+    def _load_engine(self, part: PartFiles) -> Engine:
+        precision = self._precisions.get(part.name) or part.default
+        if precision not in part.files:
+            raise BundleError(
+                f"the bundle has no {precision} file of its {part.name} part", hint=f"it has {', '.join(part.files)}"
+            )
+        return Engine(self.bundle.path(part.files[precision]), self._engine_config)
+
+    def _voice_reader(self) -> VoiceReader:
+        with self._lock:
+            if self._voice is None:
+                self._voice = VoiceReader(self.bundle.log_mel, self._engine("audio"))
+            return self._voice
+
+    def _frame_reader(self) -> FrameReader:
+        with self._lock:
+            if self._frames is None:
+                self._frames = FrameReader(
+                    self.bundle.scene,
+                    self._engine("scene"),
+                    FaceFinder(self.bundle.faces),
+                    self._engine("expression"),
+                    self.bundle.fusion,
+                )
+            return self._frames
+
+
+def _silent(_stage: str, _done: int, _total: int) -> None:
+    return None
