@@ -180,7 +180,7 @@ def _judge(staging: Path, model: ModelParts, checks: CheckSet) -> tuple[list[Tas
         problems = [task.problem for task in lower if task.problem]
         if not problems:
             return tasks + lower, refused
-        refused.update(_blame(bundle, model, checks, candidates) or {name: problems[0] for name in candidates})
+        refused.update(_blame(bundle, model, checks, candidates) or dict.fromkeys(candidates, problems[0]))
 
 
 def _blame(bundle: Bundle, model: ModelParts, checks: CheckSet, candidates: Mapping[str, str]) -> dict[str, str]:
@@ -218,9 +218,7 @@ def _write_manifest(
     tasks: Sequence[TaskCheck],
 ) -> None:
     config = model.config
-    files = sorted(
-        path for path in staging.rglob("*") if path.is_file() and path.name != MANIFEST
-    )
+    files = sorted(path for path in staging.rglob("*") if path.is_file() and path.name != MANIFEST)
     manifest: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
         "preset": config.preset,
@@ -284,7 +282,11 @@ def _licences(model: ModelParts) -> dict[str, str]:
 def _provenances(model: ModelParts) -> dict[str, Any]:
     if model.config.preset == "tiny":
         return {}
-    found = {part.name: read_provenance(weights_path(part.name, model.config.preset)) for part in model if part.name != "fusion"}
+    found = {
+        part.name: read_provenance(weights_path(part.name, model.config.preset))
+        for part in model
+        if part.name != "fusion"
+    }
     return {name: provenance for name, provenance in found.items() if provenance is not None}
 
 

@@ -101,9 +101,7 @@ def verify(
     preset = open_bundle(folder, check_hashes=False).preset
     check_set = _check_set(conversations, recordings)
     with _steps(Console(stderr=True)) as on_step:
-        report = verify_bundle(
-            folder, trained=_trained_folder(preset, trained), check_set=check_set, on_step=on_step
-        )
+        report = verify_bundle(folder, trained=_trained_folder(preset, trained), check_set=check_set, on_step=on_step)
     _print(report)
     click.echo(f"{folder} is what it says ({report.bundle.id})")
 

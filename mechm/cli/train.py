@@ -153,7 +153,9 @@ def _progress() -> Iterator[tuple[object, object]]:
             progress.update(task, completed=step, total=n_steps, loss=loss)
 
         def on_epoch(report: EpochReport) -> None:
-            scored = f", dev weighted F1 {report.dev_weighted_f1:.4f}, emotion accuracy {report.dev_emotion_accuracy:.4f}"
+            scored = (
+                f", dev weighted F1 {report.dev_weighted_f1:.4f}, emotion accuracy {report.dev_emotion_accuracy:.4f}"
+            )
             progress.console.print(
                 f"{report.stage} {report.epoch}: loss {report.loss:.3f}, {report.seconds:.0f} s"
                 + (scored if report.dev_weighted_f1 else ""),

@@ -16,6 +16,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mechm.model.config import AudioEncoderConfig
 from mechm.model.fusion import MASKED
+from mechm.quiet import quiet_transformers
 from mechm_runtime.errors import WeightsError
 
 
@@ -43,7 +44,8 @@ class WhisperAudioEncoder(nn.Module):
         Raises: WeightsError: its sizes differ from `config`.
         """
         encoder = cls(config)
-        loaded = WhisperModel.from_pretrained(folder).encoder
+        with quiet_transformers():
+            loaded = WhisperModel.from_pretrained(folder).encoder
         found, wanted = (loaded.config.d_model, len(loaded.layers)), (config.hidden_size, config.n_layers)
         if found != wanted:
             raise WeightsError(f"the audio encoder has (width, layers) {found}, the preset wants {wanted}")
@@ -101,7 +103,8 @@ class HubertAudioEncoder(nn.Module):
         Raises: WeightsError: its sizes differ from `config`.
         """
         encoder = cls(config)
-        loaded = HubertModel.from_pretrained(folder)
+        with quiet_transformers():
+            loaded = HubertModel.from_pretrained(folder)
         found = (loaded.config.hidden_size, loaded.config.num_hidden_layers)
         if found != (config.hidden_size, config.n_layers) or loaded.config.feat_extract_norm != "layer":
             raise WeightsError(f"this HuBERT has (width, layers) {found}, the preset wants a layer-normed large one")

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from transformers import Blip2VisionConfig, Blip2VisionModel, Dinov2Config, Dinov2Model
 
 from mechm.model.config import SceneEncoderConfig
+from mechm.quiet import quiet_transformers
 from mechm_runtime.errors import WeightsError
 
 
@@ -31,7 +32,8 @@ class Dinov2SceneEncoder(nn.Module):
 
         Raises: WeightsError: its sizes differ from `config`.
         """
-        loaded = Dinov2Model.from_pretrained(folder)
+        with quiet_transformers():
+            loaded = Dinov2Model.from_pretrained(folder)
         found, wanted = (loaded.config.hidden_size, loaded.config.patch_size), (config.hidden_size, config.patch_size)
         if found != wanted or len(loaded.encoder.layer) < config.pooled_layer:
             raise WeightsError(f"the scene encoder has (width, patch) {found}, the preset wants {wanted}")
@@ -75,7 +77,8 @@ class EvaSceneEncoder(nn.Module):
 
         Raises: WeightsError: its sizes differ from `config`.
         """
-        loaded = Blip2VisionModel.from_pretrained(folder)
+        with quiet_transformers():
+            loaded = Blip2VisionModel.from_pretrained(folder)
         found, wanted = (loaded.config.hidden_size, loaded.config.patch_size), (config.hidden_size, config.patch_size)
         if found != wanted or len(loaded.encoder.layers) < config.pooled_layer:
             raise WeightsError(f"the scene encoder has (width, patch) {found}, the preset wants {wanted}")

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from transformers import BertConfig, BertModel
 
 from mechm.model.config import TextEncoderConfig
+from mechm.quiet import quiet_transformers
 from mechm_runtime.errors import WeightsError
 
 
@@ -34,7 +35,8 @@ class TextEncoder(nn.Module):
         Raises: WeightsError: its sizes differ from `config`.
         """
         encoder = cls(config)
-        encoder.bert = BertModel.from_pretrained(folder, add_pooling_layer=False)
+        with quiet_transformers():
+            encoder.bert = BertModel.from_pretrained(folder, add_pooling_layer=False)
         loaded = encoder.bert.config
         if (loaded.hidden_size, loaded.num_hidden_layers) != (config.hidden_size, config.n_layers):
             raise WeightsError(

@@ -17,9 +17,7 @@ from mechm_runtime.media import MediaReader
 MAX_RECORDING_S = 30.0
 
 
-def speech_features(
-    recordings: Iterable[SpeechRecording], encoder: nn.Module
-) -> Iterator[npt.NDArray[np.float32]]:
+def speech_features(recordings: Iterable[SpeechRecording], encoder: nn.Module) -> Iterator[npt.NDArray[np.float32]]:
     """Audio tokens of recordings, one by one, each at its own length as the runtime's pipeline computes them.
 
     Yields: float32 (audio tokens, audio width).

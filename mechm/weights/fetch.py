@@ -23,6 +23,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal
 
+from mechm.quiet import quiet_transformers
 from mechm.weights import hub, wheels
 from mechm.weights.check import Check
 from mechm.weights.from_folder import sha256_of
@@ -347,22 +348,9 @@ def _convert(part: Part, preset: str, download: _Download, progress: Progress) -
 
 
 def _run_converter(source_format: str, raw: Path, written: Path) -> Check:
-    with _quiet_transformers():
+    with quiet_transformers():
         check: Check = load(f"mechm.weights.from_{source_format}").convert(raw, written)
     return check
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Hide transformers' own bars while this library draws its own."""
-    logging = load("transformers.utils.logging")
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _replace_folder(new: Path, final: Path, spare: Path) -> None:

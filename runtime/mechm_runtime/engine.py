@@ -67,7 +67,8 @@ class Engine:
             onnxruntime.preload_dlls()  # CUDA libraries that came as pip packages lie where no linker looks
         if config.provider not in onnxruntime.get_available_providers():
             raise ProviderError(
-                f"{config.provider} is not in this onnxruntime", hint="mechm doctor tells what works and what to install"
+                f"{config.provider} is not in this onnxruntime",
+                hint="mechm doctor tells what works and what to install",
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = config.threads

@@ -89,7 +89,12 @@ class FrameReader:
     """Fills scene, scene_mask, face and face_mask."""
 
     def __init__(
-        self, scene_config: SceneConfig, scene: GraphRunner, finder: FaceFinder, expression: GraphRunner, sizes: FusionWindows
+        self,
+        scene_config: SceneConfig,
+        scene: GraphRunner,
+        finder: FaceFinder,
+        expression: GraphRunner,
+        sizes: FusionWindows,
     ) -> None:
         self._scene_config = scene_config
         self._scene = scene

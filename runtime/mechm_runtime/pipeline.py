@@ -85,9 +85,7 @@ class Pipeline:
         self._load_part = load_part or self._load_engine
         self._lock = threading.Lock()
         self._fusion = self._engine("fusion")
-        self._text = TextReader(
-            ConversationTokenizer(bundle.path(TOKENIZER_FILE), bundle.text), self._engine("text")
-        )
+        self._text = TextReader(ConversationTokenizer(bundle.path(TOKENIZER_FILE), bundle.text), self._engine("text"))
         self._voice: VoiceReader | None = None
         self._frames: FrameReader | None = None
 
@@ -110,7 +108,7 @@ class Pipeline:
         Raises: BundleError, ProviderError, MissingExtraError.
         """
         bundle = open_bundle(None if path is None else Path(path))
-        precisions = {name: precision for name in bundle.parts}
+        precisions = dict.fromkeys(bundle.parts, precision)
         return cls(bundle, precisions=precisions, engine=engine, modalities=modalities, limits=limits)
 
     @property
@@ -184,7 +182,9 @@ class Pipeline:
             for index, u in untimed:
                 if u.media is None:
                     self._note(work, index, ("audio", "video"), "the transcript gives no times")
-            for position, segment in self._timed(reader.iter_segments(conversation.media, spans, n_frames=n_frames), work):
+            for position, segment in self._timed(
+                reader.iter_segments(conversation.media, spans, n_frames=n_frames), work
+            ):
                 yield owners[position], segment
         for index, u in enumerate(conversation.utterances):
             if u.media is None:
