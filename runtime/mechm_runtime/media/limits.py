@@ -14,6 +14,9 @@ from mechm_runtime.errors import InputError
 
 GIB = 1 << 30
 
+LEAST_MEMORY_BYTES = 256 << 20
+"""The decoding process takes 120 MiB of address space before its first recording, and pillow some more."""
+
 
 @dataclass(frozen=True, slots=True)
 class MediaLimits:
@@ -28,9 +31,9 @@ class MediaLimits:
     max_spans: spans in one call.
     max_result_bytes: samples and frames that `read_segments` may hold at once; `iter_segments` holds one segment.
     timeout_s: seconds spent waiting for the decoder in one call, after which its process is killed.
-    memory_bytes: address space of the decoding process (where the system can limit it).
+    memory_bytes: address space of the decoding process (where the system can limit it), at least `LEAST_MEMORY_BYTES`.
 
-    Raises: InputError: a limit that is not a finite number above zero.
+    Raises: InputError: a limit that is not a finite number above zero, or too little memory.
     """
 
     max_bytes: int = 16 * GIB
@@ -48,6 +51,10 @@ class MediaLimits:
         for name, value in self.to_dict().items():
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"MediaLimits.{name} is {value}, but a limit is a finite number above zero")
+        if self.memory_bytes < LEAST_MEMORY_BYTES:
+            raise InputError(
+                f"MediaLimits.memory_bytes is {self.memory_bytes:,}, but it takes {LEAST_MEMORY_BYTES:,} to start"
+            )
 
     def to_dict(self) -> dict[str, int | float]:
         """The caps by name, as plain JSON numbers."""

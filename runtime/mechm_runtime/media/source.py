@@ -21,7 +21,7 @@ from typing import BinaryIO
 import av
 from av.audio.stream import AudioStream
 from av.container import InputContainer
-from av.stream import Disposition
+from av.stream import Discard, Disposition
 from av.video.stream import VideoStream
 
 from mechm_runtime.errors import MediaError
@@ -180,6 +180,13 @@ def start_s(container: InputContainer) -> float:
     return 0.0 if container.start_time is None else container.start_time / av.time_base
 
 
+def stated_end_s(container: InputContainer, stream: AudioStream | VideoStream) -> float | None:
+    """Where a track's own header says that it ends, on the recording's timeline; None where it does not say."""
+    if stream.duration is None or stream.time_base is None or container.format.name in GUESSED_DURATION:
+        return None
+    return float(((stream.start_time or 0) + stream.duration) * stream.time_base) - start_s(container)
+
+
 def measured_duration_s(path: str, limits: MediaLimits) -> float | None:
     """The end of the last packet, by reading all packets and decoding none; None where they bear no times.
 
@@ -249,6 +256,12 @@ def video_stream(container: InputContainer, limits: MediaLimits) -> VideoStream 
     context.options = {"max_pixels": str(limits.max_pixels)}
     context.thread_count = 1
     return stream
+
+
+def read_only(container: InputContainer, stream: AudioStream | VideoStream) -> None:
+    """Let the demuxer pass over every other track, so that reading the sound of a film does not read the film."""
+    for other in container.streams:
+        other.discard = Discard.default if other.index == stream.index else Discard.all
 
 
 def check_pixels(width: int, height: int, limits: MediaLimits) -> None:

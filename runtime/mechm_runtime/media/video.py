@@ -25,7 +25,7 @@ from av.video.stream import VideoStream
 from mechm_runtime.errors import MediaError
 from mechm_runtime.media.limits import MediaLimits
 from mechm_runtime.media.segments import MAX_SIDE
-from mechm_runtime.media.source import check_pixels, start_s, too_long
+from mechm_runtime.media.source import check_pixels, read_only, start_s, too_long
 
 SEEK_AHEAD_S = 1.0
 """Below this the frames in between are decoded: a seek lands on the key frame before and seldom saves anything."""
@@ -70,10 +70,11 @@ class VideoTrack:
 
     def __init__(self, container: InputContainer, stream: VideoStream, limits: MediaLimits) -> None:
         self.damaged = 0
-        self._container = container
+        self.container = container
         self.stream = stream
         self._limits = limits
         self._zero_s = start_s(container)
+        read_only(container, stream)
         self._time_base = Fraction(stream.time_base or 1)
         self._reformatter = VideoReformatter()
         self._n_decoded = 0
@@ -167,7 +168,7 @@ class VideoTrack:
 
     def _seek(self, moment_s: float) -> bool:
         try:
-            self._container.seek(self._offset(max(moment_s, 0.0)), stream=self.stream)
+            self.container.seek(self._offset(max(moment_s, 0.0)), stream=self.stream)
         except av.FFmpegError:
             return False
         self._end_s = None
@@ -190,7 +191,7 @@ class VideoTrack:
         """Frames with their times from the container's position on; damaged packets are counted and passed."""
         last_s = 0.0
         try:
-            for packet in self._container.demux(self.stream):
+            for packet in self.container.demux(self.stream):
                 try:
                     frames = packet.decode()
                 except MemoryError:

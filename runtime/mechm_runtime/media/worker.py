@@ -1,4 +1,4 @@
-"""The process that decodes, started by `reader` as `python -m mechm_runtime.media.worker`; it can be killed any time.
+"""The process that decodes, started by `reader`; it can be killed at any time.
 
 Reads requests from standard input and answers on standard output (`protocol`); lives for as many requests as its
 reader sends. Before the first one it gives up what decoding does not need: it can no longer write a byte to a file or
@@ -29,6 +29,7 @@ from mechm_runtime.media.source import (
     open_container,
     open_regular,
     stated_duration_s,
+    stated_end_s,
     video_stream,
 )
 from mechm_runtime.media.video import Orientation, Picture, StillPicture, VideoTrack, orientation_of, shown_size
@@ -222,8 +223,7 @@ class Recording:
         if samples or end_s - start_s < MIN_SAMPLES / 16_000:
             missing["audio"] = "shorter than 25 ms"
         else:
-            ended_s = self._audio.end_s if self._audio.ended else None
-            missing["audio"] = self._after(ended_s, start_s) or "no audio in this span"
+            missing["audio"] = self._after(self._audio, start_s) or "no audio in this span"
         return b""
 
     def _pictures(self, start_s: float, end_s: float, n_frames: int, missing: dict[str, str]) -> list[Picture]:
@@ -244,12 +244,13 @@ class Recording:
             if not pictures or (picture.width, picture.height) == (pictures[0].width, pictures[0].height):
                 pictures.append(picture)
         if not pictures:
-            missing["video"] = self._after(self._video.end_s, start_s) or "no frames in this span"
+            missing["video"] = self._after(self._video, start_s) or "no frames in this span"
         return pictures
 
-    def _after(self, ended_s: float | None, start_s: float) -> str:
-        """Says that the data ended before its stated end, where that is why a span holds nothing."""
-        stated_s = self.info["duration_s"]
+    @staticmethod
+    def _after(track: AudioTrack | VideoTrack, start_s: float) -> str:
+        """Says that a track's data ended before the end it states, where that is why a span holds nothing."""
+        ended_s, stated_s = track.end_s, stated_end_s(track.container, track.stream)
         if ended_s is None or stated_s is None or not ended_s + CUT_OFF_S < stated_s or not start_s < stated_s:
             return ""
         return f"damaged or cut off after {ended_s:.1f} s"
@@ -270,7 +271,3 @@ def nothing_inside(audio_missing: str, video_missing: str) -> MediaError:
     if any(reason.startswith("undecodable") for reason in reasons):
         return MediaError("has no track that can be decoded", hint="convert it to mp4 (H.264, AAC) or wav")
     return MediaError(f"has {' and '.join(reasons)}", hint="record it again: there is nothing inside to analyse")
-
-
-if __name__ == "__main__":
-    main()
