@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Hide progress bars and load reports; a real problem (a missing or misshapen tensor) still raises."""
-    from transformers.utils import logging
+    logging: Any = importlib.import_module("transformers.utils.logging")  # it has no annotations
 
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()

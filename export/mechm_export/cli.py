@@ -26,7 +26,7 @@ _conversations = click.option(
     "--conversations",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="Annotated conversations (ECF / SemEval JSON, MECPE text) to judge precisions on. Default: a small shipped set.",
+    help="Annotated conversations (ECF / SemEval JSON, MECPE text) to judge precisions on. Default: a shipped set.",
 )
 _recording = click.option(
     "--recording",

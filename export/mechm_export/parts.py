@@ -64,7 +64,7 @@ class ExportPart:
                 lengths = random.integers(max(1, sizes[limit] // 2), sizes[limit] + 1, shape)
                 lengths[0] = sizes[limit]
                 feeds[tensor.name] = lengths.astype(np.int64)
-            elif tensor.dtype == "int64" and limit is not None:
+            elif tensor.dtype == "int64" and isinstance(limit, int):
                 feeds[tensor.name] = random.integers(0, limit, shape).astype(np.int64)
             elif tensor.dtype == "int64":  # an attention mask: ones, then padding
                 lengths = random.integers(max(1, shape[1] // 2), shape[1] + 1, (shape[0], 1))
@@ -173,13 +173,13 @@ def _audio_part(config: ModelConfig, module: nn.Module) -> ExportPart:
     audio = config.audio
     outputs = (Tensor("audio_tokens", "float32", ("batch", len(audio.pooled_layers), 2 * audio.hidden_size)),)
     if audio.architecture == "hubert":
-        sizes = ((2, 16000), (1, 8000), (3, 24000), (1, 48000))
+        waves = ((2, 16000), (1, 8000), (3, 24000), (1, 48000))
         return ExportPart(
             "audio",
             module,
             (Tensor("input_values", "float32", ("batch", "samples")), Tensor("n_samples", "int64", ("batch",))),
             outputs,
-            tuple({"batch": batch, "samples": samples} for batch, samples in sizes),
+            tuple({"batch": batch, "samples": samples} for batch, samples in waves),
             n_heads=audio.n_heads,
             integer_limits={"n_samples": "samples"},
         )

@@ -1,12 +1,14 @@
 """Speech encoders: masked, on the utterance's own length, pooled to a few tokens an utterance.
 
 A padded batch equals single utterances: what lies behind an utterance's end is zeroed before each convolution and
-masked in attention. transformers' Whisper pads to 30 s instead and takes no mask, so its layers are driven from here.
+masked in attention. The layers of transformers' models are driven from here: its Whisper pads to 30 s instead and
+takes no mask, and what it records as hidden states differs between versions and cannot be traced for export.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -67,15 +69,7 @@ class WhisperAudioEncoder(nn.Module):
         x = F.gelu(encoder.conv2(x)).transpose(1, 2)
         within = within[:, ::2]
         x = x + encoder.embed_positions.weight[: x.shape[1]]
-        # One row a query, since onnxruntime's fused attention does not broadcast over queries.
-        bias = ((~within).to(x.dtype) * MASKED)[:, None, None, :].expand(-1, -1, x.shape[1], -1)
-        tokens = []
-        for number, layer in enumerate(encoder.layers, 1):
-            x = layer(x, attention_mask=bias)
-            if number in self.config.pooled_layers:
-                state = encoder.layer_norm(x) if number == len(encoder.layers) else x
-                tokens.append(pool_time(state, within))
-        return torch.stack(tokens, 1)
+        return _pooled_layers(x, encoder, within, self.config.pooled_layers)
 
 
 class HubertAudioEncoder(nn.Module):
@@ -118,13 +112,32 @@ class HubertAudioEncoder(nn.Module):
         n_samples: int64 (B,), samples that belong to each utterance, at least 400.
         Returns: float (B, pooled layers, 2 * hidden_size).
         """
+        hubert, encoder = self.hubert, self.hubert.encoder
         within = torch.arange(input_values.shape[-1], device=input_values.device)[None] < n_samples[:, None]
-        states = self.hubert(
-            input_values * within.to(input_values.dtype), attention_mask=within.long(), output_hidden_states=True
-        ).hidden_states
-        frames = self.hubert._get_feat_extract_output_lengths(n_samples)  # type: ignore[arg-type]
-        kept = torch.arange(states[0].shape[1], device=input_values.device)[None] < frames[:, None]
-        return torch.stack([pool_time(states[number], kept) for number in self.config.pooled_layers], 1)
+        features = hubert.feature_extractor(input_values * within.to(input_values.dtype)).transpose(1, 2)
+        frames = hubert._get_feat_extract_output_lengths(n_samples)  # type: ignore[arg-type]
+        within = torch.arange(features.shape[1], device=features.device)[None] < frames[:, None]
+        x = hubert.feature_projection(features) * within[..., None].to(features.dtype)
+        x = x + encoder.pos_conv_embed(x)
+        return _pooled_layers(x, encoder, within, self.config.pooled_layers)
+
+
+def _pooled_layers(x: Tensor, encoder: nn.Module, within: Tensor, wanted: tuple[int, ...]) -> Tensor:
+    """Run an encoder's layers; the last one's state is normed, as transformers hands it out.
+
+    x: float (B, T, D), what the first layer reads. within: bool (B, T). encoder: has `layers` and `layer_norm`.
+    Returns: float (B, wanted layers, 2 * D).
+    """
+    layers = cast(nn.ModuleList, encoder.layers)
+    # One row a query, since onnxruntime's fused attention does not broadcast over queries.
+    bias = ((~within).to(x.dtype) * MASKED)[:, None, None, :].expand(-1, -1, x.shape[1], -1)
+    tokens = []
+    for number, layer in enumerate(layers, 1):
+        x = layer(x, attention_mask=bias)
+        if number in wanted:
+            state = cast(nn.LayerNorm, encoder.layer_norm)(x) if number == len(layers) else x
+            tokens.append(pool_time(state, within))
+    return torch.stack(tokens, 1)
 
 
 def pool_time(states: Tensor, within: Tensor) -> Tensor:

@@ -35,8 +35,12 @@ class Dinov2SceneEncoder(nn.Module):
         with quiet_transformers():
             loaded = Dinov2Model.from_pretrained(folder)
         found, wanted = (loaded.config.hidden_size, loaded.config.patch_size), (config.hidden_size, config.patch_size)
-        if found != wanted or len(loaded.encoder.layer) < config.pooled_layer:
+        if found != wanted:
             raise WeightsError(f"the scene encoder has (width, patch) {found}, the preset wants {wanted}")
+        if len(loaded.encoder.layer) < config.pooled_layer:
+            raise WeightsError(
+                f"the scene encoder has {len(loaded.encoder.layer)} layers, the preset reads layer {config.pooled_layer}"
+            )
         encoder = cls(config)
         state = loaded.state_dict()
         name = "embeddings.position_embeddings"
@@ -80,8 +84,12 @@ class EvaSceneEncoder(nn.Module):
         with quiet_transformers():
             loaded = Blip2VisionModel.from_pretrained(folder)
         found, wanted = (loaded.config.hidden_size, loaded.config.patch_size), (config.hidden_size, config.patch_size)
-        if found != wanted or len(loaded.encoder.layers) < config.pooled_layer:
+        if found != wanted:
             raise WeightsError(f"the scene encoder has (width, patch) {found}, the preset wants {wanted}")
+        if len(loaded.encoder.layers) < config.pooled_layer:
+            raise WeightsError(
+                f"the scene encoder has {len(loaded.encoder.layers)} layers, the preset reads layer {config.pooled_layer}"
+            )
         encoder = cls(config)
         state = loaded.state_dict()
         name = "embeddings.position_embedding"

@@ -90,4 +90,5 @@ class Engine:
         A graph keeps only inputs that it uses; others are passed over.
         """
         feeds = {name: np.ascontiguousarray(inputs[name]) for name in self.input_names}
-        return dict(zip(self.output_names, self._session.run(None, feeds), strict=True))
+        outputs: list[Any] = list(self._session.run(None, feeds))
+        return dict(zip(self.output_names, outputs, strict=True))

@@ -15,6 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+
 from mechm_runtime.bundle import Bundle, PartFiles, open_bundle
 from mechm_runtime.decision import Decision, decide
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
@@ -243,11 +245,11 @@ class Pipeline:
 
     def _answer(self, conversation: Conversation, work: _Work, decision: Decision) -> Analysis:
         inputs = work.inputs
-        used: Mapping[str, Sequence[bool]] = {
-            "text": inputs.text_mask.tolist(),
-            "audio": inputs.audio_mask.tolist(),
-            "face": inputs.face_mask.any(-1).tolist(),
-            "scene": inputs.scene_mask.any(-1).tolist(),
+        used = {
+            "text": inputs.text_mask,
+            "audio": inputs.audio_mask,
+            "face": np.asarray(inputs.face_mask.any(-1)),
+            "scene": np.asarray(inputs.scene_mask.any(-1)),
         }
         labels = [None if label < 0 else EMOTIONS[label] for label in decision.labels.tolist()]
         answers = tuple(
