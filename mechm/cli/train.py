@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -118,6 +118,7 @@ def fusion(
 
 def _speech(folder: Path, config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
     """Features of the recordings in a folder, by emotion."""
+    import numpy as np
     from rich.console import Console
     from rich.progress import track
 
@@ -133,13 +134,11 @@ def _speech(folder: Path, config: ModelConfig) -> dict[str, npt.NDArray[np.float
     shown = track(recordings, "Reading speech", console=console, disable=not console.is_terminal)
     for recording, features in zip(shown, speech_features(recordings, encoder), strict=True):
         by_emotion.setdefault(recording.emotion, []).append(features)
-    import numpy as np
-
     return {emotion: np.stack(features) for emotion, features in by_emotion.items()}
 
 
 @contextmanager
-def _progress() -> Iterator[tuple[object, object]]:
+def _progress() -> Iterator[tuple[Callable[[int, int, float], None], Callable[[EpochReport], None]]]:
     """Callbacks for a step and an epoch: a bar with loss and time left, and a line an epoch."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn

@@ -39,7 +39,7 @@ class Dinov2SceneEncoder(nn.Module):
             raise WeightsError(f"the scene encoder has (width, patch) {found}, the preset wants {wanted}")
         if len(loaded.encoder.layer) < config.pooled_layer:
             raise WeightsError(
-                f"the scene encoder has {len(loaded.encoder.layer)} layers, the preset reads layer {config.pooled_layer}"
+                f"the scene encoder has {len(loaded.encoder.layer)} layers, the preset reads {config.pooled_layer}"
             )
         encoder = cls(config)
         state = loaded.state_dict()
@@ -88,7 +88,7 @@ class EvaSceneEncoder(nn.Module):
             raise WeightsError(f"the scene encoder has (width, patch) {found}, the preset wants {wanted}")
         if len(loaded.encoder.layers) < config.pooled_layer:
             raise WeightsError(
-                f"the scene encoder has {len(loaded.encoder.layers)} layers, the preset reads layer {config.pooled_layer}"
+                f"the scene encoder has {len(loaded.encoder.layers)} layers, the preset reads {config.pooled_layer}"
             )
         encoder = cls(config)
         state = loaded.state_dict()
