@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mechm_runtime.errors import InputError, LabelError
-from mechm_runtime.types import EMOTIONS, Analysis, UtteranceAnalysis
+from mechm_runtime.types import EMOTIONS, Analysis, Utterance, UtteranceAnalysis
 from mechm_runtime.wording import (
     NO_WORDS,
     UNSURE,
@@ -41,12 +41,14 @@ CUE_COLOURS = {
 }
 
 
-def write_json(analyses: Sequence[Analysis], path: Path) -> None:
+def write_json(analyses: Sequence[Analysis], path: Path, *, as_lines: bool = False) -> None:
     """Write one analysis as one indented JSON object, several (or none) as JSON lines.
+
+    as_lines: one analysis as a line too, where it is what is left of several.
 
     Raises: InputError: the file cannot be written.
     """
-    if len(analyses) == 1:
+    if len(analyses) == 1 and not as_lines:
         text = analyses[0].to_json(indent=2) + "\n"
     else:
         text = "".join(analysis.to_json() + "\n" for analysis in analyses)
@@ -103,19 +105,27 @@ def write_vtts(analyses: Sequence[Analysis], path: Path) -> tuple[Path, ...]:
     Returns: the files written, in the order of `analyses`.
     Raises: InputError: as `write_vtt`, no analyses, or two conversations whose ids give the same file name.
     """
-    if not analyses:
-        raise InputError("there is no conversation to write subtitles for")
-    if len(analyses) == 1:
-        paths = [path]
-    else:
-        paths = [path.with_name(f"{path.stem}.{_file_part(a.conversation_id)}{path.suffix}") for a in analyses]
-    for index, one in enumerate(paths):
-        if one in paths[:index]:
-            raise InputError(f"two conversations would be written to {one.name}", hint="give conversations unique ids")
+    paths = vtt_paths([analysis.conversation_id for analysis in analyses], path)
     texts = [vtt_of(analysis) for analysis in analyses]
     for one, text in zip(paths, texts, strict=True):
         write_bytes(one, text.encode("utf-8"))
-    return tuple(paths)
+    return paths
+
+
+def vtt_paths(conversation_ids: Sequence[str], path: Path) -> tuple[Path, ...]:
+    """The files that `write_vtts` writes for these conversations.
+
+    Raises: InputError: no conversations, or two whose ids give the same file name.
+    """
+    if not conversation_ids:
+        raise InputError("there is no conversation to write subtitles for")
+    if len(conversation_ids) == 1:
+        return (path,)
+    paths = tuple(path.with_name(f"{path.stem}.{_file_part(name)}{path.suffix}") for name in conversation_ids)
+    for index, one in enumerate(paths):
+        if one in paths[:index]:
+            raise InputError(f"two conversations would be written to {one.name}", hint="give conversations unique ids")
+    return paths
 
 
 def vtt_of(analysis: Analysis) -> str:
@@ -123,14 +133,7 @@ def vtt_of(analysis: Analysis) -> str:
 
     Raises: InputError: an utterance has no times.
     """
-    untimed = [u.id for u in analysis.utterances if u.start_s is None or u.end_s is None]
-    if untimed:
-        some = ", ".join(map(str, untimed[:5])) + (", …" if len(untimed) > 5 else "")
-        raise InputError(
-            f"conversation {printable(analysis.conversation_id)} has utterances without times ({some}): "
-            "subtitles need a start and an end",
-            hint="give a transcript with times (SRT, WebVTT, STM), or write --json instead",
-        )
+    require_times(analysis.conversation_id, analysis.utterances)
     blocks = [
         "WEBVTT",
         "NOTE\nEmotions and causes are a model's estimate, not a diagnosis.\n"
@@ -142,6 +145,21 @@ def vtt_of(analysis: Analysis) -> str:
     in_time = sorted(analysis.utterances, key=lambda u: (u.start_s or 0.0, u.id))
     blocks += [_cue(analysis, utterance, by_id) for utterance in in_time]
     return "\n\n".join(blocks) + "\n"
+
+
+def require_times(conversation_id: str, utterances: Sequence[Utterance | UtteranceAnalysis]) -> None:
+    """Refuse utterances that no subtitles can be made for; a caller may ask before it analyses them.
+
+    Raises: InputError: an utterance has no times.
+    """
+    untimed = [u.id for u in utterances if u.start_s is None or u.end_s is None]
+    if untimed:
+        some = ", ".join(map(str, untimed[:5])) + (", …" if len(untimed) > 5 else "")
+        raise InputError(
+            f"conversation {printable(conversation_id)} has utterances without times ({some}): "
+            "subtitles need a start and an end",
+            hint="give a transcript with times (SRT, WebVTT, STM), or write --json instead",
+        )
 
 
 def write_bytes(path: Path, data: bytes) -> None:
