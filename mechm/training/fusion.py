@@ -128,52 +128,60 @@ def train_fusion(
     average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
     averaged = AveragedModel(network, multi_avg_fn=average)
     target = config.stages[-1].corpora[0]
-    n_steps = sum(
-        stage.epochs * sum(len(list(group_by_size(corpora[name], config.max_tokens))) for name in stage.corpora)
-        for stage in config.stages
-    )
+    epochs = _plan(corpora, config, random)
+    n_steps = sum(len(groups) for _, _, groups in epochs)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, n_steps, config.warmup))
     device = network.device
     class_weights = _class_weights(corpora[target], config.class_weight_power).to(device)
     best, step = -1.0, 0
+    for stage, epoch, groups in epochs:
+        start, losses = time.monotonic(), []
+        network.train()
+        for group in groups:
+            batch = make_batch([_rename(c, random, config.rename_rate) for c in group], tokenizer)
+            evidence, dropped = sampler.sample(batch.emotions.numpy())
+            batch, evidence, dropped = batch.to(device), evidence.to(device), dropped.to(device)
+            with torch.autocast(device.type, dtype=torch.bfloat16):
+                loss = _loss(network, batch, evidence, dropped, class_weights, config)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            # A finite loss can have gradients that are not, and one such step spoils every weight.
+            if not (torch.isfinite(loss) and torch.isfinite(norm)):
+                raise TrainingDivergedError(
+                    f"at step {step} the loss is {loss.item()} and its gradient's norm {norm.item()}",
+                    hint=LOWER,
+                )
+            optimizer.step()
+            schedule.step()
+            averaged.update_parameters(network)
+            losses.append(loss.item())
+            step += 1
+            if on_step is not None:
+                on_step(step, n_steps, losses[-1])
+        report = EpochReport(stage.name, epoch, float(np.mean(losses)), time.monotonic() - start, 0.0, 0.0)
+        if target in stage.corpora:
+            kept = cast(Network, averaged.module)
+            decision, f1, accuracy = score(kept, tokenizer, dev)
+            report = replace(report, dev_weighted_f1=f1, dev_emotion_accuracy=accuracy)
+            if f1 > best:
+                best = f1
+                save_trained(kept, decision, {**card, "dev": {"weighted_f1": f1, "accuracy": accuracy}}, out)
+        if on_epoch is not None:
+            on_epoch(report)
+    return best
+
+
+def _plan(
+    corpora: Mapping[str, Sequence[LabelledConversation]], config: FusionTrainingConfig, random: np.random.Generator
+) -> list[tuple[Stage, int, list[list[LabelledConversation]]]]:
+    """Every epoch's batches in order; known before the first step, since the learning rate depends on their number."""
+    epochs = []
     for stage in config.stages:
         for epoch in range(1, stage.epochs + 1):
-            start, losses = time.monotonic(), []
-            network.train()
             groups = [g for name in stage.corpora for g in group_by_size(corpora[name], config.max_tokens, random)]
-            for index in random.permutation(len(groups)):
-                batch = make_batch([_rename(c, random, config.rename_rate) for c in groups[index]], tokenizer)
-                evidence, dropped = sampler.sample(batch.emotions.numpy())
-                batch, evidence, dropped = batch.to(device), evidence.to(device), dropped.to(device)
-                with torch.autocast(device.type, dtype=torch.bfloat16):
-                    loss = _loss(network, batch, evidence, dropped, class_weights, config)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-                # A finite loss can have gradients that are not, and one such step spoils every weight.
-                if not (torch.isfinite(loss) and torch.isfinite(norm)):
-                    raise TrainingDivergedError(
-                        f"at step {step} the loss is {loss.item()} and its gradient's norm {norm.item()}",
-                        hint=LOWER,
-                    )
-                optimizer.step()
-                schedule.step()
-                averaged.update_parameters(network)
-                losses.append(loss.item())
-                step += 1
-                if on_step is not None:
-                    on_step(step, max(n_steps, step), losses[-1])
-            report = EpochReport(stage.name, epoch, float(np.mean(losses)), time.monotonic() - start, 0.0, 0.0)
-            if target in stage.corpora:
-                kept = cast(Network, averaged.module)
-                decision, f1, accuracy = score(kept, tokenizer, dev)
-                report = replace(report, dev_weighted_f1=f1, dev_emotion_accuracy=accuracy)
-                if f1 > best:
-                    best = f1
-                    save_trained(kept, decision, {**card, "dev": {"weighted_f1": f1, "accuracy": accuracy}}, out)
-            if on_epoch is not None:
-                on_epoch(report)
-    return best
+            epochs.append((stage, epoch, [groups[index] for index in random.permutation(len(groups))]))
+    return epochs
 
 
 def score_conversations(
