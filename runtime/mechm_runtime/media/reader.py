@@ -63,7 +63,7 @@ for name, *folders in (("mechm_runtime",), ("mechm_runtime.media", "media")):
 from mechm_runtime.media.worker import main
 main()
 """
-"""What the decoding process runs: `worker.main`, without the `__init__` of its packages. Those import the whole pipeline,
+"""What the decoding process runs: `worker.main`, without the `__init__` of its packages. Those import the pipeline,
 with which the process would start in 250 ms instead of 100 and take twice the address space."""
 
 
@@ -351,7 +351,8 @@ class _Exchange:
         except subprocess.TimeoutExpired:
             self._process.kill()
             code = self._process.wait()
-        if self._timed_out or code == -getattr(signal, "SIGXCPU", 0):
+        cpu_limit: int | None = getattr(signal, "SIGXCPU", None)  # not a signal of every system
+        if self._timed_out or (cpu_limit is not None and code == -cpu_limit):
             return MediaError(
                 f"{self._name}: decoding took longer than {self._limits.timeout_s:g} s",
                 hint="cut the recording, or raise MediaLimits.timeout_s",
