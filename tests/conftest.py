@@ -79,3 +79,21 @@ def small_weights() -> Path:
     if done.returncode != 0:
         pytest.fail(f"the base weights could not be fetched:\n{done.stdout}{done.stderr}")
     return cache / "weights" / "small"
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A WordPiece `tokenizer.json` of a few hundred pieces, learnt from the conversations that exports are checked on."""
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+
+    from mechm_export.data import check_conversations
+
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106 - a word piece, no password
+    tokenizer.normalizer = normalizers.BertNormalizer()
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    said = [f"{u.speaker}: {u.text}" for c in check_conversations() for u in c.conversation.utterances]
+    tokenizer.train_from_iterator(said, trainers.WordPieceTrainer(vocab_size=800, special_tokens=special))
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path

@@ -50,8 +50,10 @@ def make_batch(conversations: Sequence[LabelledConversation], tokenizer: Convers
     B = len(conversations)
     U = max(len(c.emotions) for c in conversations)
     windows = [tokenizer(c.conversation.utterances) for c in conversations]
-    W, T = sum(len(w.input_ids) for w in windows), max(w.input_ids.shape[1] for w in windows)
+    # One window at least, which nobody's words are in: the text encoder takes no empty batch.
+    W, T = max(1, sum(len(w.input_ids) for w in windows)), max(w.input_ids.shape[1] for w in windows)
     input_ids, attention_mask = np.zeros((W, T), np.int64), np.zeros((W, T), np.int64)
+    attention_mask[0, 0] = 1
     token_utterance = np.full((W, T), B * U, np.int64)
     masks = {name: np.zeros((B, U), bool) for name in ("text", "utterance")}
     speaker_ids = np.full((B, U), -1, np.int64)

@@ -106,12 +106,15 @@ def load_trained(network: Network, folder: Path) -> DecisionConfig:
 
     Raises: WeightsError: files are missing, of another preset, or tensors are missing, left over or of another shape.
     """
+    for name in (CONFIG_FILE, DECISION_FILE, WEIGHTS_FILE):
+        if not (folder / name).is_file():
+            raise WeightsError(f"the trained weights in {folder} lack {name}", hint="mechm train fusion --help")
     try:
         config = ModelConfig.from_json((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         decision = read_decision((folder / DECISION_FILE).read_text(encoding="utf-8"))
         state = load_file(folder / WEIGHTS_FILE)
     except OSError as error:
-        raise WeightsError(f"cannot read {Path(error.filename or folder).name} of the trained weights") from error
+        raise WeightsError(f"the trained weights in {folder} cannot be read: {error.strerror}") from error
     except (SafetensorError, UnicodeDecodeError) as error:
         raise WeightsError(f"the trained weights are damaged: {error}") from error
     if config != network.config:

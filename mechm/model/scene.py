@@ -34,13 +34,7 @@ class Dinov2SceneEncoder(nn.Module):
         """
         with quiet_transformers():
             loaded = Dinov2Model.from_pretrained(folder)
-        found, wanted = (loaded.config.hidden_size, loaded.config.patch_size), (config.hidden_size, config.patch_size)
-        if found != wanted:
-            raise WeightsError(f"the scene encoder has (width, patch) {found}, the preset wants {wanted}")
-        if len(loaded.encoder.layer) < config.pooled_layer:
-            raise WeightsError(
-                f"the scene encoder has {len(loaded.encoder.layer)} layers, the preset reads {config.pooled_layer}"
-            )
+        _check_sizes(loaded.config, len(loaded.encoder.layer), config)
         encoder = cls(config)
         state = loaded.state_dict()
         name = "embeddings.position_embeddings"
@@ -83,13 +77,7 @@ class EvaSceneEncoder(nn.Module):
         """
         with quiet_transformers():
             loaded = Blip2VisionModel.from_pretrained(folder)
-        found, wanted = (loaded.config.hidden_size, loaded.config.patch_size), (config.hidden_size, config.patch_size)
-        if found != wanted:
-            raise WeightsError(f"the scene encoder has (width, patch) {found}, the preset wants {wanted}")
-        if len(loaded.encoder.layers) < config.pooled_layer:
-            raise WeightsError(
-                f"the scene encoder has {len(loaded.encoder.layers)} layers, the preset reads {config.pooled_layer}"
-            )
+        _check_sizes(loaded.config, len(loaded.encoder.layers), config)
         encoder = cls(config)
         state = loaded.state_dict()
         name = "embeddings.position_embedding"
@@ -115,6 +103,14 @@ def interpolate_positions(positions: Tensor, side: int) -> Tensor:
     grid = positions[:, 1:].reshape(1, old_side, old_side, -1).permute(0, 3, 1, 2)
     grid = F.interpolate(grid, size=(side, side), mode="bicubic", align_corners=False)
     return torch.cat([positions[:, :1], grid.permute(0, 2, 3, 1).flatten(1, 2)], 1)
+
+
+def _check_sizes(loaded: Dinov2Config | Blip2VisionConfig, n_layers: int, config: SceneEncoderConfig) -> None:
+    found, wanted = (loaded.hidden_size, loaded.patch_size), (config.hidden_size, config.patch_size)
+    if found != wanted:
+        raise WeightsError(f"the scene encoder has (width, patch) {found}, the preset wants {wanted}")
+    if n_layers < config.pooled_layer:
+        raise WeightsError(f"the scene encoder has {n_layers} layers, the preset reads layer {config.pooled_layer}")
 
 
 def _dinov2_config(config: SceneEncoderConfig, image_size: int, n_layers: int) -> Dinov2Config:
