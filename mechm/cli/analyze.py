@@ -130,9 +130,10 @@ def analyze(
         limits = MediaLimits() if limit_duration_s is None else MediaLimits(max_duration_s=limit_duration_s)
         conversations = read_input(source, transcript, outputs, limits, modalities or MODALITIES)
         pipeline = load_pipeline(bundle, precision, modalities or MODALITIES, threads, limits)
-        show = printer(outputs, heading=len(conversations) > 1, quiet=quiet)
+        show = Printer(outputs, heading=len(conversations) > 1, quiet=quiet)
         analyses, failures = analyze_all(pipeline, conversations, show, quiet=quiet)
         finish(outputs, conversations, analyses, failures, title=source.name or source.resolve().name, quiet=quiet)
+        show.check()
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
         sys.exit(INTERRUPTED)
@@ -204,31 +205,59 @@ def analyze_all(
     return analyses, failures
 
 
-def printer(outputs: Outputs, *, heading: bool, quiet: bool) -> Callable[[Analysis], None]:
-    """What puts an analysis on standard output: a table, a line of JSON, or nothing.
+class Printer:
+    """Puts analyses on standard output: as tables, as lines of JSON, or not at all.
 
-    heading: name the conversation above its table.
+    Where standard output gives up (a full disk, `| head`) the analyses may still go to files: what happened is kept
+    for `check`, and raised at once only where there are no files to write.
     """
-    from mechm_runtime.table import render_table
-    from mechm_runtime.wording import printable
 
-    def table(analysis: Analysis) -> None:
+    def __init__(self, outputs: Outputs, *, heading: bool, quiet: bool) -> None:
+        """`heading`: name the conversation above its table."""
+        self._as_json = outputs.json_to_stdout
+        self._silent = quiet and not self._as_json
+        self._heading = heading
+        self._has_files = outputs.has_files
+        self._failure: OSError | None = None
+
+    def __call__(self, analysis: Analysis) -> None:
+        """Print one analysis."""
+        if self._silent or self._failure is not None:
+            return
+        try:
+            if self._as_json:
+                click.echo(analysis.to_json().encode("utf-8", errors="backslashreplace"))
+            else:
+                self._table(analysis)
+        except OSError as error:
+            self._failure = error
+            if not self._has_files:
+                self.check()
+
+    def check(self) -> None:
+        """Raise what printing failed with, if it did.
+
+        Raises: MechmError; or BrokenPipeError, on which click ends quietly: the pipe's reader has seen enough.
+        """
+        from mechm_runtime.errors import MechmError
+
+        if isinstance(self._failure, BrokenPipeError):
+            raise self._failure
+        if self._failure is not None:
+            raise MechmError(
+                f"cannot print: {self._failure.strerror or self._failure}", hint="write to a file: --json FILE"
+            ) from self._failure
+
+    def _table(self, analysis: Analysis) -> None:
+        from mechm_runtime.table import render_table
+        from mechm_runtime.wording import printable
+
         text = render_table(analysis)
-        if heading:
+        if self._heading:
             text = f"Conversation {printable(analysis.conversation_id)}\n{text}"
         # Where the terminal's encoding has no arrows, question marks are better than no table.
         encoding = sys.stdout.encoding or "utf-8"
-        click.echo(text.encode(encoding, errors="replace").decode(encoding), nl=heading)
-
-    def json_line(analysis: Analysis) -> None:
-        click.echo(analysis.to_json().encode("utf-8", errors="backslashreplace"))
-
-    def nothing(_analysis: Analysis) -> None:
-        return None
-
-    if outputs.json_to_stdout:
-        return json_line
-    return nothing if quiet else table
+        click.echo(text.encode(encoding, errors="replace").decode(encoding), nl=self._heading)
 
 
 def finish(

@@ -44,7 +44,12 @@ class Outputs:
     @property
     def wanted(self) -> bool:
         """Whether anything was asked for."""
-        return any((self.json, self.vtt, self.submission, self.report))
+        return self.json_to_stdout or self.has_files
+
+    @property
+    def has_files(self) -> bool:
+        """Whether a file was asked for."""
+        return any((self.json_file, self.vtt, self.submission, self.report))
 
     def check(self, conversations: Sequence[Conversation], inputs: Sequence[Path]) -> None:
         """Refuse now what would fail, or destroy something, when the work is done.

@@ -770,6 +770,30 @@ def test_a_terminal_without_arrows_gets_question_marks(folder: Path, tiny_bundle
     assert "????" in done.stdout
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+def test_a_full_disk_behind_standard_output_costs_no_file(folder: Path, tiny_bundle: Path) -> None:
+    command = [*COMMAND, str(folder / "call.srt"), "--bundle", str(tiny_bundle)]
+    for options, written in (([], []), (["--json", str(folder / "o.json")], [f"wrote {folder / 'o.json'}"])):
+        with Path("/dev/full").open("wb") as full:
+            done = subprocess.run([*command, *options], stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+        assert done.returncode == 1
+        assert done.stderr.splitlines()[: len(written) + 1] == [
+            *written,
+            "error: cannot print: No space left on device",
+        ]
+        assert "Traceback" not in done.stderr
+    assert json.loads((folder / "o.json").read_text())["conversation_id"] == "call"
+
+
+def test_a_reader_that_stops_reading_costs_no_file(folder: Path, tiny_bundle: Path) -> None:
+    command = [*COMMAND, str(folder / "call.srt"), "--bundle", str(tiny_bundle), "--json", str(folder / "o.json")]
+    theirs, ours = os.pipe()
+    os.close(theirs)
+    done = subprocess.run(command, stdout=ours, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(ours)
+    assert (done.returncode, done.stderr) == (1, f"wrote {folder / 'o.json'}\n")
+
+
 def test_it_needs_nothing_of_the_training_side(
     folder: Path, tiny_bundle: Path, fresh_python: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
