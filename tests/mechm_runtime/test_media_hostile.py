@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import signal
 import struct
 import subprocess
@@ -131,6 +132,30 @@ def test_what_is_left_of_a_cut_off_recording_is_used(tmp_path: Path, reader: Med
     assert len(left.frames) == 3
     assert lost.frames is None
     assert lost.missing["video"].startswith("damaged or cut off after ")
+
+
+def test_sound_that_is_cut_off_is_used_and_says_where_it_ends(tmp_path: Path, reader: MediaReader) -> None:
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, (1, 80 * 16_000)).astype(np.float32)
+    path = tmp_path / "whole.m4a"
+    with av.open(str(path), "w", format="mp4", options={"movflags": "faststart"}) as output:
+        stream: Any = output.add_stream("aac", rate=16_000)
+        stream.layout = "mono"
+        frame = av.AudioFrame.from_ndarray(noise, format="fltp", layout="mono")
+        frame.sample_rate, frame.pts = 16_000, 0
+        output.mux(stream.encode(frame))
+        output.mux(stream.encode(None))
+    (tmp_path / "cut.m4a").write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+    early, late = reader.read_segments(tmp_path / "cut.m4a", [(1.0, 2.0), (70.0, 71.0)]).segments
+    (alone,) = reader.read_segments(tmp_path / "cut.m4a", [(70.0, 71.0)]).segments
+
+    assert early.samples is not None
+    assert len(early.samples) == 16_000
+    for segment in (late, alone):
+        assert segment.samples is None
+        told = re.fullmatch(r"damaged or cut off after (\d+\.\d) s", segment.missing["audio"])
+        assert told is not None
+        assert 30 < float(told[1]) < 50
 
 
 def test_damage_in_the_middle_is_passed_over(tmp_path: Path, reader: MediaReader) -> None:

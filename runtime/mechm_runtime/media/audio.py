@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain
 
 import av
 from av.audio.frame import AudioFrame
@@ -66,7 +67,7 @@ class AudioTrack:
         self._zero_s = start_s(container)
         read_only(container, stream)
         self._time_base = Fraction(stream.time_base or 1)
-        self._frames = self._decoded()
+        self._frames: Iterator[AudioFrame] = self._decoded()
         self._runs: list[_Run] = []
         self._resampler: AudioResampler | None = None
         self._setup: tuple[int, str, str] | None = None
@@ -125,14 +126,20 @@ class AudioTrack:
             head.start += n
 
     def _seek(self, to_s: float) -> None:
-        offset = int((to_s + self._zero_s) / self._time_base)
-        try:
-            self.container.seek(offset, stream=self.stream)
-        except av.FFmpegError:
-            return  # decode on instead
-        self._frames = self._decoded()
-        self._setup = None
-        self._resampler = None
+        """Go on from a moment ahead; where nothing decodes from there (the file is cut off), from the start."""
+        for moment_s in (to_s, 0.0):
+            offset = int((moment_s + self._zero_s) / self._time_base)
+            try:
+                self.container.seek(offset, stream=self.stream)
+            except av.FFmpegError:
+                return  # decode on instead
+            self._resampler, self._setup = None, None
+            frames = self._decoded()
+            first = next(frames, None)
+            if first is not None:
+                self._frames = chain((first,), frames)
+                return
+        self._frames = iter(())
 
     def _advance(self) -> None:
         """Decode one more frame, or find the end."""

@@ -42,6 +42,7 @@ QUARTER_TURNED = 5  # this value of the EXIF tag and those above it swap width a
 
 MAX_DAMAGED_PACKETS = 10_000
 USUAL_FRAME_S = 0.04
+USUAL_KEY_FRAMES_S = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,10 +157,10 @@ class VideoTrack:
             self._find_end()
 
     def _key_frame_s(self, moment_s: float) -> float:
-        """Time of the key frame before a moment by the container's index; infinity where there is no index to ask."""
+        """Time of the key frame before a moment by the container's index, or a guess where it has none."""
         entries = self.stream.index_entries
         if not entries or len(entries) < 2:
-            return float("inf")
+            return moment_s - USUAL_KEY_FRAMES_S
         index = entries.search_timestamp(self._offset(moment_s), backward=True)
         return float(entries[index].timestamp * self._time_base) - self._zero_s if index >= 0 else 0.0
 
