@@ -83,7 +83,7 @@ def small_weights() -> Path:
 
 @pytest.fixture(scope="session")
 def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A WordPiece `tokenizer.json` of a few hundred pieces, learnt from the conversations that exports are checked on."""
+    """A WordPiece `tokenizer.json` of a few hundred pieces, learnt from the conversations exports are checked on."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
     from mechm_export.data import check_conversations

@@ -15,7 +15,17 @@ from typing import Any
 from mechm_runtime.errors import InputError
 from mechm_runtime.types import EMOTIONS, Conversation, GoldPair, LabelledConversation, Utterance
 
-RECCON_EMOTIONS = {"happiness": "joy", "happy": "joy", "excited": "joy", "angry": "anger", "sad": "sadness"}
+RECCON_EMOTIONS = {
+    "happiness": "joy",
+    "happines": "joy",
+    "happy": "joy",
+    "excited": "joy",
+    "angry": "anger",
+    "sad": "sadness",
+    "surprised": "surprise",
+}
+"""Spellings of the public release, with its slips."""
+
 EMODB_EMOTIONS = {"W": "anger", "E": "disgust", "A": "fear", "F": "joy", "T": "sadness", "N": "neutral"}
 """EmoDB's letters (German words); L, boredom, has no counterpart in ECF."""
 
@@ -27,13 +37,13 @@ def read_goemotions(folder: Path, split: str = "train") -> tuple[LabelledConvers
     several labels is left out: the emotion head decides for one.
     Raises: InputError: a file is missing or a row is malformed.
     """
-    names = _read_lines(folder / "labels.txt")
+    names = {str(index): name for index, name in enumerate(_read_lines(folder / "labels.txt"))}
     conversations = []
     for number, line in enumerate(_read_lines(folder / f"{split}.tsv"), 1):
         try:
             text, labels, comment_id = line.split("\t")
-            emotions = [names[int(index)] for index in labels.split(",")]
-        except (ValueError, IndexError) as error:
+            emotions = [names[index] for index in labels.split(",")]
+        except (ValueError, KeyError) as error:
             raise InputError(f"{split}.tsv, line {number}: expected text, label indices and id") from error
         if len(emotions) == 1:
             conversation = Conversation(comment_id, (Utterance(1, text=text.replace("[NAME]", "you")),))

@@ -23,7 +23,7 @@ def inputs(config: ModelConfig = TINY, batch: int = 2, utterances: int = 5, seed
     """Random utterances of three speakers, everything present."""
     random = torch.Generator().manual_seed(seed)
     shape, faces = (batch, utterances), config.n_frames * config.max_faces
-    everything = {
+    return {
         "text": torch.randn(*shape, config.text.hidden_size, generator=random),
         "text_mask": torch.ones(shape, dtype=torch.bool),
         "audio": torch.randn(*shape, len(config.audio.pooled_layers), 2 * config.audio.hidden_size, generator=random),
@@ -35,7 +35,6 @@ def inputs(config: ModelConfig = TINY, batch: int = 2, utterances: int = 5, seed
         "speaker_ids": torch.randint(0, 3, shape, generator=random),
         "utterance_mask": torch.ones(shape, dtype=torch.bool),
     }
-    return everything
 
 
 def run(fusion: Fusion, given: Inputs) -> FusionOutput:
