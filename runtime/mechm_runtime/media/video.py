@@ -33,9 +33,9 @@ SEEK_AHEAD_S = 1.0
 EARLY_S = 0.5
 """A first frame that comes this little late (edit lists, capture start) also stands for the moments before it."""
 
-RETREATS_S = (0.0, 2.0, 10.0, 60.0, float("inf"))
+RETREATS_S = (0.2, 2.0, 10.0, 60.0, float("inf"))
 """How far before a moment to seek, in turn, until the first frame decoded is not after it: a container's index holds
-decoding times, and a key frame may be shown later than it is decoded."""
+decoding times, and with reordered frames a key frame is shown later than it is decoded, usually by less than 0.2 s."""
 
 EXIF_ORIENTATION = 0x0112
 QUARTER_TURNED = 5  # this value of the EXIF tag and those above it swap width and height
@@ -161,7 +161,7 @@ class VideoTrack:
         entries = self.stream.index_entries
         if not entries or len(entries) < 2:
             return moment_s - USUAL_KEY_FRAMES_S
-        index = entries.search_timestamp(self._offset(moment_s), backward=True)
+        index = entries.search_timestamp(self._offset(moment_s - RETREATS_S[0]), backward=True)
         return float(entries[index].timestamp * self._time_base) - self._zero_s if index >= 0 else 0.0
 
     def _offset(self, moment_s: float) -> int:
