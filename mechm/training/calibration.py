@@ -102,11 +102,12 @@ def fit_probabilities(scored: Sequence[ScoredConversation]) -> DecisionConfig:
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     values = (bias - bias.mean()).tolist()
+    scale, offset = platt.tolist()
     return DecisionConfig(
-        emotion_temperature=round(float(log_temperature.exp()), 4),
+        emotion_temperature=round(log_temperature.exp().item(), 4),
         emotion_bias=tuple(round(value, 4) for value in values),
-        pair_scale=round(float(platt[0]), 4),
-        pair_bias=round(float(platt[1]), 4),
+        pair_scale=round(scale, 4),
+        pair_bias=round(offset, 4),
     )
 
 
