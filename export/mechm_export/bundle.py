@@ -23,7 +23,7 @@ from mechm.weights.fetch import read_provenance
 from mechm_export.data import check_conversations
 from mechm_export.gate import TaskCheck, ValueCheck, check_task, check_values, torch_pipeline
 from mechm_export.onnx_graph import export_graph
-from mechm_export.parts import ExportPart, ModelParts, build_parts
+from mechm_export.parts import ExportPart, Feeds, ModelParts, build_parts
 from mechm_export.quantize import quantize_int8
 from mechm_runtime.bundle import MANIFEST, SCHEMA_VERSION, Bundle, file_sha256, manifest_id, open_bundle
 from mechm_runtime.errors import BundleError, VerificationError
@@ -31,10 +31,11 @@ from mechm_runtime.features.faces import FaceConfig
 from mechm_runtime.features.log_mel import LogMelConfig
 from mechm_runtime.features.scene import SceneConfig
 from mechm_runtime.pipeline import TOKENIZER_FILE, Pipeline
-from mechm_runtime.text import TextConfig
+from mechm_runtime.text import ConversationTokenizer, TextConfig
 from mechm_runtime.types import EMOTIONS, Conversation, LabelledConversation
 
 SHIPPED_SPLIT = "mechm check conversations"
+CALIBRATION_CONVERSATIONS = 100
 VERSIONED = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 Step = Callable[[str], None]
@@ -85,7 +86,8 @@ def export_bundle(
     model = build_parts(preset, trained)
     out.parent.mkdir(parents=True, exist_ok=True)
     with _staging(out) as staging:
-        values = [check for part in model for check in _write_part(part, staging, step)]
+        calibration = {"text": _text_inputs(model, checks)}
+        values = [check for part in model for check in _write_part(part, staging, calibration.get(part.name, []), step)]
         target = staging.joinpath(*TOKENIZER_FILE.split("/"))
         target.parent.mkdir()
         shutil.copyfile(model.tokenizer, target)
@@ -146,7 +148,7 @@ def check_target(out: Path) -> None:
         raise BundleError(f"{out} is a folder with other things in it", hint="give a new or empty --out")
 
 
-def _write_part(part: ExportPart, staging: Path, step: Step) -> Iterator[ValueCheck]:
+def _write_part(part: ExportPart, staging: Path, feeds: Sequence[Feeds], step: Step) -> Iterator[ValueCheck]:
     portable, int8 = (_graph(staging, part.name, precision) for precision in ("fp32", "int8"))
     portable.parent.mkdir(exist_ok=True)
     step(f"{part.name}: exporting fp32")
@@ -155,9 +157,16 @@ def _write_part(part: ExportPart, staging: Path, step: Step) -> Iterator[ValueCh
     step(f"{part.name}: exporting int8")
     fused = staging / f"{part.name}.fused.onnx"
     export_graph(part, fused, "fused")
-    quantize_int8(fused, int8, part.int8_operators)
+    quantize_int8(fused, int8, part.int8, feeds)
     fused.unlink()
     yield check_values(part, int8, "int8")
+
+
+def _text_inputs(model: ModelParts, checks: CheckSet) -> list[Feeds]:
+    """Token windows of the check set's conversations, the first hundred: what int8 is calibrated on."""
+    tokenizer = ConversationTokenizer(model.tokenizer, _text_preprocessing(model.config))
+    windows = [tokenizer(one.conversation.utterances) for one in checks.labelled[:CALIBRATION_CONVERSATIONS]]
+    return [{"input_ids": w.input_ids, "attention_mask": w.attention_mask} for w in windows if len(w.input_ids)]
 
 
 def _judge(staging: Path, model: ModelParts, checks: CheckSet) -> tuple[list[TaskCheck], dict[str, str]]:
@@ -228,12 +237,12 @@ def _write_manifest(
                 "inputs": [asdict(tensor) for tensor in part.inputs],
                 "outputs": [asdict(tensor) for tensor in part.outputs],
                 "files": {precision: _graph_name(part.name, precision) for precision in precisions[part.name]},
-                "default": "int8" if part.prefer_int8 and "int8" in precisions[part.name] else "fp32",
+                "default": "int8" if part.int8.default and "int8" in precisions[part.name] else "fp32",
             }
             for part in model
         },
         "preprocessing": {
-            "text": asdict(TextConfig(max_tokens=config.text.max_tokens, context_tokens=config.text.max_tokens // 4)),
+            "text": asdict(_text_preprocessing(config)),
             "log_mel": asdict(LogMelConfig(n_mels=config.audio.n_mels)),
             "scene": asdict(_scene_preprocessing(config)),
             "faces": asdict(FaceConfig()),
@@ -255,6 +264,10 @@ def _write_manifest(
     manifest["id"] = manifest_id(config.preset, manifest)
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     (staging / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def _text_preprocessing(config: ModelConfig) -> TextConfig:
+    return TextConfig(max_tokens=config.text.max_tokens, context_tokens=config.text.max_tokens // 4)
 
 
 def _scene_preprocessing(config: ModelConfig) -> SceneConfig:

@@ -13,7 +13,7 @@ import logging
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import onnx
@@ -21,8 +21,10 @@ import torch
 from onnx import helper, numpy_helper
 from torch import nn
 
-from mechm_export.parts import ExportPart
 from mechm_runtime.errors import VerificationError
+
+if TYPE_CHECKING:
+    from mechm_export.parts import ExportPart
 
 GraphKind = Literal["portable", "fused"]
 OPSETS: dict[GraphKind, int] = {"portable": 18, "fused": 23}

@@ -1,45 +1,114 @@
 """Dynamic int8 for onnxruntime on CPU: weights as 8-bit integers, activations quantized as they come.
 
-Linear layers take signed weights per channel, since unsigned ones were slower (DESIGN.md section 7); convolutions take
-unsigned ones, the only form whose kernel is exact on every CPU. Which operators a part quantizes is said by the part.
-Whether the result is good enough is not decided here (`gate`).
+What each part needs is its recipe, found by measuring (`benchmarks/int8_recipes.py`). Linear layers take signed weights
+per channel, since unsigned ones were slower (DESIGN.md section 7); convolutions take unsigned ones, the form that
+onnxruntime's integer convolution has a CPU kernel for. Whether the result is good enough is not decided here (`gate`).
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import onnx
+from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from mechm_export.onnx_graph import strip_provenance
+from mechm_export.smoothing import linear_layers, smooth
 from mechm_runtime.errors import VerificationError
 
 
-def quantize_int8(source: Path, target: Path, operators: tuple[str, ...]) -> None:
+@dataclass(frozen=True, slots=True)
+class Int8Recipe:
+    """How a part becomes int8.
+
+    operators: ONNX operators whose constant weights are quantized. smoothing: strength of `smoothing.smooth`, 0 for
+    none; it needs real inputs. keep_down_projections: leave linear layers that narrow (the second of an MLP) in fp32:
+    their inputs, behind a GELU, have the worst outliers. embeddings: word embeddings as int8 with a scale a row.
+    default: whether the runtime prefers the int8 form where it passes the gate.
+    """
+
+    operators: tuple[str, ...] = ("MatMul",)
+    smoothing: float = 0.0
+    keep_down_projections: bool = False
+    embeddings: bool = False
+    default: bool = True
+
+
+def quantize_int8(
+    source: Path, target: Path, recipe: Int8Recipe, feeds: Sequence[Mapping[str, npt.NDArray[np.generic]]] = ()
+) -> None:
     """Write a graph's dynamic int8 form.
 
-    source: a graph in one file. operators: ONNX operator types whose constant weights are quantized.
+    source: a graph in one file. feeds: real inputs, where the recipe smooths.
     Raises: VerificationError: there was nothing to quantize.
     """
-    convolutions = "Conv" in operators
+    model = onnx.load(source)
+    if recipe.smoothing:
+        smooth(model, feeds, recipe.smoothing)
+    if recipe.embeddings:
+        quantize_embeddings(model)
+    kept = down_projections(model) if recipe.keep_down_projections else []
+    onnx.save_model(model, target)
+    convolutions = "Conv" in recipe.operators
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # its advice to preprocess is for graphs with unknown shapes
     try:
         quantize_dynamic(
-            source,
+            target,
             target,
             per_channel=not convolutions,
             weight_type=QuantType.QUInt8 if convolutions else QuantType.QInt8,
-            op_types_to_quantize=list(operators),
+            op_types_to_quantize=list(recipe.operators),
+            nodes_to_exclude=kept,
             extra_options={"MatMulConstBOnly": True},
         )
     finally:
         logging.disable(disabled)
     model = onnx.load(target)
-    quantized = {"MatMulInteger", "ConvInteger", "DequantizeLinear"}
-    if not any(node.op_type in quantized for node in model.graph.node):
-        raise VerificationError(f"{source.name} has no {' or '.join(operators)} with constant weights to quantize")
+    if not any(node.op_type in ("MatMulInteger", "ConvInteger") for node in model.graph.node):
+        raise VerificationError(f"{source.name} has no {' or '.join(recipe.operators)} with constant weights")
     strip_provenance(model)
     onnx.save_model(model, target)
+
+
+def down_projections(model: onnx.ModelProto) -> list[str]:
+    """Names of the linear layers whose output is narrower than their input."""
+    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
+    return [node.name for node in linear_layers(model) if shapes[node.input[1]][0] > shapes[node.input[1]][1]]
+
+
+def quantize_embeddings(model: onnx.ModelProto) -> None:
+    """Replace the largest embedding table by int8 rows and a scale a row, in place.
+
+    One scale for the whole table, as onnxruntime's tool does it, changed 12 times as many labels.
+    """
+    tables = {i.name: i for i in model.graph.initializer if len(i.dims) == 2}
+    lookups = [node for node in model.graph.node if node.op_type == "Gather" and node.input[0] in tables]
+    if not lookups:
+        raise VerificationError("the graph has no embedding table to quantize")
+    lookup = max(lookups, key=lambda node: tables[node.input[0]].dims[0])
+    table = tables[lookup.input[0]]
+    rows = numpy_helper.to_array(table)
+    scale = np.maximum(np.abs(rows).max(1, keepdims=True) / 127, 1e-12).astype(np.float32)
+    graph, indices, output = model.graph, lookup.input[1], lookup.output[0]
+    graph.initializer.remove(table)
+    graph.initializer.append(numpy_helper.from_array(np.round(rows / scale).astype(np.int8), "embedding_rows"))
+    graph.initializer.append(numpy_helper.from_array(scale, "embedding_scale"))
+    replacement = [
+        helper.make_node("Gather", ["embedding_rows", indices], ["embedding_int8"], name="embedding_gather"),
+        helper.make_node(
+            "Cast", ["embedding_int8"], ["embedding_float"], name="embedding_cast", to=onnx.TensorProto.FLOAT
+        ),
+        helper.make_node("Gather", ["embedding_scale", indices], ["embedding_factor"], name="embedding_gather_scale"),
+        helper.make_node("Mul", ["embedding_float", "embedding_factor"], [output], name="embedding_scaled"),
+    ]
+    nodes = [n for node in graph.node for n in (replacement if node.output[0] == output else [node])]
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
+    del graph.node[:]
+    graph.node.extend(copies)

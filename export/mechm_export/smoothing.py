@@ -1,0 +1,82 @@
+"""Move outlier channels of activations into the weights, so that one int8 scale a tensor serves all channels.
+
+SmoothQuant (Xiao et al. 2023): each channel of a linear layer's input is divided by a factor and the weights' row is
+multiplied by it, which changes nothing in fp32. Where the original folds the division into the layer before, here it
+is an explicit Mul, since in a post-norm encoder the same tensor also feeds the residual branch. Factors come from
+activations on real text; a large share of the difference between int8 and fp32 is a few such channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import helper, numpy_helper
+
+SMALLEST = 1e-5
+"""Floor of magnitudes, so that a channel that is never active gives no infinite factor."""
+
+
+def linear_layers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """MatMul nodes whose second input is a constant matrix."""
+    matrices = {i.name for i in model.graph.initializer if len(i.dims) == 2}
+    return [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in matrices]
+
+
+def smooth(model: onnx.ModelProto, feeds: Iterable[Mapping[str, npt.NDArray[np.generic]]], strength: float) -> None:
+    """Rewrite every linear layer of a graph in place.
+
+    feeds: real inputs of the graph, to see which channels are large.
+    strength: 0 leaves activations as they are, 1 moves all of their range into the weights (SmoothQuant's alpha).
+    """
+    layers: dict[str, list[onnx.NodeProto]] = {}
+    for node in linear_layers(model):
+        layers.setdefault(node.input[0], []).append(node)
+    peaks = _peaks(model, list(layers), feeds)
+    weights = {i.name: i for i in model.graph.initializer}
+    before: dict[str, onnx.NodeProto] = {}
+    for number, (source, nodes) in enumerate(layers.items()):
+        matrices = {node.input[1]: numpy_helper.to_array(weights[node.input[1]]) for node in nodes}
+        rows = np.max([np.abs(matrix).max(1) for matrix in matrices.values()], 0)
+        factors = np.maximum(peaks[source], SMALLEST) ** strength / np.maximum(rows, SMALLEST) ** (1 - strength)
+        factors /= np.exp(np.log(factors).mean())
+        name = f"smooth_{number}"
+        model.graph.initializer.append(numpy_helper.from_array((1 / factors).astype(np.float32), f"{name}_factors"))
+        first = nodes[0].name or nodes[0].output[0]
+        before[first] = helper.make_node("Mul", [source, f"{name}_factors"], [f"{name}_out"], name=name)
+        for node in nodes:
+            matrix = matrices[node.input[1]] * factors[:, None]
+            weights[node.input[1]].CopyFrom(numpy_helper.from_array(matrix.astype(np.float32), node.input[1]))
+            node.input[0] = f"{name}_out"
+    nodes_in_order = []
+    for node in model.graph.node:
+        if (node.name or node.output[0]) in before:
+            nodes_in_order.append(before[node.name or node.output[0]])
+        nodes_in_order.append(node)
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes_in_order]
+    del model.graph.node[:]
+    model.graph.node.extend(copies)
+
+
+def _peaks(
+    model: onnx.ModelProto, names: list[str], feeds: Iterable[Mapping[str, npt.NDArray[np.generic]]]
+) -> dict[str, npt.NDArray[np.float32]]:
+    """Largest magnitude of each channel of the named tensors: name -> float32 (channels,)."""
+    probe = onnx.ModelProto()
+    probe.CopyFrom(model)
+    probe.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
+    session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
+    inputs = [i.name for i in session.get_inputs()]
+    peaks: dict[str, npt.NDArray[np.float32]] = {}
+    for feed in feeds:
+        values = session.run(names, {name: feed[name] for name in inputs})
+        for name, value in zip(names, values, strict=True):
+            array = np.asarray(value)
+            peak = np.abs(array.reshape(-1, array.shape[-1])).max(0)
+            peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
+    if not peaks:
+        raise ValueError("smoothing needs at least one input to look at")
+    return peaks
