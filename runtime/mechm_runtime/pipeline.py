@@ -10,14 +10,14 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from mechm_runtime.bundle import Bundle, PartFiles, open_bundle
+from mechm_runtime.bundle import REBUILD, Bundle, PartFiles, open_bundle
 from mechm_runtime.decision import Decision, decide
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
 from mechm_runtime.errors import BundleError, InputError, MediaError
@@ -33,6 +33,7 @@ Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the utterances done and their number."""
 
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
+DETECTOR_FILE = "faces/detector.onnx"
 PAST_END_S = 0.5
 """How far an utterance's times may run past its recording; clocks and encoders round."""
 
@@ -128,14 +129,13 @@ class Pipeline:
         utterances = conversation.utterances
         work = _Work(FusionInputs.absent(utterances, self.bundle.fusion), [{} for _ in utterances])
         report = progress or _silent
-        if "text" in self.modalities:
-            with work.timed("text"):
-                self._text.read(utterances, work.inputs, lambda done, total: report("text", done, total))
-            for index in (~work.inputs.text_mask).nonzero()[0]:
-                work.missing[index]["text"] = "no words known"
-            report("text", len(utterances), len(utterances))
-        if self.modalities != ("text",) and (conversation.media or any(u.media for u in utterances)):
-            self._read_media(conversation, work, report)
+        recorded = conversation.media is not None or any(u.media is not None for u in utterances)
+        # Entering the reader starts its process, which gets ready while the text is read.
+        with MediaReader(self._limits) if recorded and self.modalities != ("text",) else nullcontext() as reader:
+            if "text" in self.modalities:
+                self._read_text(utterances, work, report)
+            if reader is not None:
+                self._read_media(conversation, reader, work, report)
         if not self._has_evidence(work.inputs):
             reasons = next((m for m in work.missing if m), {})
             detail = f" ({'; '.join(f'{k}: {v}' for k, v in reasons.items())})" if reasons else ""
@@ -151,15 +151,21 @@ class Pipeline:
         work.timings_ms["total"] = 1000 * (time.perf_counter() - start)
         return self._answer(conversation, work, decision)
 
-    def _read_media(self, conversation: Conversation, work: _Work, report: Progress) -> None:
+    def _read_text(self, utterances: Sequence[Utterance], work: _Work, report: Progress) -> None:
+        with work.timed("text"):
+            self._text.read(utterances, work.inputs, lambda done, total: report("text", done, total))
+        for index in (~work.inputs.text_mask).nonzero()[0]:
+            work.missing[index]["text"] = "no words known"
+        report("text", len(utterances), len(utterances))
+
+    def _read_media(self, conversation: Conversation, reader: MediaReader, work: _Work, report: Progress) -> None:
         wanted = [m for m in self.modalities if m != "text"]
         n_frames = self.bundle.fusion.n_frames if {"face", "scene"} & set(wanted) else 0
         n, done = len(conversation.utterances), 0
-        with MediaReader(self._limits) as reader:
-            for index, segment in self._segments(conversation, reader, n_frames, work):
-                self._read_segment(index, segment, work)
-                done += 1
-                report("media", done, n)
+        for index, segment in self._segments(conversation, reader, n_frames, work):
+            self._read_segment(index, segment, work)
+            done += 1
+            report("media", done, n)
 
     def _segments(
         self, conversation: Conversation, reader: MediaReader, n_frames: int, work: _Work
@@ -294,10 +300,12 @@ class Pipeline:
     def _frame_reader(self) -> FrameReader:
         with self._lock:
             if self._frames is None:
+                if DETECTOR_FILE not in self.bundle.manifest["files"]:
+                    raise BundleError(f"the bundle does not list its face detector {DETECTOR_FILE}", hint=REBUILD)
                 self._frames = FrameReader(
                     self.bundle.scene,
                     self._engine("scene"),
-                    FaceFinder(self.bundle.faces),
+                    FaceFinder(self.bundle.path(DETECTOR_FILE), self.bundle.faces),
                     self._engine("expression"),
                     self.bundle.fusion,
                 )
