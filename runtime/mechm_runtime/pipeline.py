@@ -161,10 +161,9 @@ class Pipeline:
     def _read_media(self, conversation: Conversation, reader: MediaReader, work: _Work, report: Progress) -> None:
         wanted = [m for m in self.modalities if m != "text"]
         n_frames = self.bundle.fusion.n_frames if {"face", "scene"} & set(wanted) else 0
-        n, done = len(conversation.utterances), 0
-        for index, segment in self._segments(conversation, reader, n_frames, work):
+        n = len(conversation.utterances)
+        for done, (index, segment) in enumerate(self._segments(conversation, reader, n_frames, work), 1):
             self._read_segment(index, segment, work)
-            done += 1
             report("media", done, n)
 
     def _segments(
