@@ -80,6 +80,7 @@ def test_causes_count_only_where_they_are_annotated(tokenizer: ConversationToken
 def test_a_batch_without_words_is_one_empty_window(tokenizer: ConversationTokenizer) -> None:
     batch = make_batch([labelled("x", [("A", None, "joy"), ("B", "  ", "neutral")])], tokenizer)
     assert len(batch.input_ids) == 1
+    assert batch.attention_mask.any(1).all()  # attention over nothing has no gradient
     assert (batch.token_utterance == batch.text_mask.numel()).all()
     assert not batch.text_mask.any()
 

@@ -151,15 +151,16 @@ def test_accuracy_counts_an_abstention_as_wrong() -> None:
     assert decision_scores(scored, DecisionConfig(abstain_below=1.1))[1] == 0
 
 
-def test_scores_without_a_mistake_give_finite_constants() -> None:
+@pytest.mark.parametrize("margin", [0.01, 0.5, 20.0])
+def test_scores_without_a_mistake_give_finite_constants(margin: float) -> None:
     scored = []
     for s in over_confident(6, 7):
-        emotion_logits = np.full_like(s.emotion_logits, -20)
-        emotion_logits[np.arange(len(s.emotions)), s.emotions] = 20
-        scored.append(replace(s, emotion_logits=emotion_logits, pair_logits=np.where(s.causes, 20, -20)))
+        emotion_logits = np.full_like(s.emotion_logits, -margin)
+        emotion_logits[np.arange(len(s.emotions)), s.emotions] = margin
+        scored.append(replace(s, emotion_logits=emotion_logits, pair_logits=np.where(s.causes, margin, -margin)))
     fitted = fit_decision(scored)
     assert decision_scores(scored, fitted) == (1.0, 1.0)
-    assert fitted.emotion_temperature > 0.01
+    assert fitted.emotion_temperature > margin / 20
 
 
 def test_without_pairs_the_decision_keeps_its_defaults() -> None:

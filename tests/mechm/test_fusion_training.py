@@ -116,11 +116,13 @@ def test_a_diverging_training_keeps_the_last_good_weights(
 ) -> None:
     network = build_network(TINY, None)
     reports: list[EpochReport] = []
+    spoiled: list[int] = []
 
     def spoil(step: int, n_steps: int, loss: float) -> None:
         if len(reports) == 1:  # in the second epoch
             with torch.no_grad():
                 network.fusion.emotion_head.weight.fill_(value)
+            spoiled.append(step)
 
     with pytest.raises(TrainingDivergedError) as caught:
         train_fusion(
@@ -137,6 +139,7 @@ def test_a_diverging_training_keeps_the_last_good_weights(
         )
     assert caught.value.hint
     assert len(reports) == 1
+    assert len(spoiled) == 1  # the very next step noticed
     kept = build_network(TINY, None)
     decision = load_trained(kept, tmp_path)
     assert all(torch.isfinite(part).all() for part in kept.state_dict().values())
