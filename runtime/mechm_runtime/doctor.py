@@ -27,6 +27,7 @@ from urllib.request import url2pathname
 from packaging.requirements import Requirement
 
 from mechm_runtime.cache import cache_dir
+from mechm_runtime.cores import usable_cores
 from mechm_runtime.errors import MissingExtraError
 
 ENGINES: tuple[str, ...] = ("cpu", "gpu")
@@ -217,7 +218,7 @@ def examine_machine() -> Machine:
         cpu=cpu,
         cpu_features=features,
         n_cores=n_cores,
-        n_usable_cores=_usable_cores(n_cores),
+        n_usable_cores=usable_cores(),
         memory_bytes=_memory_bytes(),
         gpus=_gpus(),
     )
@@ -250,15 +251,6 @@ def _cpu() -> tuple[str, tuple[str, ...]]:
                 flags.add(key.rpartition(".")[2])
         flags |= {flag.lower() for flag in _output(["sysctl", "-n", "machdep.cpu.leaf7_features"]).split()}
     return name, tuple(dict.fromkeys(label for flag, label in CPU_FEATURES.items() if flag in flags))
-
-
-def _usable_cores(n_cores: int) -> float:
-    """Cores left by CPU affinity and by the container's quota, which `os.cpu_count` does not know."""
-    usable = float(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else n_cores)
-    quota, _, period = _read(Path("/sys/fs/cgroup/cpu.max")).partition(" ")
-    if quota.isdigit() and period.strip().isdigit():
-        usable = min(usable, int(quota) / int(period))
-    return usable
 
 
 def _memory_bytes() -> int | None:

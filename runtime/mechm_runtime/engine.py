@@ -5,7 +5,6 @@ It knows nothing of what the graph computes. A provider that was asked for and d
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +13,19 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from mechm_runtime.cores import usable_cores
 from mechm_runtime.errors import BundleError, MissingExtraError, ProviderError
 
 Array = npt.NDArray[Any]
+
+CPU = "CPUExecutionProvider"
+DOCTOR = "mechm doctor tells what works and what to install"
+
+MAX_THREADS = 4
+"""Threads inside an operator unless more are asked for: graphs of this size gain little from more."""
+
+UNREADABLE = ("InvalidGraph", "InvalidProtobuf", "NoSuchFile")
+"""onnxruntime's exceptions that speak of the file. It raises its own types, which share no base and are not public."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,12 +33,12 @@ class EngineConfig:
     """How graphs are run.
 
     provider: an onnxruntime execution provider's name.
-    n_threads: threads inside an operator; 0 takes one a core of this process's share, at most four.
+    n_threads: threads inside an operator; 0 takes one a whole core of this process's share, at most four.
     spin: whether threads wait by spinning. Off: on shared cores it costs more than it saves (DESIGN.md: p50 10.9
         against 14.5 ms).
     """
 
-    provider: str = "CPUExecutionProvider"
+    provider: str = CPU
     n_threads: int = 0
     spin: bool = False
 
@@ -40,7 +49,7 @@ class EngineConfig:
     @property
     def threads(self) -> int:
         """The number of threads that will be used."""
-        return self.n_threads or min(4, available_cores())
+        return self.n_threads or max(1, min(MAX_THREADS, int(usable_cores())))
 
 
 class GraphRunner(Protocol):
@@ -50,37 +59,39 @@ class GraphRunner(Protocol):
         """Arrays by input name to arrays by output name."""
 
 
-def available_cores() -> int:
-    """Cores this process may run on."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 class Engine:
-    """A loaded graph. `run` may be called from several threads at once."""
+    """A loaded graph. `run` may be called from several threads at once.
+
+    Raises: MissingExtraError: no onnxruntime. ProviderError: the provider is not there or does not load. BundleError:
+        the file is missing or no graph.
+    """
 
     def __init__(self, path: Path, config: EngineConfig) -> None:
         try:
             import onnxruntime
         except ImportError as error:
             raise MissingExtraError("onnxruntime", extra="cpu") from error
-        if config.provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
-            onnxruntime.preload_dlls()  # CUDA libraries that came as pip packages lie where no linker looks
         if config.provider not in onnxruntime.get_available_providers():
             raise ProviderError(
                 f"{config.provider} is not in this onnxruntime",
-                hint="mechm doctor tells what works and what to install",
+                hint=DOCTOR,
             )
+        if config.provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
+            onnxruntime.preload_dlls()  # CUDA libraries that came as pip packages lie where no linker looks
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = config.threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.spin else "0")
         try:
             self._session = onnxruntime.InferenceSession(str(path), options, providers=[config.provider])
-        except Exception as error:  # onnxruntime raises its own types, not exported as one base class
-            raise BundleError(f"{path.name} cannot be loaded: {str(error).splitlines()[0][:200]}") from error
+        except Exception as error:
+            reason = str(error).partition("\n")[0][:200]
+            if config.provider == CPU or type(error).__name__ in UNREADABLE:
+                raise BundleError(f"{path.name} cannot be loaded: {reason}", hint="make the bundle again") from error
+            raise ProviderError(f"{config.provider} did not load: {reason}", hint=DOCTOR) from error
         # onnxruntime falls back to the CPU with only a line on stderr.
         if self._session.get_providers()[0] != config.provider:
-            raise ProviderError(f"{config.provider} did not load", hint="mechm doctor")
+            raise ProviderError(f"{config.provider} did not load", hint=DOCTOR)
         self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
         self.output_names: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
 
