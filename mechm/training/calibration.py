@@ -41,7 +41,7 @@ def fit_decision(scored: Sequence[ScoredConversation]) -> DecisionConfig:
     Where no choice finds a pair, the decision keeps its defaults.
     """
     best, best_f1 = fit_probabilities(scored), 0.0
-    for neutral_log_bias in NEUTRAL_LOG_BIASES:
+    for neutral_log_bias in sorted(NEUTRAL_LOG_BIASES, key=abs):  # of equally good ones, the least
         config = replace(best, neutral_log_bias=neutral_log_bias)
         for threshold, f1 in zip(PAIR_THRESHOLDS, weighted_f1(pair_counts(scored, config)), strict=True):
             if f1 > best_f1:
