@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mechm_runtime.cache import cache_dir
 from mechm_runtime.decision import DecisionConfig
-from mechm_runtime.errors import BundleError
+from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.features.faces import FaceConfig
 from mechm_runtime.features.log_mel import LogMelConfig
 from mechm_runtime.features.scene import SceneConfig
@@ -29,8 +30,10 @@ SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 MAX_MANIFEST_BYTES = 4 << 20
 REBUILD = "make it again: mechm export bundle --preset small --out DIR"
+MAX_SHOWN = 200
+"""Characters of a damaged manifest that an error repeats."""
 
-PRECISIONS: tuple[str, ...] = ("fp32", "int8")
+Config = TypeVar("Config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +100,12 @@ class Bundle:
     manifest: Mapping[str, Any]
 
     def path(self, name: str) -> Path:
-        """Where a listed file lies."""
+        """Where a listed file lies.
+
+        Raises: BundleError: it is not listed, so that nobody has checked what lies there.
+        """
+        if name not in self.manifest["files"]:
+            raise BundleError(f"the bundle lists no {name}", hint=REBUILD)
         return self.folder.joinpath(*PurePosixPath(name).parts)
 
 
@@ -116,10 +124,9 @@ def open_bundle(path: Path | None = None, *, check_hashes: bool = True) -> Bundl
     Raises: BundleError: missing, incomplete, changed, unsafe or newer than this library.
     """
     folder = Path(path) if path is not None else default_bundle_path()
-    if not folder.is_dir():
-        hint = "make demo" if path is None else "give the folder that `mechm export bundle` wrote"
-        raise BundleError(f"no bundle at {folder}", hint=hint)
-    manifest = _read_manifest(folder)
+    if not _is_folder(folder):
+        raise BundleError(f"no bundle at {folder}", hint=_missing_hint(path))
+    manifest = read_manifest(folder)
     version = manifest.get("schema_version")
     if not isinstance(version, int) or isinstance(version, bool) or version < 1:
         raise BundleError(f"{MANIFEST} has no schema version", hint=REBUILD)
@@ -130,10 +137,36 @@ def open_bundle(path: Path | None = None, *, check_hashes: bool = True) -> Bundl
         )
     try:
         bundle = _build(folder, manifest)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise BundleError(f"{MANIFEST} is damaged: {type(error).__name__}: {error}", hint=REBUILD) from error
-    _check_files(folder, manifest["files"], check_hashes=check_hashes)
+        files = {
+            name: (_typed(f["size_bytes"], int), _typed(f["sha256"], str)) for name, f in manifest["files"].items()
+        }
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, InputError) as error:
+        reason = f"{type(error).__name__}: {error}"[:MAX_SHOWN]
+        raise BundleError(f"{MANIFEST} is damaged: {reason}", hint=REBUILD) from error
+    _check_files(folder, files, check_hashes=check_hashes)
     return bundle
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The content of a folder's `bundle.json`, unchecked.
+
+    Raises: BundleError: there is none, or it is no JSON object.
+    """
+    path = folder / MANIFEST
+    try:
+        mode = path.lstat().st_mode
+        if not stat.S_ISREG(mode):
+            raise BundleError(f"{MANIFEST} is a link or a special file, not a plain one", hint=REBUILD)
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"{MANIFEST} is larger than {MAX_MANIFEST_BYTES >> 20} MiB", hint=REBUILD)
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}", hint=REBUILD) from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"{MANIFEST} cannot be read: {type(error).__name__}", hint=REBUILD) from error
+    if not isinstance(manifest, dict):
+        raise BundleError(f"{MANIFEST} is not a JSON object", hint=REBUILD)
+    return manifest
 
 
 def file_sha256(path: Path) -> str:
@@ -149,20 +182,17 @@ def manifest_id(preset: str, manifest: Mapping[str, Any]) -> str:
     return f"{preset}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    path = folder / MANIFEST
-    _refuse_link(path)
+def _is_folder(path: Path) -> bool:
     try:
-        if path.stat().st_size > MAX_MANIFEST_BYTES:
-            raise BundleError(f"{MANIFEST} is larger than {MAX_MANIFEST_BYTES >> 20} MiB")
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise BundleError(f"{folder} is not a bundle: it has no {MANIFEST}", hint=REBUILD) from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"{MANIFEST} cannot be read: {type(error).__name__}", hint=REBUILD) from error
-    if not isinstance(manifest, dict):
-        raise BundleError(f"{MANIFEST} is not a JSON object", hint=REBUILD)
-    return manifest
+        return path.is_dir()
+    except OSError:  # a name that is too long, a folder that may not be entered
+        return False
+
+
+def _missing_hint(asked_for: Path | None) -> str:
+    if asked_for is not None:
+        return "give the folder that `mechm export bundle` wrote"
+    return "that is what MECHM_BUNDLE names: correct or unset it" if os.environ.get("MECHM_BUNDLE") else "make demo"
 
 
 def _build(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
@@ -178,81 +208,101 @@ def _build(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         if unlisted:
             raise ValueError(f"part {part.name} names {unlisted[0]}, which is not listed")
     preprocessing = manifest["preprocessing"]
-    decision = dict(manifest["decision"])
     return Bundle(
         folder=folder,
         id=str(manifest["id"]),
         preset=preset,
         parts=parts,
-        text=TextConfig(**preprocessing["text"]),
-        log_mel=LogMelConfig(**preprocessing["log_mel"]),
-        scene=SceneConfig(**_tuples(preprocessing["scene"])),
-        faces=FaceConfig(**_tuples(preprocessing["faces"])),
-        fusion=FusionWindows(**preprocessing["fusion"]),
-        decision=DecisionConfig(**{**decision, "emotion_bias": tuple(decision["emotion_bias"])}),
+        text=_config(TextConfig, preprocessing["text"]),
+        log_mel=_config(LogMelConfig, preprocessing["log_mel"]),
+        scene=_config(SceneConfig, preprocessing["scene"]),
+        faces=_config(FaceConfig, preprocessing["faces"]),
+        fusion=_config(FusionWindows, preprocessing["fusion"]),
+        decision=_config(DecisionConfig, manifest["decision"]),
         manifest=manifest,
     )
 
 
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+def _config(kind: type[Config], values: Mapping[str, Any]) -> Config:
+    """A config whose fields, all of them, have the types that its class says."""
+    hints = get_type_hints(kind)
+    if differing := sorted(hints.keys() ^ values.keys()):
+        raise ValueError(f"{kind.__name__} has other fields: {', '.join(differing)}")
+    return kind(**{name: _typed(value, hints[name]) for name, value in values.items()})
+
+
+def _typed(value: Any, hint: Any) -> Any:
+    """A JSON value as what an annotation says: JSON has lists for tuples, and may write 1.0 as 1."""
+    if get_origin(hint) is tuple:
+        items = get_args(hint)
+        if not isinstance(value, list):
+            raise TypeError(f"{value!r} is not a list")
+        each = items[:1] * len(value) if items[-1] is Ellipsis else items
+        return tuple(_typed(item, kind) for item, kind in zip(value, each, strict=True))
+    if hint is float and type(value) is int:
+        value = float(value)
+    if type(value) is not hint or (hint is float and not math.isfinite(value)):
+        raise TypeError(f"{value!r} is not a {hint.__name__}")
+    return value
 
 
 def _part(name: str, part: Mapping[str, Any]) -> PartFiles:
-    files = {str(precision): str(path) for precision, path in part["files"].items()}
-    default = str(part["default"])
+    files = {precision: _typed(path, str) for precision, path in part["files"].items()}
+    default = part["default"]
     if default not in files:
         raise ValueError(f"part {name} has no file of its default precision {default}")
-    inputs, outputs = (
-        tuple(Tensor(t["name"], t["dtype"], tuple(t["axes"])) for t in part[key]) for key in ("inputs", "outputs")
-    )
+    inputs, outputs = (tuple(_tensor(tensor) for tensor in part[key]) for key in ("inputs", "outputs"))
     return PartFiles(name, inputs, outputs, files, default)
 
 
-def _check_files(folder: Path, files: Mapping[str, Mapping[str, Any]], *, check_hashes: bool) -> None:
-    for name, facts in files.items():
-        path = _inside(folder, name)
+def _tensor(tensor: Mapping[str, Any]) -> Tensor:
+    axes = tuple(_typed(axis, int if isinstance(axis, int) else str) for axis in tensor["axes"])
+    return Tensor(_typed(tensor["name"], str), _typed(tensor["dtype"], str), axes)
+
+
+def _check_files(folder: Path, files: Mapping[str, tuple[int, str]], *, check_hashes: bool) -> None:
+    """Compare files with their listed size and sha256.
+
+    Raises: BundleError.
+    """
+    paths = {name: _inside(folder, name) for name in files}
+    for name, path in paths.items():
         try:
             size = path.stat().st_size
         except OSError as error:
             raise BundleError(f"the bundle's {name} is missing", hint=REBUILD) from error
-        if size != facts.get("size_bytes"):
-            raise BundleError(
-                f"the bundle's {name} was changed: {size:,} bytes, not {facts.get('size_bytes')}", hint=REBUILD
-            )
-    if check_hashes:
-        # hashlib releases the GIL, so threads read and hash in parallel.
-        with ThreadPoolExecutor(4) as pool:
-            for name, digest in zip(files, pool.map(lambda n: file_sha256(_inside(folder, n)), files), strict=True):
-                if digest != files[name].get("sha256"):
+        if size != files[name][0]:
+            raise BundleError(f"the bundle's {name} was changed: {size:,} bytes, not {files[name][0]:,}", hint=REBUILD)
+    if not check_hashes:
+        return
+    # hashlib releases the GIL, so threads read and hash in parallel.
+    with ThreadPoolExecutor(4) as pool:
+        digests = pool.map(file_sha256, paths.values())
+        try:
+            for name, digest in zip(paths, digests, strict=True):
+                if digest != files[name][1]:
                     raise BundleError(f"the bundle's {name} was changed: its sha256 differs", hint=REBUILD)
+        except OSError as error:
+            raise BundleError(f"a file of the bundle cannot be read: {error.strerror}", hint=REBUILD) from error
 
 
 def _inside(folder: Path, name: str) -> Path:
     """The listed file's path.
 
-    Raises: BundleError: the name leaves the folder or passes a link.
+    Raises: BundleError: the name leaves the folder, or passes a link or something else than folders and a plain file.
     """
     pure = PurePosixPath(name)
     odd = "\\" in name or ":" in name or "\0" in name
     if odd or not pure.parts or pure.is_absolute() or ".." in pure.parts or str(pure) != name:
         raise BundleError(f"the bundle lists a path that leaves its folder: {name[:80]!r}", hint=REBUILD)
-    for step in _steps(folder, pure):
-        _refuse_link(step)
-    return folder.joinpath(*pure.parts)
-
-
-def _steps(folder: Path, pure: PurePosixPath) -> Iterator[Path]:
     path = folder
-    for part in pure.parts:
-        path = path / part
-        yield path
-
-
-def _refuse_link(path: Path) -> None:
-    try:
-        mode = path.lstat().st_mode
-    except OSError:
-        return  # a missing file is reported by its reader, with its name
-    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
-        raise BundleError(f"the bundle's {path.name} is a link or a special file, not a plain one", hint=REBUILD)
+    for position, step in enumerate(pure.parts, start=1):
+        path = path / step
+        try:
+            mode = path.lstat().st_mode
+        except OSError:
+            break  # missing files are reported where they are read
+        plain = stat.S_ISREG if position == len(pure.parts) else stat.S_ISDIR
+        if not plain(mode):
+            raise BundleError(f"the bundle's {name} is a link or a special file, not a plain one", hint=REBUILD)
+    return folder.joinpath(*pure.parts)
