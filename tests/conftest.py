@@ -1,11 +1,15 @@
-"""Fixtures that several packages' tests share: research data, base weights, and a Python that lacks packages."""
+"""Fixtures that several packages' tests share: research data, base weights, bundles, a Python that lacks packages."""
 
 from __future__ import annotations
 
+import hashlib
 import os
+import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,6 +18,19 @@ from filelock import FileLock
 from mechm_runtime.cache import cache_dir
 
 REPOSITORY = Path(__file__).parent.parent
+
+BUNDLE_SOURCES = (
+    "mechm/model",
+    "mechm/weights/parts.py",
+    "export/mechm_export",
+    "runtime/mechm_runtime/features",
+    *(f"runtime/mechm_runtime/{module}.py" for module in ("bundle", "decision", "pipeline", "text", "types")),
+)
+"""What a bundle's content depends on, besides base weights (pinned), trained weights and `BUNDLE_PACKAGES`."""
+
+BUNDLE_PACKAGES = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+KEPT_BUNDLES_S = 2 * 24 * 3600
+"""Test bundles of other sources that nobody used for this long are deleted."""
 
 WITHOUT = """
 import sys
@@ -79,6 +96,56 @@ def small_weights() -> Path:
     if done.returncode != 0:
         pytest.fail(f"the base weights could not be fetched:\n{done.stdout}{done.stderr}")
     return cache / "weights" / "small"
+
+
+@pytest.fixture(scope="session")
+def tiny_bundle(small_weights: Path) -> Path:
+    """A bundle of the preset `tiny`: random weights, real words. Treat it as read-only: later runs use it again."""
+    return exported("tiny")
+
+
+@pytest.fixture(scope="session")
+def small_bundle(small_weights: Path) -> Path:
+    """The bundle of the preset `small` with the shipped weights; the test is skipped where none are shipped."""
+    from mechm.model.build import pretrained_folder
+    from mechm_runtime.errors import WeightsError
+
+    try:
+        trained = pretrained_folder("small")
+    except WeightsError as error:
+        pytest.skip(str(error))
+    return exported("small", trained)
+
+
+def exported(preset: str, trained: Path | None = None) -> Path:
+    """A preset's bundle, made once per state of the sources and kept in the cache folder for the next run."""
+    files = [path for name in BUNDLE_SOURCES for path in files_of(REPOSITORY / name)] + files_of(trained)
+    digest = hashlib.sha256("".join(f"{name} {version(name)}\n" for name in BUNDLE_PACKAGES).encode())
+    for path in files:
+        digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
+    folder = cache_dir() / "tests" / f"{preset}-{digest.hexdigest()[:16]}"
+    command = [sys.executable, "-c", "from mechm.cli import main; main()", "export", "bundle"]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder.parent / f"{preset}.lock"):  # the test workers start at the same time
+        if not (folder / "bundle.json").is_file():
+            # The export renames its folder into place when it is whole, so what is there is whole.
+            done = subprocess.run(
+                [*command, "--preset", preset, "--out", str(folder)], capture_output=True, text=True, check=False
+            )
+            if done.returncode != 0:
+                pytest.fail(f"no bundle of preset {preset}:\n{done.stdout}{done.stderr}")
+        os.utime(folder)
+        for other in folder.parent.glob(f"{preset}-*"):
+            if time.time() - other.stat().st_mtime > KEPT_BUNDLES_S:
+                shutil.rmtree(other, ignore_errors=True)
+    return folder
+
+
+def files_of(path: Path | None) -> list[Path]:
+    """A file, or the files below a folder, in order."""
+    if path is None or path.is_file():
+        return [] if path is None else [path]
+    return sorted(p for p in path.rglob("*") if p.is_file() and "__pycache__" not in p.parts)
 
 
 @pytest.fixture(scope="session")
