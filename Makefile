@@ -43,7 +43,7 @@ bundle: env ## the default bundle, into the cache folder, unless it is newer tha
 		[ -z "$$(find $(BUNDLE_SOURCES) -type f ! -name '*.pyc' -newer "$$bundle/bundle.json" 2>/dev/null)" ]; then \
 		echo "The bundle in $$bundle is up to date."; \
 	else \
-		$(MECHM) weights fetch --preset small && rm -rf "$$bundle" && \
+		$(MECHM) weights fetch --preset small && \
 		$(MECHM) export bundle --preset small --out "$$bundle"; \
 	fi
 

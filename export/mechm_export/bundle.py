@@ -10,7 +10,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -32,7 +32,7 @@ from mechm_runtime.features.log_mel import LogMelConfig
 from mechm_runtime.features.scene import SceneConfig
 from mechm_runtime.pipeline import DETECTOR_FILE, TOKENIZER_FILE, Pipeline
 from mechm_runtime.text import ConversationTokenizer, TextConfig
-from mechm_runtime.types import EMOTIONS, Conversation, LabelledConversation
+from mechm_runtime.types import EMOTIONS, Analysis, Conversation, LabelledConversation
 
 SHIPPED_SPLIT = "mechm check conversations"
 CALIBRATION_CONVERSATIONS = 100
@@ -95,7 +95,7 @@ def export_bundle(
         precisions = {part.name: ["fp32", "int8"] for part in model}
         _write_manifest(staging, model, precisions, values, [])
         step(f"comparing answers on {checks.name}")
-        tasks, refused = _judge(staging, model, checks)
+        tasks, refused = _judge(open_bundle(staging, check_hashes=False), model, checks)
         for name in refused:
             precisions[name].remove("int8")
             _graph(staging, name, "int8").unlink()
@@ -131,9 +131,8 @@ def verify_bundle(
             values.append(check_values(part, bundle.path(name), precision))
     checks = check_set or shipped_check_set()
     step(f"comparing answers on {checks.name}")
-    tasks = list(_compare(bundle, model, checks, {part.name: None for part in model}))
-    problems = [task.problem for task in tasks if task.problem]
-    if problems:
+    tasks = list(_compare(bundle, _reference(bundle, model, checks), {part.name: None for part in model}))
+    if problems := _problems(tasks):
         raise VerificationError("; ".join(problems))
     return BundleReport(bundle, tuple(values), tuple(tasks))
 
@@ -170,54 +169,68 @@ def _text_inputs(model: ModelParts, checks: CheckSet) -> list[Feeds]:
     return [{"input_ids": w.input_ids, "attention_mask": w.attention_mask} for w in windows if len(w.input_ids)]
 
 
-def _judge(staging: Path, model: ModelParts, checks: CheckSet) -> tuple[list[TaskCheck], dict[str, str]]:
+@dataclass(frozen=True, slots=True)
+class _Reference:
+    """Torch's answers on a check set."""
+
+    checks: CheckSet
+    text: tuple[Analysis, ...]
+    recorded: tuple[Analysis, ...]
+
+
+def _reference(bundle: Bundle, model: ModelParts, checks: CheckSet) -> _Reference:
+    pipeline = torch_pipeline(bundle, model)
+    return _Reference(
+        checks,
+        tuple(pipeline.analyze(one.conversation) for one in checks.labelled),
+        tuple(pipeline.analyze(conversation) for conversation in checks.recorded),
+    )
+
+
+def _judge(bundle: Bundle, model: ModelParts, checks: CheckSet) -> tuple[list[TaskCheck], dict[str, str]]:
     """Judge both precisions; where int8 as a whole is not good enough, find the parts to blame.
 
     Returns: the checks of what is kept, and part -> why its int8 form is refused.
     Raises: VerificationError: fp32 changes answers.
     """
-    bundle = open_bundle(staging, check_hashes=False)
+    reference = _reference(bundle, model, checks)
+    names = [part.name for part in model]
+    tasks = list(_compare(bundle, reference, dict.fromkeys(names, "fp32")))
+    if wrong := _problems(tasks):
+        raise VerificationError(f"fp32: {'; '.join(wrong)}")
     refused: dict[str, str] = {}
-    while True:
-        candidates = {part.name: "fp32" if part.name in refused else "int8" for part in model}
-        tasks = list(_compare(bundle, model, checks, {part.name: "fp32" for part in model}))
-        wrong = [task.problem for task in tasks if task.problem]
-        if wrong:
-            raise VerificationError(f"fp32: {'; '.join(wrong)}")
-        if len(refused) == len(model.parts):
-            return tasks, refused
-        lower = list(_compare(bundle, model, checks, candidates))
-        problems = [task.problem for task in lower if task.problem]
+    while len(refused) < len(names):
+        candidates = {name: "fp32" if name in refused else "int8" for name in names}
+        lower = list(_compare(bundle, reference, candidates))
+        problems = _problems(lower)
         if not problems:
             return tasks + lower, refused
-        refused.update(_blame(bundle, model, checks, candidates) or dict.fromkeys(candidates, problems[0]))
+        # The parts that fail alone; where each passes alone, together they are too much: none is kept.
+        blamed = {name: _problems(_compare(bundle, reference, _alone(name, names))) for name in names}
+        refused = {name: found[0] for name, found in blamed.items() if found and name not in refused} | refused
+        if not any(blamed[name] for name, precision in candidates.items() if precision == "int8"):
+            refused |= {name: problems[0] for name in names if name not in refused}
+    return tasks, refused
 
 
-def _blame(bundle: Bundle, model: ModelParts, checks: CheckSet, candidates: Mapping[str, str]) -> dict[str, str]:
-    """Parts that fail the gate when they alone are int8."""
-    blamed = {}
-    for name, precision in candidates.items():
-        alone = {part.name: precision if part.name == name else "fp32" for part in model}
-        problems = [task.problem for task in _compare(bundle, model, checks, alone) if task.problem]
-        if precision == "int8" and problems:
-            blamed[name] = problems[0]
-    return blamed
+def _alone(name: str, names: Sequence[str]) -> dict[str, str]:
+    return {other: "int8" if other == name else "fp32" for other in names}
 
 
-def _compare(
-    bundle: Bundle, model: ModelParts, checks: CheckSet, precisions: Mapping[str, str | None]
-) -> Iterator[TaskCheck]:
+def _problems(tasks: Iterable[TaskCheck]) -> list[str]:
+    return [task.problem for task in tasks if task.problem]
+
+
+def _compare(bundle: Bundle, reference: _Reference, precisions: Mapping[str, str | None]) -> Iterator[TaskCheck]:
     """Torch against the bundle's graphs, text first, recordings second; a precision of None is the part's default."""
-    reference = torch_pipeline(bundle, model)
     candidate = Pipeline(bundle, precisions=precisions)
     lowest = "int8" if "int8" in precisions.values() else "fp32"
     name = "default" if None in precisions.values() else lowest
+    checks = reference.checks
     conversations = [one.conversation for one in checks.labelled]
-    answers = [reference.analyze(conversation) for conversation in conversations]
-    yield check_task(checks.name, name, conversations, answers, candidate, checks.labelled)
+    yield check_task(checks.name, name, conversations, reference.text, candidate, checks.labelled)
     if checks.recorded:
-        answers = [reference.analyze(conversation) for conversation in checks.recorded]
-        yield check_task(f"{checks.name}, recordings", name, checks.recorded, answers, candidate)
+        yield check_task(f"{checks.name}, recordings", name, checks.recorded, reference.recorded, candidate)
 
 
 def _write_manifest(
