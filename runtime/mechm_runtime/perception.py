@@ -6,7 +6,7 @@ decode media nor decide anything.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from mechm_runtime.features.faces import FaceFinder, face_pixels
 from mechm_runtime.features.log_mel import LogMelConfig, log_mel_spectrogram
 from mechm_runtime.features.scene import SceneConfig, scene_pixels
 from mechm_runtime.fusion import FusionInputs
-from mechm_runtime.text import ConversationTokenizer, pool_utterances
+from mechm_runtime.text import ConversationTokenizer, TextWindows, pool_batches
 from mechm_runtime.types import Utterance
 
 TEXT_WINDOWS_PER_RUN = 8
@@ -46,16 +46,20 @@ class TextReader:
         """
         windows = self._tokenizer(utterances)
         inputs.text_mask[:] = windows.has_text
-        states = []
-        for start in range(0, len(windows.input_ids), TEXT_WINDOWS_PER_RUN):
+        if len(windows.input_ids):
+            inputs.text[:] = pool_batches(self._states(windows, progress), windows)
+
+    def _states(
+        self, windows: TextWindows, progress: Callable[[int, int], None] | None
+    ) -> Iterator[npt.NDArray[np.float32]]:
+        """Token states of a few windows at a time: those of a long conversation together take a gigabyte."""
+        n_windows = len(windows.input_ids)
+        for start in range(0, n_windows, TEXT_WINDOWS_PER_RUN):
             rows = slice(start, start + TEXT_WINDOWS_PER_RUN)
             feeds = {"input_ids": windows.input_ids[rows], "attention_mask": windows.attention_mask[rows]}
-            states.append(self._engine.run(feeds)["last_hidden_state"])
+            yield self._engine.run(feeds)["last_hidden_state"]
             if progress is not None:
-                n_done = min(rows.stop, len(windows.input_ids))
-                progress(len(utterances) * n_done // len(windows.input_ids), len(utterances))
-        if states:
-            inputs.text[:] = pool_utterances(np.concatenate(states), windows)
+                progress(windows.n_utterances * min(rows.stop, n_windows) // n_windows, windows.n_utterances)
 
 
 class VoiceReader:
@@ -117,7 +121,7 @@ class FrameReader:
         crops, heights = [], []
         for frame in frames[: self._sizes.n_frames]:
             for face in self._finder.find(frame)[: self._sizes.max_faces]:
-                crops.append(face_pixels(frame, face.box_px))
+                crops.append(face_pixels(frame, face.box_px, self._finder.config))
                 heights.append(face.box_px[3] / frame.shape[0])
         if not crops:
             return "no face found"

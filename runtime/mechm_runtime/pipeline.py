@@ -1,7 +1,7 @@
 """The pipeline: a conversation in, an `Analysis` out.
 
-Assembled once from a bundle (`Pipeline.from_bundle`); every part gets finished parts. The order of work is: media is
-decoded in its own process while the text is read, then voice, frames and faces utterance by utterance, then the
+Assembled once from a bundle (`Pipeline.from_bundle`); every part gets finished parts. The order of work is: the text,
+while the decoding process starts; then voice, frames and faces utterance by utterance as they are decoded; then the
 fusion over all, then the decision. A modality that is absent or broken is masked and named in the result.
 """
 
@@ -17,7 +17,7 @@ from typing import Literal
 
 import numpy as np
 
-from mechm_runtime.bundle import REBUILD, Bundle, PartFiles, open_bundle
+from mechm_runtime.bundle import Bundle, PartFiles, open_bundle
 from mechm_runtime.decision import Decision, decide
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
 from mechm_runtime.errors import BundleError, InputError, MediaError
@@ -34,6 +34,8 @@ Progress = Callable[[str, int, int], None]
 
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
 DETECTOR_FILE = "faces/detector.onnx"
+STILL_S = 1.0
+"""How long a clip is taken to be that has no duration: a picture."""
 PAST_END_S = 0.5
 """How far an utterance's times may run past its recording; clocks and encoders round."""
 
@@ -74,21 +76,28 @@ class Pipeline:
     ) -> None:
         """Build a pipeline from an opened bundle.
 
-        precisions: part -> precision; the bundle's default for parts that are not named.
+        precisions: part -> precision; the bundle's default for parts that are not named or have None.
         load_part: what runs a part; None runs the bundle's own graphs. Export compares against torch with it.
+        Raises: InputError: unknown modalities, or none. BundleError: a precision or part that the bundle lacks.
         """
         unknown = sorted(set(modalities) - set(MODALITIES))
         if unknown:
             raise InputError(f"unknown modality {unknown[0]!r}", hint=f"choose from {', '.join(MODALITIES)}")
         self.bundle = bundle
         self.modalities = tuple(m for m in MODALITIES if m in modalities)
-        self._precisions = precisions or {}
+        if not self.modalities:
+            raise InputError("no modality to analyse", hint=f"choose from {', '.join(MODALITIES)}")
+        self._precisions = {name: precision for name, precision in (precisions or {}).items() if precision is not None}
+        self._check_precisions()
         self._engine_config = engine or EngineConfig()
         self._limits = limits
         self._load_part = load_part or self._load_engine
         self._lock = threading.Lock()
         self._fusion = self._engine("fusion")
-        self._text = TextReader(ConversationTokenizer(bundle.path(TOKENIZER_FILE), bundle.text), self._engine("text"))
+        self._text: TextReader | None = None
+        if "text" in self.modalities:
+            tokenizer = ConversationTokenizer(bundle.path(TOKENIZER_FILE), bundle.text)
+            self._text = TextReader(tokenizer, self._engine("text"))
         self._voice: VoiceReader | None = None
         self._frames: FrameReader | None = None
 
@@ -132,8 +141,8 @@ class Pipeline:
         recorded = conversation.media is not None or any(u.media is not None for u in utterances)
         # Entering the reader starts its process, which gets ready while the text is read.
         with MediaReader(self._limits) if recorded and self.modalities != ("text",) else nullcontext() as reader:
-            if "text" in self.modalities:
-                self._read_text(utterances, work, report)
+            if self._text is not None:
+                self._read_text(self._text, utterances, work, report)
             if reader is not None:
                 self._read_media(conversation, reader, work, report)
         if not self._has_evidence(work.inputs):
@@ -151,9 +160,10 @@ class Pipeline:
         work.timings_ms["total"] = 1000 * (time.perf_counter() - start)
         return self._answer(conversation, work, decision)
 
-    def _read_text(self, utterances: Sequence[Utterance], work: _Work, report: Progress) -> None:
+    @staticmethod
+    def _read_text(text: TextReader, utterances: Sequence[Utterance], work: _Work, report: Progress) -> None:
         with work.timed("text"):
-            self._text.read(utterances, work.inputs, lambda done, total: report("text", done, total))
+            text.read(utterances, work.inputs, lambda done, total: report("text", done, total))
         for index in (~work.inputs.text_mask).nonzero()[0]:
             work.missing[index]["text"] = "no words known"
         report("text", len(utterances), len(utterances))
@@ -170,43 +180,52 @@ class Pipeline:
         self, conversation: Conversation, reader: MediaReader, n_frames: int, work: _Work
     ) -> Iterator[tuple[int, Segment]]:
         """Decoded segments by utterance position; time spent decoding is counted, that of the consumer is not."""
-        untimed: list[tuple[int, Utterance]] = []
         if conversation.media is not None:
-            with work.timed("decode"):
-                duration_s = reader.probe(conversation.media).duration_s
-            spans, owners = [], []
-            for index, u in enumerate(conversation.utterances):
-                if u.start_s is None or u.end_s is None:
-                    untimed.append((index, u))
-                    continue
-                if duration_s is not None and u.end_s > duration_s + PAST_END_S:
-                    raise InputError(
-                        f"utterance {u.id} ends at {u.end_s:.2f} s, the recording at {duration_s:.2f} s",
-                        hint="is this the transcript of another recording?",
-                    )
-                spans.append((u.start_s, u.end_s))
-                owners.append(index)
-            for index, u in untimed:
-                if u.media is None:
-                    self._note(work, index, ("audio", "video"), "the transcript gives no times")
-            for position, segment in self._timed(
-                reader.iter_segments(conversation.media, spans, n_frames=n_frames), work
-            ):
-                yield owners[position], segment
+            yield from self._recorded(conversation.utterances, conversation.media, reader, n_frames, work)
         for index, u in enumerate(conversation.utterances):
-            if u.media is None:
-                if conversation.media is None:
-                    self._note(work, index, ("audio", "video"), "no clip")
+            if u.media is not None:
+                yield from self._clipped(index, u.media, reader, n_frames, work)
+            elif conversation.media is None:
+                self._note(work, index, ("audio", "video"), "no clip")
+
+    def _recorded(
+        self, utterances: Sequence[Utterance], media: Path, reader: MediaReader, n_frames: int, work: _Work
+    ) -> Iterator[tuple[int, Segment]]:
+        """Segments of the conversation's recording, of the utterances that have no clip of their own.
+
+        Raises: MediaError: it cannot be read. InputError: a time is past its end.
+        """
+        with work.timed("decode"):
+            duration_s = reader.probe(media).duration_s
+        spans, owners = [], []
+        for index, u in enumerate(utterances):
+            if u.media is not None:
                 continue
-            try:
-                with work.timed("decode"):
-                    duration_s = reader.probe(u.media).duration_s
-                for _, segment in self._timed(
-                    reader.iter_segments(u.media, [(0.0, duration_s or 1.0)], n_frames=n_frames), work
-                ):
-                    yield index, segment
-            except MediaError as error:
-                self._note(work, index, ("audio", "video"), str(error))
+            if u.start_s is None or u.end_s is None:
+                self._note(work, index, ("audio", "video"), "the transcript gives no times")
+                continue
+            if duration_s is not None and u.end_s > duration_s + PAST_END_S:
+                raise InputError(
+                    f"utterance {u.id} ends at {u.end_s:.2f} s, the recording at {duration_s:.2f} s",
+                    hint="is this the transcript of another recording?",
+                )
+            spans.append((u.start_s, u.end_s))
+            owners.append(index)
+        for position, segment in self._timed(reader.iter_segments(media, spans, n_frames=n_frames), work):
+            yield owners[position], segment
+
+    def _clipped(
+        self, index: int, media: Path, reader: MediaReader, n_frames: int, work: _Work
+    ) -> Iterator[tuple[int, Segment]]:
+        """The segment of an utterance's own clip, or nothing but a note where it cannot be read."""
+        try:
+            with work.timed("decode"):
+                duration_s = reader.probe(media).duration_s
+            whole = [(0.0, duration_s or STILL_S)]
+            for _, segment in self._timed(reader.iter_segments(media, whole, n_frames=n_frames), work):
+                yield index, segment
+        except MediaError as error:
+            self._note(work, index, ("audio", "video"), str(error))
 
     @staticmethod
     def _timed(segments: Iterator[tuple[int, Segment]], work: _Work) -> Iterator[tuple[int, Segment]]:
@@ -282,12 +301,21 @@ class Pipeline:
             raise BundleError(f"the bundle has no {part} part", hint="export it with the parts this input needs")
         return self._load_part(self.bundle.parts[part])
 
+    def _check_precisions(self) -> None:
+        """Refuse now what would fail only when the first recording comes.
+
+        Raises: BundleError: a part or a precision of it that was asked for is not there.
+        """
+        for name, precision in self._precisions.items():
+            files = self.bundle.parts[name].files if name in self.bundle.parts else {}
+            if precision not in files:
+                raise BundleError(
+                    f"the bundle has no {precision} file of its {name} part",
+                    hint=f"it has {', '.join(files) or 'no such part'}",
+                )
+
     def _load_engine(self, part: PartFiles) -> Engine:
-        precision = self._precisions.get(part.name) or part.default
-        if precision not in part.files:
-            raise BundleError(
-                f"the bundle has no {precision} file of its {part.name} part", hint=f"it has {', '.join(part.files)}"
-            )
+        precision = self._precisions.get(part.name, part.default)
         return Engine(self.bundle.path(part.files[precision]), self._engine_config)
 
     def _voice_reader(self) -> VoiceReader:
@@ -299,8 +327,6 @@ class Pipeline:
     def _frame_reader(self) -> FrameReader:
         with self._lock:
             if self._frames is None:
-                if DETECTOR_FILE not in self.bundle.manifest["files"]:
-                    raise BundleError(f"the bundle does not list its face detector {DETECTOR_FILE}", hint=REBUILD)
                 self._frames = FrameReader(
                     self.bundle.scene,
                     self._engine("scene"),

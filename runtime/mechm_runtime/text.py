@@ -8,7 +8,7 @@ this module. It does not run the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,9 +127,23 @@ def pool_utterances(hidden_states: npt.NDArray[np.float32], windows: TextWindows
     hidden_states: float32 (n_windows, n_tokens, hidden_size), of the same windows.
     Returns: float32 (n_utterances, hidden_size); zeros where `windows.has_text` is False.
     """
-    keep = windows.utterance_index != NO_UTTERANCE
-    owners = windows.utterance_index[keep]
-    pooled = np.zeros((windows.n_utterances, hidden_states.shape[-1]), np.float32)
-    np.add.at(pooled, owners, hidden_states[keep])
+    return pool_batches([hidden_states], windows)
+
+
+def pool_batches(batches: Iterable[npt.NDArray[np.float32]], windows: TextWindows) -> npt.NDArray[np.float32]:
+    """`pool_utterances` of states that come in batches, of which only one is held.
+
+    batches: float32 (rows, n_tokens, hidden_size), together all windows in order; at least one batch.
+    """
+    sums = np.zeros((windows.n_utterances, 0), np.float32)
+    first = 0
+    for states in batches:
+        index = windows.utterance_index[first : first + len(states)]
+        keep = index != NO_UTTERANCE
+        if not sums.size:
+            sums = np.zeros((windows.n_utterances, states.shape[-1]), np.float32)
+        np.add.at(sums, index[keep], states[keep])
+        first += len(states)
+    owners = windows.utterance_index[windows.utterance_index != NO_UTTERANCE]
     counts = np.bincount(owners, minlength=windows.n_utterances).astype(np.float32)
-    return np.asarray(pooled / np.maximum(counts, 1.0)[:, None], np.float32)
+    return np.asarray(sums / np.maximum(counts, 1.0)[:, None], np.float32)
