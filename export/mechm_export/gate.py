@@ -29,6 +29,9 @@ LABELS_KEPT = 0.99
 F1_LOSS = 0.005
 FEW_LABELS = 2
 """On a small set one utterance is more than a percent: this many labels may always differ."""
+PAIRS_KEPT = 0.9
+FEW_PAIRS = 8
+"""Every changed label moves a few pairs: this many may always differ. F1 decides once there are `ENOUGH_PAIRS`."""
 ENOUGH_PAIRS = 500
 """Annotated pairs from which a difference in F1 says something."""
 
@@ -49,7 +52,7 @@ class TaskCheck:
     """A precision's answers against torch's on the same conversations.
 
     split: which conversations. labels_kept: share of utterances with the same label; pairs_kept: pairs found by both
-    among those found by either. weighted_f1, torch_weighted_f1: against the annotation, where there is one.
+    among the n_found found by either. weighted_f1, torch_weighted_f1: against the annotation, where there is one.
     largest_difference: of an emotion's probability.
     """
 
@@ -65,6 +68,7 @@ class TaskCheck:
     micro_f1: float | None = None
     emotion_accuracy: float | None = None
     n_pairs: int = 0
+    n_found: int = 0
 
     @property
     def problem(self) -> str:
@@ -72,6 +76,9 @@ class TaskCheck:
         changed = round((1 - self.labels_kept) * self.n_utterances)
         if changed > max(FEW_LABELS, (1 - LABELS_KEPT) * self.n_utterances):
             return f"{changed} of {self.n_utterances} labels differ from torch on {self.split}"
+        lost = round((1 - self.pairs_kept) * self.n_found)
+        if lost > max(FEW_PAIRS, (1 - PAIRS_KEPT) * self.n_found) and self.n_pairs < ENOUGH_PAIRS:
+            return f"{lost} of {self.n_found} pairs differ from torch on {self.split}"
         if self.weighted_f1 is not None and self.torch_weighted_f1 is not None and self.n_pairs >= ENOUGH_PAIRS:
             loss = self.torch_weighted_f1 - self.weighted_f1
             if loss > F1_LOSS:
@@ -93,7 +100,7 @@ class TorchRunner:
 def check_values(part: ExportPart, path: Path, precision: str) -> ValueCheck:
     """Compare a graph file with its module.
 
-    Raises: VerificationError: names or axes differ, an output is not finite, or fp32 values differ by more than
+    Raises: VerificationError: names, axes or shapes differ, an output is not finite, or fp32 values differ by more than
         FP32_ATOL.
     """
     check_signature(part, path)
@@ -105,8 +112,10 @@ def check_values(part: ExportPart, path: Path, precision: str) -> ValueCheck:
         answers = engine.run(feeds)
         for name, expected in part.reference(feeds).items():
             actual = answers[name]
-            if actual.shape != expected.shape or not np.isfinite(actual).all():
-                raise VerificationError(f"{path.name}: {name} at {dict(sizes)} is {actual.shape} or not finite")
+            if actual.shape != expected.shape:
+                raise VerificationError(f"{path.name}: {name} at {dict(sizes)} is {actual.shape}, not {expected.shape}")
+            if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
+                raise VerificationError(f"{path.name}: {name} at {dict(sizes)} is not finite, here or in torch")
             largest = max(largest, float(np.abs(expected - actual).max()))
             norms = np.linalg.norm(expected) * np.linalg.norm(actual)
             cosine = min(cosine, float((expected * actual).sum() / max(float(norms), 1e-12)))
@@ -156,6 +165,7 @@ def check_task(
         round(kept / max(total, 1), 5),
         round(common / either, 5) if either else 1.0,
         _significant(largest),
+        n_found=either,
     )
     if not labelled:
         return check

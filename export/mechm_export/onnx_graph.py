@@ -65,6 +65,7 @@ def fuse_attention(model: onnx.ModelProto, n_heads: int) -> int:
     """Rewrite Attention (B, H, T, D) to MultiHeadAttention (B, T, H * D) in place; returns how many there were.
 
     The transposes around the operator cancel with those the exporter wrote, in onnxruntime's own optimiser.
+    Raises: VerificationError: an Attention asks for something that the rewrite would lose.
     """
     graph = model.graph
     constants = {
@@ -81,6 +82,7 @@ def fuse_attention(model: onnx.ModelProto, n_heads: int) -> int:
         if node.op_type != "Attention" or node.domain not in ("", "ai.onnx"):
             nodes.append(node)
             continue
+        _check_fusible(node)
         name = f"mha_{count}"
         inputs = []
         for position in range(3):
@@ -110,6 +112,15 @@ def fuse_attention(model: onnx.ModelProto, n_heads: int) -> int:
         graph.node.extend(nodes)
         model.opset_import.append(helper.make_opsetid(MICROSOFT, 1))
     return count
+
+
+def _check_fusible(node: onnx.NodeProto) -> None:
+    attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+    attributes.pop("scale", None)
+    asked = sorted(name for name, value in attributes.items() if value)
+    cached = [name for name in (*node.input[4:], *node.output[1:]) if name]
+    if asked or cached:
+        raise VerificationError(f"an Attention with {', '.join(asked + cached)} cannot be fused")
 
 
 def strip_provenance(model: onnx.ModelProto) -> None:
