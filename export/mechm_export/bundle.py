@@ -25,7 +25,7 @@ from mechm_export.gate import TaskCheck, ValueCheck, check_task, check_values, t
 from mechm_export.onnx_graph import export_graph
 from mechm_export.parts import ExportPart, Feeds, ModelParts, build_parts
 from mechm_export.quantize import quantize_int8
-from mechm_runtime.bundle import MANIFEST, SCHEMA_VERSION, Bundle, file_sha256, manifest_id, open_bundle
+from mechm_runtime.bundle import MANIFEST, SCHEMA_VERSION, Bundle, file_sha256, manifest_id, open_bundle, read_manifest
 from mechm_runtime.errors import BundleError, VerificationError
 from mechm_runtime.features.faces import FaceConfig
 from mechm_runtime.features.log_mel import LogMelConfig
@@ -76,16 +76,16 @@ def export_bundle(
 
     trained: folder of trained weights; None leaves fusion and heads random.
     check_set: what precisions are judged on; None for the shipped conversations.
-    Raises: BundleError: `out` exists and is not a bundle. WeightsError: weights are missing. VerificationError: fp32
-        does not match torch.
+    Raises: BundleError: `out` exists and is not a bundle, or cannot be written. WeightsError: weights are missing.
+        VerificationError: fp32 does not match torch.
     """
+    out = out.absolute()  # `.` has no name of its own
     check_target(out)
     step = on_step or (lambda _what: None)
     checks = check_set or shipped_check_set()
     step("loading weights")
     model = build_parts(preset, trained)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with _staging(out) as staging:
+    with _written(out), _staging(out) as staging:
         calibration = {"text": _text_inputs(model, checks)}
         values = [check for part in model for check in _write_part(part, staging, calibration.get(part.name, []), step)]
         for source, name in ((model.tokenizer, TOKENIZER_FILE), (model.detector, DETECTOR_FILE)):
@@ -119,11 +119,15 @@ def verify_bundle(
     bundle = open_bundle(folder)
     step("loading weights")
     model = build_parts(bundle.preset, trained)
-    if bundle.manifest["weights"] != _weights_hashes(model):
+    if bundle.manifest.get("weights") != _weights_hashes(model):
         raise VerificationError(
             "the bundle was made from other weights than those at hand",
             hint="name its trained weights: --trained DIR; and fetch its base weights: mechm weights fetch",
         )
+    if (bundle.decision, bundle.fusion) != (model.decision, model.fusion_windows):
+        raise VerificationError("the bundle decides with other constants, or reads other sizes, than its weights do")
+    if absent := sorted({part.name for part in model} - set(bundle.parts)):
+        raise VerificationError(f"the bundle lacks the parts {', '.join(absent)}")
     values = []
     for part in model:
         for precision, name in bundle.parts[part.name].files.items():
@@ -138,14 +142,25 @@ def verify_bundle(
 
 
 def check_target(out: Path) -> None:
-    """Refuse a target that would destroy something else.
+    """Refuse a target that would destroy something else: an old bundle goes as a whole, and nothing else with it.
 
-    Raises: BundleError: it exists and is neither an empty folder nor a bundle.
+    Raises: BundleError: it exists and is neither an empty folder nor a bundle, or holds more than a bundle's files.
     """
     if out.is_symlink() or (out.exists() and not out.is_dir()):
         raise BundleError(f"{out} is not a folder", hint="give another --out")
-    if out.is_dir() and any(out.iterdir()) and not (out / MANIFEST).is_file():
-        raise BundleError(f"{out} is a folder with other things in it", hint="give a new or empty --out")
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    try:
+        listed = read_manifest(out)["files"]
+        foreign = sorted(
+            name
+            for path in out.rglob("*")
+            if not path.is_dir() and (name := path.relative_to(out).as_posix()) not in {MANIFEST, *listed}
+        )
+    except (BundleError, KeyError, TypeError) as error:
+        raise BundleError(f"{out} is a folder with other things in it", hint="give a new or empty --out") from error
+    if foreign:
+        raise BundleError(f"{out} holds more than its bundle: {foreign[0]}", hint="move that away, or give a new --out")
 
 
 def _write_part(part: ExportPart, staging: Path, feeds: Sequence[Feeds], step: Step) -> Iterator[ValueCheck]:
@@ -155,10 +170,13 @@ def _write_part(part: ExportPart, staging: Path, feeds: Sequence[Feeds], step: S
     export_graph(part, portable, "portable")
     yield check_values(part, portable, "fp32")
     step(f"{part.name}: exporting int8")
-    fused = staging / f"{part.name}.fused.onnx"
-    export_graph(part, fused, "fused")
-    quantize_int8(fused, int8, part.int8, feeds)
-    fused.unlink()
+    if part.n_heads:
+        fused = staging / f"{part.name}.fused.onnx"
+        export_graph(part, fused, "fused")
+        quantize_int8(fused, int8, part.int8, feeds)
+        fused.unlink()
+    else:  # there is no attention to fuse, and tracing again takes longer than all the rest
+        quantize_int8(portable, int8, part.int8, feeds)
     yield check_values(part, int8, "int8")
 
 
@@ -348,7 +366,27 @@ def _staging(out: Path) -> Iterator[Path]:
 
 
 def _replace(staging: Path, out: Path) -> None:
-    """Put the new bundle in the old one's place; the old one goes only once the new one is whole."""
+    """Put the new bundle in the old one's place; the old one goes only once the new one is there."""
+    old = staging.parent / "replaced"
     if out.exists():
-        out.rename(staging.parent / "replaced")
-    staging.rename(out)
+        out.rename(old)
+    try:
+        staging.rename(out)
+    except BaseException:
+        if old.exists():
+            old.rename(out)
+        raise
+
+
+@contextlib.contextmanager
+def _written(out: Path) -> Iterator[None]:
+    """Say of the system's refusals (a full disk, a folder of somebody else) what they prevented.
+
+    Raises: BundleError.
+    """
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BundleError(f"the bundle cannot be written to {out}: {reason}", hint="give another --out") from error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -66,6 +67,7 @@ def bundle(
     mechm export bundle --preset small --out bundle
     mechm export bundle --out bundle --trained runs/mine --conversations dev.txt --recording call.wav call.stm
     """
+    _require_packages()
     from rich.console import Console
 
     from mechm_export.bundle import check_target, export_bundle
@@ -93,6 +95,7 @@ def verify(
 
     Needs the base weights it was made from (`mechm weights fetch`). Exits with 1 where something differs.
     """
+    _require_packages()
     from rich.console import Console
 
     from mechm_export.bundle import verify_bundle
@@ -104,6 +107,18 @@ def verify(
         report = verify_bundle(folder, trained=_trained_folder(preset, trained), check_set=check_set, on_step=on_step)
     _print(report)
     click.echo(f"{folder} is what it says ({report.bundle.id})")
+
+
+def _require_packages() -> None:
+    """Refuse before the first import fails half-way.
+
+    Raises: MissingExtraError.
+    """
+    from mechm_runtime.errors import MissingExtraError
+
+    for package in ("torch", "transformers", "onnx", "onnxscript", "safetensors"):
+        if find_spec(package) is None:
+            raise MissingExtraError(package, extra="export")
 
 
 def _trained_folder(preset: str, given: Path | None) -> Path | None:
