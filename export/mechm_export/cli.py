@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -185,7 +186,8 @@ def _print(report: BundleReport) -> None:
             f"{task.pairs_kept:.2%}",
             *(_score(value) for value in (task.weighted_f1, task.torch_weighted_f1, task.micro_f1)),
         )
-    console = Console()
+    # Piped output has no width of its own; these tables need 100 columns to keep a row on a line.
+    console = Console(width=None if sys.stdout.isatty() else 100)
     console.print(values)
     console.print("* what the runtime runs by default")
     console.print(tasks)

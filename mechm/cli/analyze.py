@@ -132,7 +132,7 @@ def analyze(
         pipeline = load_pipeline(bundle, precision, modalities or MODALITIES, threads, limits)
         show = Printer(outputs, heading=len(conversations) > 1, quiet=quiet)
         analyses, failures = analyze_all(pipeline, conversations, show, quiet=quiet)
-        finish(outputs, conversations, analyses, failures, title=source.name or source.resolve().name, quiet=quiet)
+        finish(outputs, conversations, analyses, failures, title=source.stem or source.resolve().name, quiet=quiet)
         show.check()
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
