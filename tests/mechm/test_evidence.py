@@ -13,7 +13,9 @@ from mechm.data.evidence import EXPRESSION_RECALL, Evidence, EvidenceConfig, Evi
 from mechm.model.config import SMALL, TINY
 from mechm_runtime.types import EMOTIONS
 
-ALWAYS = EvidenceConfig(conversation_rate=1.0, utterance_rate=1.0, mismatch=0.0, text_dropout=0.0)
+ALWAYS = EvidenceConfig(
+    conversation_rate=1.0, utterance_rate=1.0, mismatch=0.0, text_dropout=0.0, voice_mixing=0.0, voice_noise=0.0
+)
 TOKENS, WIDTH = len(TINY.audio.pooled_layers), 2 * TINY.audio.hidden_size
 
 
@@ -50,6 +52,28 @@ def test_wrong_voices_come_as_often_as_configured() -> None:
     evidence, _ = sample(emotions, replace(ALWAYS, mismatch=0.3))
     wrong = (evidence.audio[..., 0, 0].numpy() != emotions).mean()
     assert wrong == pytest.approx(0.3 * 5 / 6, abs=0.02)  # one of six emotions drawn is the right one
+
+
+def test_a_voice_without_text_is_never_wrong() -> None:
+    emotions = np.full((100, 20), EMOTIONS.index("anger"))
+    evidence, dropped = sample(emotions, replace(ALWAYS, mismatch=1.0, text_dropout=0.5))
+    heard = evidence.audio[..., 0, 0].numpy()
+    assert (heard[dropped.numpy()] == EMOTIONS.index("anger")).all()
+    assert (heard[~dropped.numpy()] != EMOTIONS.index("anger")).mean() > 0.7
+
+
+def test_voices_blend_within_their_emotion_and_carry_noise() -> None:
+    recordings = np.random.default_rng(2).normal(5.0, 1.0, (8, TOKENS, WIDTH)).astype(np.float32)
+    emotions = np.full((100, 20), EMOTIONS.index("anger"))
+    blended, _ = sample(emotions, replace(ALWAYS, voice_mixing=1.0), {"anger": recordings})
+    heard = blended.audio.numpy()
+    assert (heard <= recordings.max(0) + 1e-5).all()
+    assert (heard >= recordings.min(0) - 1e-5).all()
+    assert len(np.unique(heard[..., 0, 0])) > len(recordings)
+    noisy, _ = sample(emotions, replace(ALWAYS, voice_noise=0.2), {"anger": recordings})
+    exact = recordings[np.abs(noisy.audio.numpy().reshape(-1, 1, TOKENS, WIDTH) - recordings).sum((2, 3)).argmin(1)]
+    relative = (noisy.audio.numpy().reshape(exact.shape) - exact) / recordings.std(0)
+    assert relative.std() == pytest.approx(0.2, abs=0.02)
 
 
 def test_evidence_is_attached_as_often_as_configured() -> None:
