@@ -74,10 +74,10 @@ class TaskCheck:
     def problem(self) -> str:
         """Why the precision is not good enough, or an empty string."""
         changed = round((1 - self.labels_kept) * self.n_utterances)
-        if changed > max(FEW_LABELS, (1 - LABELS_KEPT) * self.n_utterances):
+        if changed > max(FEW_LABELS, round((1 - LABELS_KEPT) * self.n_utterances, 6)):
             return f"{changed} of {self.n_utterances} labels differ from torch on {self.split}"
         lost = round((1 - self.pairs_kept) * self.n_found)
-        if lost > max(FEW_PAIRS, (1 - PAIRS_KEPT) * self.n_found) and self.n_pairs < ENOUGH_PAIRS:
+        if lost > max(FEW_PAIRS, round((1 - PAIRS_KEPT) * self.n_found, 6)) and self.n_pairs < ENOUGH_PAIRS:
             return f"{lost} of {self.n_found} pairs differ from torch on {self.split}"
         if self.weighted_f1 is not None and self.torch_weighted_f1 is not None and self.n_pairs >= ENOUGH_PAIRS:
             loss = self.torch_weighted_f1 - self.weighted_f1

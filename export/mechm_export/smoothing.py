@@ -16,6 +16,8 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
+from mechm_runtime.errors import VerificationError
+
 SMALLEST = 1e-5
 """Floor of magnitudes, so that a channel that is never active gives no infinite factor."""
 
@@ -31,6 +33,7 @@ def smooth(model: onnx.ModelProto, feeds: Iterable[Mapping[str, npt.NDArray[np.g
 
     feeds: real inputs of the graph, to see which channels are large.
     strength: 0 leaves activations as they are, 1 moves all of their range into the weights (SmoothQuant's alpha).
+    Raises: VerificationError: no inputs.
     """
     layers: dict[str, list[onnx.NodeProto]] = {}
     for node in linear_layers(model):
@@ -78,5 +81,5 @@ def _peaks(
             peak = np.abs(array.reshape(-1, array.shape[-1])).max(0)
             peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
     if not peaks:
-        raise ValueError("smoothing needs at least one input to look at")
+        raise VerificationError("smoothing needs at least one input to look at: a conversation with words")
     return peaks
