@@ -47,7 +47,13 @@ def test_labels_in_both_languages(tmp_path: Path, label: str, emotion: str) -> N
 @pytest.mark.parametrize("name", ["s01/a.wav", "s01/a", "a.wav", "a", "./s01/a.wav", "s01\\a.wav"])
 def test_a_recording_is_found_by_place_or_name(tmp_path: Path, name: str) -> None:
     aesi(tmp_path, f"file,speaker,emotion\n{name},1,joy\n", "s01/a.wav", "s01/._a.wav", "s02/b.wav")
-    assert read_aesi(tmp_path).items[0].path == tmp_path / "s01" / "a.wav"
+    corpus = read_aesi(tmp_path)
+    assert corpus.items[0].path == tmp_path / "s01" / "a.wav"
+    assert corpus.report.left_out == {"recordings that the table does not name": 1}  # b.wav; ._ files are macOS's own
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_column(tmp_path: Path) -> None:
+    assert len(read_aesi(aesi(tmp_path, "\ufefffile,speaker,emotion\na.wav,1,joy\n", "a.wav")).items) == 1
 
 
 def test_a_place_wins_over_a_name(tmp_path: Path) -> None:
