@@ -217,17 +217,20 @@ def _judge(bundle: Bundle, model: ModelParts, checks: CheckSet) -> tuple[list[Ta
     if wrong := _problems(tasks):
         raise VerificationError(f"fp32: {'; '.join(wrong)}")
     refused: dict[str, str] = {}
+    alone: dict[str, list[TaskCheck]] = {}
     while len(refused) < len(names):
         candidates = {name: "fp32" if name in refused else "int8" for name in names}
         lower = list(_compare(bundle, reference, candidates))
         problems = _problems(lower)
         if not problems:
             return tasks + lower, refused
-        # The parts that fail alone; where each passes alone, together they are too much: none is kept.
-        blamed = {name: _problems(_compare(bundle, reference, _alone(name, names))) for name in names}
-        refused = {name: found[0] for name, found in blamed.items() if found and name not in refused} | refused
-        if not any(blamed[name] for name, precision in candidates.items() if precision == "int8"):
-            refused |= {name: problems[0] for name in names if name not in refused}
+        alone = alone or {name: list(_compare(bundle, reference, _alone(name, names))) for name in names}
+        left = {name: checks for name, checks in alone.items() if name not in refused}
+        blamed = {name: found[0] for name, checks in left.items() if (found := _problems(checks))}
+        if not blamed:  # each passes alone, together they are too much: the one that changes most goes
+            worst = max(left, key=lambda name: max(check.changes for check in left[name]))
+            blamed = {worst: f"together with other parts, {problems[0]}"}
+        refused |= blamed
     return tasks, refused
 
 

@@ -186,13 +186,13 @@ def _print(report: BundleReport) -> None:
             f"{task.pairs_kept:.2%}",
             *(_score(value) for value in (task.weighted_f1, task.torch_weighted_f1, task.micro_f1)),
         )
-    # Piped output has no width of its own; these tables need 100 columns to keep a row on a line.
-    console = Console(width=None if sys.stdout.isatty() else 100)
+    # Piped output has no width of its own; these tables need 130 columns to keep a row on a line.
+    console = Console(width=None if sys.stdout.isatty() else 130)
     console.print(values)
     console.print("* what the runtime runs by default")
     console.print(tasks)
     for name, reason in report.refused.items():
-        console.print(f"{name}: int8 was left out: {reason}", highlight=False)
+        console.print(f"{name}: int8 was left out: {reason}", highlight=False, soft_wrap=True)
     console.print(f"bundle: {sum(sizes.values()) / 1e6:.1f} MB", highlight=False)
 
 

@@ -71,12 +71,17 @@ class TaskCheck:
     n_found: int = 0
 
     @property
+    def changes(self) -> tuple[int, int, float]:
+        """Labels and pairs that differ from torch's, and the largest difference of a probability."""
+        lost = round((1 - self.pairs_kept) * self.n_found)
+        return round((1 - self.labels_kept) * self.n_utterances), lost, self.largest_difference
+
+    @property
     def problem(self) -> str:
         """Why the precision is not good enough, or an empty string."""
-        changed = round((1 - self.labels_kept) * self.n_utterances)
+        changed, lost, _ = self.changes
         if changed > max(FEW_LABELS, round((1 - LABELS_KEPT) * self.n_utterances, 6)):
             return f"{changed} of {self.n_utterances} labels differ from torch on {self.split}"
-        lost = round((1 - self.pairs_kept) * self.n_found)
         if lost > max(FEW_PAIRS, round((1 - PAIRS_KEPT) * self.n_found, 6)) and self.n_pairs < ENOUGH_PAIRS:
             return f"{lost} of {self.n_found} pairs differ from torch on {self.split}"
         if self.weighted_f1 is not None and self.torch_weighted_f1 is not None and self.n_pairs >= ENOUGH_PAIRS:
