@@ -25,9 +25,10 @@ from mechm_runtime.errors import BundleError, InputError, MediaError
 from mechm_runtime.features.log_mel import log_mel_spectrogram
 from mechm_runtime.fusion import FusionInputs, run_fusion, window_spans
 from mechm_runtime.media import MediaReader
-from mechm_runtime.perception import MAX_MEL_FRAMES, VoiceReader, merge_pieces
+from mechm_runtime.perception import MAX_MEL_FRAMES, TEXT_WINDOWS_PER_RUN, TextReader, VoiceReader, merge_pieces
 from mechm_runtime.pipeline import TOKENIZER_FILE
 from mechm_runtime.readers import read_transcript
+from mechm_runtime.text import ConversationTokenizer, pool_utterances
 
 ONE_THREAD = EngineConfig(n_threads=1)
 TEXTS = ("We won the cup!", "Really? That's wonderful.", "No. It was a joke.", "How mean of you.")
@@ -472,6 +473,22 @@ def test_5000_utterances_take_seconds(pipeline: Pipeline) -> None:
     reach = pipeline.bundle.fusion.window
     assert all(abs(p.emotion_utterance - p.cause_utterance) < reach for p in analysis.pairs)
     assert {p.emotion_utterance > 4000 for p in analysis.pairs} == {True, False}
+
+
+def test_text_read_a_few_windows_at_a_time_is_the_text(pipeline: Pipeline) -> None:
+    """Against all windows read in one go and pooled together."""
+    bundle = pipeline.bundle
+    engine = Engine(bundle.path(bundle.parts["text"].files["fp32"]), ONE_THREAD)
+    tokenizer = ConversationTokenizer(bundle.path(TOKENIZER_FILE), bundle.text)
+    utterances = spoken(*(f"Number {k} says that it is the number {k}." if k % 7 else "" for k in range(70))).utterances
+    windows = tokenizer(utterances)
+    assert len(windows.input_ids) > 2 * TEXT_WINDOWS_PER_RUN
+    feeds = {"input_ids": windows.input_ids, "attention_mask": windows.attention_mask}
+    inputs = FusionInputs.absent(utterances, bundle.fusion)
+    TextReader(tokenizer, engine).read(utterances, inputs)
+    expected = pool_utterances(engine.run(feeds)["last_hidden_state"], windows)
+    assert np.abs(inputs.text - expected).max() < 1e-5
+    assert np.array_equal(inputs.text_mask, [k % 7 != 0 for k in range(70)])
 
 
 @pytest.mark.parametrize("cuts", [[700], [300, 301, 900], [1, 2, 3]])
