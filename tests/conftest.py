@@ -29,7 +29,7 @@ BUNDLE_SOURCES = (
 """What a bundle's content depends on, besides base weights (pinned), trained weights and `BUNDLE_PACKAGES`."""
 
 BUNDLE_PACKAGES = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
-KEPT_BUNDLES_S = 2 * 24 * 3600
+KEPT_BUNDLES_S = 2 * 3600
 """Test bundles of other sources that nobody used for this long are deleted."""
 
 WITHOUT = """
