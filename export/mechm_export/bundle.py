@@ -7,51 +7,27 @@ bundle as it was. A precision that fails the gate is not written.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import version
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-from mechm.model.build import CARD_FILE
-from mechm.model.config import ModelConfig
-from mechm.weights import part_of, weights_path
-from mechm.weights.fetch import read_provenance
-from mechm_export.data import check_conversations
-from mechm_export.gate import TaskCheck, ValueCheck, check_task, check_values, torch_pipeline
+from mechm_export.gate import TaskCheck, ValueCheck, check_values
+from mechm_export.judge import CheckSet, ask_torch, compare, judge, problems_of, shipped_check_set
+from mechm_export.manifest import graph_name, text_preprocessing, weights_hashes, write_manifest
 from mechm_export.onnx_graph import export_graph
 from mechm_export.parts import ExportPart, Feeds, ModelParts, build_parts
 from mechm_export.quantize import quantize_int8
-from mechm_runtime.bundle import MANIFEST, SCHEMA_VERSION, Bundle, file_sha256, manifest_id, open_bundle, read_manifest
+from mechm_runtime.bundle import MANIFEST, Bundle, open_bundle, read_manifest
 from mechm_runtime.errors import BundleError, VerificationError
-from mechm_runtime.features.faces import FaceConfig
-from mechm_runtime.features.log_mel import LogMelConfig
-from mechm_runtime.features.scene import SceneConfig
-from mechm_runtime.pipeline import DETECTOR_FILE, TOKENIZER_FILE, Pipeline
-from mechm_runtime.text import ConversationTokenizer, TextConfig
-from mechm_runtime.types import EMOTIONS, Analysis, Conversation, LabelledConversation
+from mechm_runtime.pipeline import DETECTOR_FILE, TOKENIZER_FILE
+from mechm_runtime.text import ConversationTokenizer
 
-SHIPPED_SPLIT = "mechm check conversations"
 CALIBRATION_CONVERSATIONS = 100
-VERSIONED = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 Step = Callable[[str], None]
 """Called with what is being done, as it starts."""
-
-
-@dataclass(frozen=True, slots=True)
-class CheckSet:
-    """Conversations on which precisions are judged.
-
-    name: the split, as the manifest carries it. labelled: annotated text. recorded: conversations with media.
-    """
-
-    name: str
-    labelled: tuple[LabelledConversation, ...]
-    recorded: tuple[Conversation, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,11 +38,6 @@ class BundleReport:
     values: tuple[ValueCheck, ...]
     tasks: tuple[TaskCheck, ...]
     refused: Mapping[str, str] = field(default_factory=dict)
-
-
-def shipped_check_set() -> CheckSet:
-    """The conversations that come with this package."""
-    return CheckSet(SHIPPED_SPLIT, check_conversations())
 
 
 def export_bundle(
@@ -93,14 +64,14 @@ def export_bundle(
             target.parent.mkdir()
             shutil.copyfile(source, target)
         precisions = {part.name: ["fp32", "int8"] for part in model}
-        _write_manifest(staging, model, precisions, values, [])
+        write_manifest(staging, model, precisions, values, [])
         step(f"comparing answers on {checks.name}")
-        tasks, refused = _judge(open_bundle(staging, check_hashes=False), model, checks)
+        tasks, refused = judge(open_bundle(staging, check_hashes=False), model, checks)
         for name in refused:
             precisions[name].remove("int8")
             _graph(staging, name, "int8").unlink()
         values = [check for check in values if check.precision in precisions[check.part]]
-        _write_manifest(staging, model, precisions, values, tasks)
+        write_manifest(staging, model, precisions, values, tasks)
         open_bundle(staging)
         _replace(staging, out)
     return BundleReport(open_bundle(out, check_hashes=False), tuple(values), tuple(tasks), refused)
@@ -119,7 +90,7 @@ def verify_bundle(
     bundle = open_bundle(folder)
     step("loading weights")
     model = build_parts(bundle.preset, trained)
-    if bundle.manifest.get("weights") != _weights_hashes(model):
+    if bundle.manifest.get("weights") != weights_hashes(model):
         raise VerificationError(
             "the bundle was made from other weights than those at hand",
             hint="name its trained weights: --trained DIR; and fetch its base weights: mechm weights fetch",
@@ -135,8 +106,8 @@ def verify_bundle(
             values.append(check_values(part, bundle.path(name), precision))
     checks = check_set or shipped_check_set()
     step(f"comparing answers on {checks.name}")
-    tasks = list(_compare(bundle, _reference(bundle, model, checks), {part.name: None for part in model}))
-    if problems := _problems(tasks):
+    tasks = list(compare(bundle, ask_torch(bundle, model, checks), {part.name: None for part in model}))
+    if problems := problems_of(tasks):
         raise VerificationError("; ".join(problems))
     return BundleReport(bundle, tuple(values), tuple(tasks))
 
@@ -182,181 +153,13 @@ def _write_part(part: ExportPart, staging: Path, feeds: Sequence[Feeds], step: S
 
 def _text_inputs(model: ModelParts, checks: CheckSet) -> list[Feeds]:
     """Token windows of the check set's conversations, the first hundred: what int8 is calibrated on."""
-    tokenizer = ConversationTokenizer(model.tokenizer, _text_preprocessing(model.config))
+    tokenizer = ConversationTokenizer(model.tokenizer, text_preprocessing(model.config))
     windows = [tokenizer(one.conversation.utterances) for one in checks.labelled[:CALIBRATION_CONVERSATIONS]]
     return [{"input_ids": w.input_ids, "attention_mask": w.attention_mask} for w in windows if len(w.input_ids)]
 
 
-@dataclass(frozen=True, slots=True)
-class _Reference:
-    """Torch's answers on a check set."""
-
-    checks: CheckSet
-    text: tuple[Analysis, ...]
-    recorded: tuple[Analysis, ...]
-
-
-def _reference(bundle: Bundle, model: ModelParts, checks: CheckSet) -> _Reference:
-    pipeline = torch_pipeline(bundle, model)
-    return _Reference(
-        checks,
-        tuple(pipeline.analyze(one.conversation) for one in checks.labelled),
-        tuple(pipeline.analyze(conversation) for conversation in checks.recorded),
-    )
-
-
-def _judge(bundle: Bundle, model: ModelParts, checks: CheckSet) -> tuple[list[TaskCheck], dict[str, str]]:
-    """Judge both precisions; where int8 as a whole is not good enough, find the parts to blame.
-
-    Returns: the checks of what is kept, and part -> why its int8 form is refused.
-    Raises: VerificationError: fp32 changes answers.
-    """
-    reference = _reference(bundle, model, checks)
-    names = [part.name for part in model]
-    tasks = list(_compare(bundle, reference, dict.fromkeys(names, "fp32")))
-    if wrong := _problems(tasks):
-        raise VerificationError(f"fp32: {'; '.join(wrong)}")
-    refused: dict[str, str] = {}
-    alone: dict[str, list[TaskCheck]] = {}
-    while len(refused) < len(names):
-        candidates = {name: "fp32" if name in refused else "int8" for name in names}
-        lower = list(_compare(bundle, reference, candidates))
-        problems = _problems(lower)
-        if not problems:
-            return tasks + lower, refused
-        alone = alone or {name: list(_compare(bundle, reference, _alone(name, names))) for name in names}
-        left = {name: checks for name, checks in alone.items() if name not in refused}
-        blamed = {name: found[0] for name, checks in left.items() if (found := _problems(checks))}
-        if not blamed:  # each passes alone, together they are too much: the one that changes most goes
-            worst = max(left, key=lambda name: max(check.changes for check in left[name]))
-            blamed = {worst: f"together with other parts, {problems[0]}"}
-        refused |= blamed
-    return tasks, refused
-
-
-def _alone(name: str, names: Sequence[str]) -> dict[str, str]:
-    return {other: "int8" if other == name else "fp32" for other in names}
-
-
-def _problems(tasks: Iterable[TaskCheck]) -> list[str]:
-    return [task.problem for task in tasks if task.problem]
-
-
-def _compare(bundle: Bundle, reference: _Reference, precisions: Mapping[str, str | None]) -> Iterator[TaskCheck]:
-    """Torch against the bundle's graphs, text first, recordings second; a precision of None is the part's default."""
-    candidate = Pipeline(bundle, precisions=precisions)
-    lowest = "int8" if "int8" in precisions.values() else "fp32"
-    name = "default" if None in precisions.values() else lowest
-    checks = reference.checks
-    conversations = [one.conversation for one in checks.labelled]
-    yield check_task(checks.name, name, conversations, reference.text, candidate, checks.labelled)
-    if checks.recorded:
-        yield check_task(f"{checks.name}, recordings", name, checks.recorded, reference.recorded, candidate)
-
-
-def _write_manifest(
-    staging: Path,
-    model: ModelParts,
-    precisions: Mapping[str, Sequence[str]],
-    values: Sequence[ValueCheck],
-    tasks: Sequence[TaskCheck],
-) -> None:
-    config = model.config
-    files = sorted(path for path in staging.rglob("*") if path.is_file() and path.name != MANIFEST)
-    manifest: dict[str, Any] = {
-        "schema_version": SCHEMA_VERSION,
-        "preset": config.preset,
-        "labels": list(EMOTIONS),
-        "parts": {
-            part.name: {
-                "inputs": [asdict(tensor) for tensor in part.inputs],
-                "outputs": [asdict(tensor) for tensor in part.outputs],
-                "files": {precision: _graph_name(part.name, precision) for precision in precisions[part.name]},
-                "default": "int8" if part.int8.default and "int8" in precisions[part.name] else "fp32",
-            }
-            for part in model
-        },
-        "preprocessing": {
-            "text": asdict(_text_preprocessing(config)),
-            "log_mel": asdict(LogMelConfig(n_mels=config.audio.n_mels)),
-            "scene": asdict(_scene_preprocessing(config)),
-            "faces": asdict(FaceConfig()),
-            "fusion": asdict(model.fusion_windows),
-        },
-        "model": json.loads(config.to_json()),
-        "decision": asdict(model.decision),
-        "checks": {"values": [asdict(check) for check in values], "task": [asdict(task) for task in tasks]},
-        "card": _card(model.trained),
-        "weights": _weights_hashes(model),
-        "licences": _licences(model),
-        "versions": {name: version(name) for name in VERSIONED},
-        "files": {
-            path.relative_to(staging).as_posix(): {"sha256": file_sha256(path), "size_bytes": path.stat().st_size}
-            for path in files
-        },
-    }
-    manifest = json.loads(json.dumps(manifest))
-    manifest["id"] = manifest_id(config.preset, manifest)
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    (staging / MANIFEST).write_text(text, encoding="utf-8")
-
-
-def _text_preprocessing(config: ModelConfig) -> TextConfig:
-    return TextConfig(max_tokens=config.text.max_tokens, context_tokens=config.text.max_tokens // 4)
-
-
-def _scene_preprocessing(config: ModelConfig) -> SceneConfig:
-    if config.scene.architecture == "dinov2":
-        return SceneConfig(image_size=config.scene.image_size)
-    # EVA-CLIP was trained with the constants of OpenAI's CLIP.
-    side = config.scene.image_size
-    return SceneConfig(side, side, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-
-
-def _weights_hashes(model: ModelParts) -> dict[str, str]:
-    """sha256 of what the graphs were made from, so that a verifier knows whether it holds the same."""
-    hashes = {"tokenizer": file_sha256(model.tokenizer), "detector": file_sha256(model.detector)}
-    if model.trained is not None:
-        hashes["trained"] = file_sha256(model.trained / "model.safetensors")
-    for part, provenance in _provenances(model).items():
-        hashes[part] = ",".join(sorted(provenance.sha256.values()))
-    return hashes
-
-
-def _licences(model: ModelParts) -> dict[str, str]:
-    licences = {part: f"{p.licence} ({p.origin})" for part, p in _provenances(model).items()}
-    # `tiny` has the detector of `small`, whose folder says so.
-    detector = read_provenance(model.detector.parent)
-    if detector is not None:
-        credit = part_of(detector.preset, detector.part).attribution
-        licences["detector"] = f"{detector.licence} ({detector.origin}); {credit}"
-    return licences
-
-
-def _provenances(model: ModelParts) -> dict[str, Any]:
-    if model.config.preset == "tiny":
-        return {}
-    found = {
-        part.name: read_provenance(weights_path(part.name, model.config.preset))
-        for part in model
-        if part.name != "fusion"
-    }
-    return {name: provenance for name, provenance in found.items() if provenance is not None}
-
-
-def _card(trained: Path | None) -> dict[str, Any]:
-    if trained is None:
-        return {"warning": "fusion and heads have random weights: for tests only"}
-    card: dict[str, Any] = json.loads((trained / CARD_FILE).read_text(encoding="utf-8"))
-    return card
-
-
-def _graph_name(part: str, precision: str) -> str:
-    return f"onnx/{part}.{precision}.onnx"
-
-
 def _graph(folder: Path, part: str, precision: str) -> Path:
-    return folder / "onnx" / f"{part}.{precision}.onnx"
+    return folder.joinpath(*graph_name(part, precision).split("/"))
 
 
 @contextlib.contextmanager

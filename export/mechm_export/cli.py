@@ -14,7 +14,8 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from mechm_export.bundle import BundleReport, CheckSet, Step
+    from mechm_export.bundle import BundleReport, Step
+    from mechm_export.judge import CheckSet
 
 PRESETS = ("small", "tiny", "llama2-7b")
 
@@ -134,7 +135,7 @@ def _trained_folder(preset: str, given: Path | None) -> Path | None:
 def _check_set(conversations: Path | None, recordings: tuple[tuple[Path, Path], ...]) -> CheckSet | None:
     if conversations is None and not recordings:
         return None
-    from mechm_export.bundle import CheckSet, shipped_check_set
+    from mechm_export.judge import CheckSet, shipped_check_set
     from mechm_runtime.readers import read_labelled, read_transcript
 
     recorded = tuple(one for media, transcript in recordings for one in read_transcript(transcript, media=media))

@@ -21,9 +21,11 @@ from onnx import numpy_helper
 from mechm.model.build import build_network, save_trained
 from mechm.model.config import preset_config
 from mechm_export import bundle as writer
-from mechm_export.bundle import BundleReport, CheckSet, check_target, export_bundle, shipped_check_set, verify_bundle
+from mechm_export import judge as judging
+from mechm_export.bundle import BundleReport, check_target, export_bundle, verify_bundle
 from mechm_export.data import check_conversations
 from mechm_export.gate import TaskCheck
+from mechm_export.judge import CheckSet, shipped_check_set
 from mechm_runtime.bundle import MANIFEST, file_sha256, manifest_id, open_bundle
 from mechm_runtime.decision import DecisionConfig
 from mechm_runtime.engine import EngineConfig
@@ -155,9 +157,9 @@ def test_what_was_written_verifies(report: BundleReport, trained: Path) -> None:
 
 def test_the_tiny_bundle_was_judged_fairly(tiny_bundle: Path, tiny_parts: Any, sharp: DecisionConfig) -> None:
     bundle = open_bundle(tiny_bundle)
-    tasks, refused = writer._judge(bundle, tiny_parts, shipped_check_set())
+    tasks, refused = judging.judge(bundle, tiny_parts, shipped_check_set())
     assert (refused, [task.problem for task in tasks]) == ({}, ["", ""])
-    tasks, refused = writer._judge(replace(bundle, decision=sharp), tiny_parts, shipped_check_set())
+    tasks, refused = judging.judge(replace(bundle, decision=sharp), tiny_parts, shipped_check_set())
     assert "fusion" in refused
     assert [task.problem for task in tasks] == ["", ""]
 
@@ -190,9 +192,9 @@ def test_the_parts_to_blame_are_found_and_no_others(
         yield TaskCheck("made-up", "int8" if "int8" in precisions.values() else "fp32", 12, 132,
                         round(1 - n_changed / 132, 5), 1.0, 0.0)  # fmt: skip
 
-    monkeypatch.setattr(writer, "_compare", compare)
-    monkeypatch.setattr(writer, "_reference", lambda *_: None)
-    tasks, refused = writer._judge(open_bundle(tiny_bundle, check_hashes=False), tiny_parts, shipped_check_set())
+    monkeypatch.setattr(judging, "compare", compare)
+    monkeypatch.setattr(judging, "ask_torch", lambda *_: None)
+    tasks, refused = judging.judge(open_bundle(tiny_bundle, check_hashes=False), tiny_parts, shipped_check_set())
     assert refused.keys() == expected.keys()
     assert all(refused[name].startswith(words) for name, words in expected.items()), refused
     assert [task.precision for task in tasks] == (["fp32"] if len(refused) == 5 else ["fp32", "int8"])
@@ -202,7 +204,7 @@ def test_a_wrong_fp32_graph_is_never_left_in(folder: Path, tiny_parts: Any, shar
     plant(folder / "onnx/fusion.fp32.onnx", 1.0)
     bundle = open_bundle(rewrite(folder, lambda _manifest: None))
     with pytest.raises(VerificationError, match=r"^fp32: \d+ of 132 labels differ"):
-        writer._judge(replace(bundle, decision=sharp), tiny_parts, shipped_check_set())
+        judging.judge(replace(bundle, decision=sharp), tiny_parts, shipped_check_set())
 
 
 # Failures on the way

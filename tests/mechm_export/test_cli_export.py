@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 
 from mechm.cli import main
-from mechm_export.bundle import BundleReport, shipped_check_set
+from mechm_export.bundle import BundleReport
 from mechm_export.cli import _check_set, _print
 from mechm_export.gate import TaskCheck, ValueCheck
+from mechm_export.judge import shipped_check_set
 from mechm_runtime.bundle import MANIFEST, manifest_id, open_bundle
 
 COMMAND = [sys.executable, "-W", "error", "-c", "from mechm.cli import main; main()", "export"]

@@ -1,0 +1,135 @@
+"""What `bundle.json` says: parts, constants, checks, hashes, versions, licences.
+
+`mechm_runtime.bundle` reads it. It holds no time stamp and no path of a machine: equal weights give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mechm.model.build import CARD_FILE
+from mechm.model.config import ModelConfig
+from mechm.weights import part_of, weights_path
+from mechm.weights.fetch import read_provenance
+from mechm_export.gate import TaskCheck, ValueCheck
+from mechm_export.parts import ModelParts
+from mechm_runtime.bundle import MANIFEST, SCHEMA_VERSION, file_sha256, manifest_id
+from mechm_runtime.features.faces import FaceConfig
+from mechm_runtime.features.log_mel import LogMelConfig
+from mechm_runtime.features.scene import SceneConfig
+from mechm_runtime.text import TextConfig
+from mechm_runtime.types import EMOTIONS
+
+VERSIONED = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+def graph_name(part: str, precision: str) -> str:
+    """Where a part's graph lies in a bundle."""
+    return f"onnx/{part}.{precision}.onnx"
+
+
+def write_manifest(
+    staging: Path,
+    model: ModelParts,
+    precisions: Mapping[str, Sequence[str]],
+    values: Sequence[ValueCheck],
+    tasks: Sequence[TaskCheck],
+) -> None:
+    """Write the manifest of a folder that holds everything else.
+
+    precisions: part -> the precisions whose graphs are there.
+    """
+    config = model.config
+    files = sorted(path for path in staging.rglob("*") if path.is_file() and path.name != MANIFEST)
+    manifest: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "preset": config.preset,
+        "labels": list(EMOTIONS),
+        "parts": {
+            part.name: {
+                "inputs": [asdict(tensor) for tensor in part.inputs],
+                "outputs": [asdict(tensor) for tensor in part.outputs],
+                "files": {precision: graph_name(part.name, precision) for precision in precisions[part.name]},
+                "default": "int8" if part.int8.default and "int8" in precisions[part.name] else "fp32",
+            }
+            for part in model
+        },
+        "preprocessing": {
+            "text": asdict(text_preprocessing(config)),
+            "log_mel": asdict(LogMelConfig(n_mels=config.audio.n_mels)),
+            "scene": asdict(_scene_preprocessing(config)),
+            "faces": asdict(FaceConfig()),
+            "fusion": asdict(model.fusion_windows),
+        },
+        "model": json.loads(config.to_json()),
+        "decision": asdict(model.decision),
+        "checks": {"values": [asdict(check) for check in values], "task": [asdict(task) for task in tasks]},
+        "card": _card(model.trained),
+        "weights": weights_hashes(model),
+        "licences": _licences(model),
+        "versions": {name: version(name) for name in VERSIONED},
+        "files": {
+            path.relative_to(staging).as_posix(): {"sha256": file_sha256(path), "size_bytes": path.stat().st_size}
+            for path in files
+        },
+    }
+    manifest = json.loads(json.dumps(manifest))
+    manifest["id"] = manifest_id(config.preset, manifest)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    (staging / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def text_preprocessing(config: ModelConfig) -> TextConfig:
+    """How a preset's text is cut into windows."""
+    return TextConfig(max_tokens=config.text.max_tokens, context_tokens=config.text.max_tokens // 4)
+
+
+def _scene_preprocessing(config: ModelConfig) -> SceneConfig:
+    if config.scene.architecture == "dinov2":
+        return SceneConfig(image_size=config.scene.image_size)
+    # EVA-CLIP was trained with the constants of OpenAI's CLIP.
+    side = config.scene.image_size
+    return SceneConfig(side, side, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+def weights_hashes(model: ModelParts) -> dict[str, str]:
+    """sha256 of what the graphs were made from, so that a verifier knows whether it holds the same."""
+    hashes = {"tokenizer": file_sha256(model.tokenizer), "detector": file_sha256(model.detector)}
+    if model.trained is not None:
+        hashes["trained"] = file_sha256(model.trained / "model.safetensors")
+    for part, provenance in _provenances(model).items():
+        hashes[part] = ",".join(sorted(provenance.sha256.values()))
+    return hashes
+
+
+def _licences(model: ModelParts) -> dict[str, str]:
+    licences = {part: f"{p.licence} ({p.origin})" for part, p in _provenances(model).items()}
+    # `tiny` has the detector of `small`, whose folder says so.
+    detector = read_provenance(model.detector.parent)
+    if detector is not None:
+        credit = part_of(detector.preset, detector.part).attribution
+        licences["detector"] = f"{detector.licence} ({detector.origin}); {credit}"
+    return licences
+
+
+def _provenances(model: ModelParts) -> dict[str, Any]:
+    if model.config.preset == "tiny":
+        return {}
+    found = {
+        part.name: read_provenance(weights_path(part.name, model.config.preset))
+        for part in model
+        if part.name != "fusion"
+    }
+    return {name: provenance for name, provenance in found.items() if provenance is not None}
+
+
+def _card(trained: Path | None) -> dict[str, Any]:
+    if trained is None:
+        return {"warning": "fusion and heads have random weights: for tests only"}
+    card: dict[str, Any] = json.loads((trained / CARD_FILE).read_text(encoding="utf-8"))
+    return card
