@@ -1,0 +1,95 @@
+"""Does a voice or a face help, and does a wrong one harm? Weighted F1 and emotion accuracy on annotated conversations.
+
+    python benchmarks/modalities.py --conversations ecf/dev.txt --speech emodb [--trained DIR]
+
+ECF has no recordings here, so voices are real recordings of the annotated emotion (or of any emotion: "random") and
+faces are simulated readings, as in training (`mechm.data.evidence`). The recordings are those the fusion was trained
+on: what matching ones gain is an upper bound, what random ones cost is what to look at. Torch, fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from mechm.data.batches import group_by_size, make_batch
+from mechm.data.corpora import read_emodb
+from mechm.data.evidence import EvidenceConfig, EvidenceSampler, no_evidence
+from mechm.model.build import build_audio_encoder, build_network, load_trained, pretrained_folder
+from mechm.model.config import SMALL
+from mechm.training.calibration import ScoredConversation
+from mechm.training.fusion import decision_scores
+from mechm.training.speech import speech_features
+from mechm.weights import weights_path
+from mechm_runtime.readers import read_labelled
+from mechm_runtime.text import ConversationTokenizer, TextConfig
+
+CASES = {
+    "text": (True, False, False, 0.0),
+    "text + matching voice": (True, True, False, 0.0),
+    "text + random voice": (True, True, False, 1.0),
+    "text + matching faces": (True, False, True, 0.0),
+    "text + random faces": (True, False, True, 1.0),
+    "matching voice alone": (False, True, False, 0.0),
+}
+"""Name -> text, voice and face are read; share of wrong voices and faces."""
+
+
+def main() -> None:
+    """Score all cases and print a table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--conversations", type=Path, required=True)
+    parser.add_argument("--speech", type=Path, required=True)
+    parser.add_argument("--trained", type=Path, default=None)
+    given = parser.parse_args()
+    folder = weights_path("text")
+    network = build_network(SMALL, folder)
+    decision = load_trained(network, given.trained or pretrained_folder("small"))
+    tokenizer = ConversationTokenizer(folder / "tokenizer.json", TextConfig())
+    labelled = read_labelled(given.conversations)
+    recordings = read_emodb(given.speech)
+    features = list(speech_features(recordings, build_audio_encoder(SMALL, weights_path("audio"))))
+    voices = {
+        emotion: np.stack([f for f, r in zip(features, recordings, strict=True) if r.emotion == emotion])
+        for emotion in sorted({r.emotion for r in recordings})
+    }
+    results = {}
+    for name, (text, voice, face, mismatch) in CASES.items():
+        config = EvidenceConfig(conversation_rate=1.0, utterance_rate=1.0, mismatch=mismatch, text_dropout=0.0)
+        sampler = EvidenceSampler(SMALL, voices, config, np.random.default_rng(0))
+        scored = []
+        for group in group_by_size(labelled, 4000):
+            batch = make_batch(group, tokenizer)
+            drawn, _ = sampler.sample(batch.emotions.numpy())
+            evidence = no_evidence(SMALL, (len(group), batch.text_mask.shape[1]))
+            if voice:
+                evidence = replace(evidence, audio=drawn.audio, audio_mask=drawn.audio_mask)
+            if face:
+                evidence = replace(evidence, face=drawn.face, face_mask=drawn.face_mask)
+            with torch.inference_mode():
+                output = network(batch, evidence, None if text else torch.ones_like(batch.text_mask))
+            for b, one in enumerate(group):
+                n = len(one.emotions)
+                scored.append(
+                    ScoredConversation(
+                        output.emotion_logits[b, :n].numpy(),
+                        output.pair_logits[b, :n, :n].numpy(),
+                        batch.emotions[b, :n].numpy(),
+                        batch.causes[b, :n, :n].numpy().astype(bool),
+                    )
+                )
+        results[name] = decision_scores(scored, decision)
+    print(f"{given.conversations.name}: {len(labelled)} conversations; {len(recordings)} recordings; torch fp32")
+    print(f"{'read from':26}{'weighted F1':>13}{'emotion accuracy':>18}")
+    for name, (f1, accuracy) in results.items():
+        print(f"{name:26}{f1:13.4f}{accuracy:18.4f}")
+    print(json.dumps({name: {"weighted_f1": f1, "emotion_accuracy": a} for name, (f1, a) in results.items()}))
+
+
+if __name__ == "__main__":
+    main()
