@@ -102,12 +102,15 @@ def verify(
 
     from mechm_export.bundle import verify_bundle
     from mechm_runtime.bundle import open_bundle
+    from mechm_runtime.errors import VerificationError
 
     preset = open_bundle(folder, check_hashes=False).preset
     check_set = _check_set(conversations, recordings)
     with _steps(Console(stderr=True)) as on_step:
         report = verify_bundle(folder, trained=_trained_folder(preset, trained), check_set=check_set, on_step=on_step)
     _print(report)
+    if report.problems:
+        raise VerificationError("; ".join(report.problems))
     click.echo(f"{folder} is what it says ({report.bundle.id})")
 
 

@@ -181,6 +181,19 @@ def test_own_conversations_and_recordings_are_judged_on(
     assert (shipped.name, len(shipped.recorded)) == (shipped_check_set().name, 1)
 
 
+def test_what_differs_is_shown_before_it_is_an_error(
+    tiny_bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mechm_export.gate import TaskCheck
+
+    monkeypatch.setattr(TaskCheck, "problem", property(lambda check: f"labels differ on {check.split}"))
+    ended = run("verify", tiny_bundle)
+    assert ended.code == 1
+    assert ended.err[-1] == f"error: labels differ on {shipped_check_set().name}"
+    assert "labels kept" in ended.out
+    assert "is what it says" not in ended.out
+
+
 def test_what_was_left_out_is_printed(tiny_bundle: Path, capsys: pytest.CaptureFixture[str]) -> None:
     bundle = open_bundle(tiny_bundle)
     text = bundle.parts["text"]
