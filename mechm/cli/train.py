@@ -32,7 +32,7 @@ def train() -> None:
 @click.option("--dev", "dev_file", type=_file, required=True, metavar="FILE", help="Decides which weights are kept.")
 @click.option("--report", "reports", type=_file, multiple=True, metavar="FILE", help="Score at the end, for the card.")
 @click.option("--goemotions", type=_folder, metavar="DIR", help="Warm the text encoder up on GoEmotions (train.tsv).")
-@click.option("--reccon", type=_folder, metavar="DIR", help="Add RECCON's DailyDialog dialogues (dailydialog_*.json).")
+@click.option("--reccon", type=_folder, metavar="DIR", help="Add RECCON's DailyDialog dialogues, every split of them.")
 @click.option("--speech", type=_folder, metavar="DIR", help="Teach the voice with EmoDB recordings (03a01Fa.wav ...).")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the weights go.")
 @click.option("--warmup-epochs", type=click.IntRange(min=0), default=1, show_default=True, help="On GoEmotions.")
@@ -73,7 +73,7 @@ def fusion(
     from mechm.data.corpora import read_goemotions, read_reccon
     from mechm.model.build import CARD_FILE, build_network, load_trained, save_trained
     from mechm.model.config import preset_config
-    from mechm.training.card import make_card, split_scores
+    from mechm.training.card import NO_VOICE, make_card, split_scores
     from mechm.training.fusion import FusionTrainingConfig, Stage, score_conversations, train_fusion
     from mechm.weights import weights_path
     from mechm_runtime.readers import read_labelled
@@ -97,6 +97,8 @@ def fusion(
         stages.insert(0, Stage("warm-up", ("goemotions",), warmup_epochs))
     training = FusionTrainingConfig(tuple(stages), seed=seed, text_lr=text_lr, fusion_lr=fusion_lr)
     voices = {} if speech is None else _speech(speech, config)
+    if not voices:
+        click.echo(f"note: {NO_VOICE}", err=True)
     card = make_card(preset, corpora, sum(len(features) for features in voices.values()), training)
     network = build_network(config, None if preset == "tiny" else text_folder, seed=seed)
     with _progress() as (on_step, on_epoch):

@@ -23,10 +23,14 @@ LICENCES = {
     "speech": "EmoDB, free for research",
 }
 
+PAIRED_VOICE = (
+    "Voice: paired with ECF text by emotion from acted German speech (EmoDB), since no aligned recordings were at "
+    "hand; boredom left out, surprise never heard."
+)
+NO_VOICE = "Voice: not trained, its branch still has random weights. Analyse without it: mechm analyze --modality text"
+
 LIMITS = (
     "Trained on scripted TV dialogue and everyday text in English; other domains and languages are unmeasured.",
-    "Voice: paired with ECF text by emotion from acted German speech (EmoDB), since no aligned recordings were at "
-    "hand; boredom left out, surprise never heard.",
     "Faces: learned from simulated readings of the expression network, not from labelled faces.",
     "Scene: learned from noise that carries no label; it tells nothing until trained on clips.",
     "Not for diagnosis, for deciding about a person, or for inferring what somebody feels at work or school.",
@@ -48,7 +52,8 @@ def make_card(
     }
     if n_recordings:
         data["speech"] = {"recordings": n_recordings, "licence": LICENCES["speech"]}
-    return {"preset": preset, "data": data, "training": asdict(config), "limits": list(LIMITS), "scores": {}}
+    limits = [PAIRED_VOICE if n_recordings else NO_VOICE, *LIMITS]
+    return {"preset": preset, "data": data, "training": asdict(config), "limits": limits, "scores": {}}
 
 
 def split_scores(
