@@ -83,6 +83,8 @@ def fit_probabilities(scored: Sequence[ScoredConversation]) -> DecisionConfig:
     causes = torch.from_numpy(
         np.concatenate([s.causes[e].ravel() for s, e in zip(scored, emotional, strict=True)])
     ).double()
+    scorable = torch.isfinite(pair_logits)  # a pair that was not scored has no probability to calibrate
+    pair_logits, causes = pair_logits[scorable], causes[scorable]
     log_temperature = torch.zeros(1, dtype=torch.float64, requires_grad=True)
     bias = torch.zeros(len(EMOTIONS), dtype=torch.float64, requires_grad=True)
     platt = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)

@@ -130,19 +130,19 @@ def train_fusion(
     target = config.stages[-1].corpora[0]
     epochs = _plan(corpora, config, random)
     n_steps = sum(len(groups) for _, _, groups in epochs)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _learning_rate(step, n_steps, config.warmup))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, n_steps, config.warmup))
     device = network.device
-    class_weights = _class_weights(corpora[target], config.class_weight_power).to(device)
+    weights = class_weights(corpora[target], config.class_weight_power).to(device)
     best, step = -1.0, 0
     for stage, epoch, groups in epochs:
         start, losses = time.monotonic(), []
         network.train()
         for group in groups:
-            batch = make_batch([_rename(c, random, config.rename_rate) for c in group], tokenizer)
+            batch = make_batch([rename_speakers(c, random, config.rename_rate) for c in group], tokenizer)
             evidence, dropped = sampler.sample(batch.emotions.numpy())
             batch, evidence, dropped = batch.to(device), evidence.to(device), dropped.to(device)
             with torch.autocast(device.type, dtype=torch.bfloat16):
-                loss = _loss(network, batch, evidence, dropped, class_weights, config)
+                loss = _loss(network, batch, evidence, dropped, weights, config)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -236,14 +236,14 @@ def _loss(
     batch: TextBatch,
     evidence: Evidence,
     dropped: Tensor,
-    class_weights: Tensor,
+    weights: Tensor,
     config: FusionTrainingConfig,
 ) -> Tensor:
     output: FusionOutput = network(batch, evidence, dropped)
     loss = F.cross_entropy(
         output.emotion_logits.float().flatten(0, 1),
         batch.emotions.flatten(),
-        weight=class_weights,
+        weight=weights,
         ignore_index=IGNORED,
         label_smoothing=config.label_smoothing,
     )
@@ -267,12 +267,14 @@ def _optimizer(network: Network, config: FusionTrainingConfig) -> torch.optim.Op
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
 
 
-def _learning_rate(step: int, n_steps: int, warmup: float) -> float:
+def learning_rate(step: int, n_steps: int, warmup: float) -> float:
+    """The share of the peak: linear warm-up over the first `warmup` of the steps, then linear decay."""
     done = step / max(n_steps, 1)
     return min(done / warmup, 1.0) if done < warmup else max(0.02, (1 - done) / (1 - warmup))
 
 
-def _class_weights(conversations: Sequence[LabelledConversation], power: float) -> Tensor:
+def class_weights(conversations: Sequence[LabelledConversation], power: float) -> Tensor:
+    """float32 (7,): frequency to the power of minus `power`, 1 for the average utterance."""
     counts = np.bincount([EMOTIONS.index(e) for c in conversations for e in c.emotions], minlength=len(EMOTIONS))
     weights = np.maximum(counts, 1.0) ** -power
     # Normalised so that the average utterance has weight 1 and the loss keeps its scale.
@@ -285,7 +287,8 @@ def _standardise_audio(network: Network, speech: Mapping[str, npt.NDArray[np.flo
     network.fusion.audio_deviation.copy_(torch.from_numpy(features.std(0) + 1e-3))
 
 
-def _rename(labelled: LabelledConversation, random: np.random.Generator, rate: float) -> LabelledConversation:
+def rename_speakers(labelled: LabelledConversation, random: np.random.Generator, rate: float) -> LabelledConversation:
+    """The conversation with other names for its speakers, at the given rate; who speaks when stays."""
     if random.random() >= rate:
         return labelled
     numbers = speaker_numbers(labelled.conversation.utterances)

@@ -1,0 +1,104 @@
+"""The Llama as a scorer: packed questions in, scores of the answer tokens out, no other row of the vocabulary used.
+
+It works for any causal model of transformers with a `model` and an `lm_head`, with or without a LoRA adapter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mechm_runtime.questions import PackedQuestions, QuestionTokenizer
+
+LORA_RANK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class QuestionBatch:
+    """Packed conversations, right-padded.
+
+    input_ids, position_ids: int64 (B, T). visible: bool (B, 1, T, T), True where a token sees another; padding sees
+    itself. emotion_at, cause_at: int64 (N,), rows of the flattened (B * T) tokens, conversation by conversation.
+    """
+
+    input_ids: Tensor
+    position_ids: Tensor
+    visible: Tensor
+    emotion_at: Tensor
+    cause_at: Tensor
+
+
+class AnswerScores(nn.Module):
+    """Scores the answers at the questions' ends.
+
+    llama: a causal language model. emotion_answers, cause_answers: token ids.
+    """
+
+    emotion_answers: Tensor
+    cause_answers: Tensor
+
+    def __init__(self, llama: Any, tokenizer: QuestionTokenizer) -> None:
+        super().__init__()
+        self.llama = llama
+        self.register_buffer("emotion_answers", torch.from_numpy(tokenizer.emotion_answers), persistent=False)
+        self.register_buffer("cause_answers", torch.from_numpy(tokenizer.cause_answers), persistent=False)
+
+    def forward(self, batch: QuestionBatch) -> tuple[Tensor, Tensor]:
+        """Returns: float32 logits (N, 7) of the emotions and (N, answers) of the causes, `NO_CAUSE` last."""
+        causal = self.llama.get_base_model() if hasattr(self.llama, "get_base_model") else self.llama
+        states = causal.model(
+            input_ids=batch.input_ids,
+            position_ids=batch.position_ids,
+            attention_mask=batch.visible,
+            use_cache=False,
+        ).last_hidden_state.flatten(0, 1)
+        # In fp32: differences between answers are small beside the logits.
+        head = causal.lm_head.weight.float()
+        emotion = states[batch.emotion_at].float() @ head[self.emotion_answers].T
+        cause = states[batch.cause_at].float() @ head[self.cause_answers].T
+        return emotion, cause
+
+
+def make_question_batch(packed: Sequence[PackedQuestions]) -> QuestionBatch:
+    """Pad packed conversations to one length."""
+    B, T = len(packed), max(len(p.input_ids) for p in packed)
+    input_ids, position_ids = np.zeros((B, T), np.int64), np.zeros((B, T), np.int64)
+    # A row that sees nothing would be NaN, and NaN spreads in the backward pass.
+    visible = np.broadcast_to(np.eye(T, dtype=bool), (B, T, T)).copy()
+    for b, one in enumerate(packed):
+        n = len(one.input_ids)
+        input_ids[b, :n], position_ids[b, :n], visible[b, :n, :n] = one.input_ids, one.position_ids, one.visible()
+    emotion_at, cause_at = (
+        np.concatenate([b * T + getattr(one, name) for b, one in enumerate(packed)])
+        for name in ("emotion_at", "cause_at")
+    )
+    return QuestionBatch(
+        torch.from_numpy(input_ids),
+        torch.from_numpy(position_ids),
+        torch.from_numpy(visible)[:, None],
+        torch.from_numpy(emotion_at),
+        torch.from_numpy(cause_at),
+    )
+
+
+def load_llama(folder: Path, dtype: torch.dtype) -> Any:
+    """The base language model of a folder in the Hugging Face layout."""
+    from transformers import AutoModelForCausalLM
+
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=True)
+
+
+def add_adapter(llama: Any, rank: int = LORA_RANK) -> Any:
+    """The model with a trainable LoRA adapter on every linear layer but the vocabulary's; the base is frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    config = LoraConfig(
+        r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=["lm_head"], task_type="CAUSAL_LM"
+    )
+    return get_peft_model(llama, config)
