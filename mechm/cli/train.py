@@ -1,13 +1,13 @@
-"""`mechm train`: fusion."""
+"""`mechm train fusion`, and the group it shares with `mechm train llm`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+
+from mechm.cli.train_llm import llm
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,10 @@ _file = click.Path(path_type=Path)
 
 @click.group()
 def train() -> None:
-    """Train the fusion and its heads."""
+    """Train the fusion and its heads, or the Llama's adapter."""
+
+
+train.add_command(llm)
 
 
 @train.command()
@@ -70,6 +73,7 @@ def fusion(
 
     import torch
 
+    from mechm.cli.progress import training_progress
     from mechm.data.corpora import read_goemotions, read_reccon
     from mechm.model.build import CARD_FILE, build_network, load_trained, save_trained
     from mechm.model.config import preset_config
@@ -101,9 +105,18 @@ def fusion(
         click.echo(f"note: {NO_VOICE}", err=True)
     card = make_card(preset, corpora, sum(len(features) for features in voices.values()), training)
     network = build_network(config, None if preset == "tiny" else text_folder, seed=seed)
-    with _progress() as (on_step, on_epoch):
+    with training_progress() as (on_step, say):
         train_fusion(
-            network, tokenizer, corpora, held_out[dev_file.name], voices, training, out, card, on_step, on_epoch
+            network,
+            tokenizer,
+            corpora,
+            held_out[dev_file.name],
+            voices,
+            training,
+            out,
+            card,
+            on_step,
+            lambda report: say(_line(report)),
         )
     decision = load_trained(network, out)
     card = json.loads((out / CARD_FILE).read_text(encoding="utf-8"))
@@ -139,28 +152,8 @@ def _speech(folder: Path, config: ModelConfig) -> dict[str, npt.NDArray[np.float
     return {emotion: np.stack(features) for emotion, features in by_emotion.items()}
 
 
-@contextmanager
-def _progress() -> Iterator[tuple[Callable[[int, int, float], None], Callable[[EpochReport], None]]]:
-    """Callbacks for a step and an epoch: a bar with loss and time left, and a line an epoch."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = (TextColumn("loss {task.fields[loss]:.3f}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("training", loss=float("nan"), total=None)
-
-        def on_step(step: int, n_steps: int, loss: float) -> None:
-            progress.update(task, completed=step, total=n_steps, loss=loss)
-
-        def on_epoch(report: EpochReport) -> None:
-            scored = (
-                f", dev weighted F1 {report.dev_weighted_f1:.4f}, emotion accuracy {report.dev_emotion_accuracy:.4f}"
-            )
-            progress.console.print(
-                f"{report.stage} {report.epoch}: loss {report.loss:.3f}, {report.seconds:.0f} s"
-                + (scored if report.dev_weighted_f1 else ""),
-                highlight=False,
-            )
-
-        yield on_step, on_epoch
+def _line(report: EpochReport) -> str:
+    scored = f", dev weighted F1 {report.dev_weighted_f1:.4f}, emotion accuracy {report.dev_emotion_accuracy:.4f}"
+    return f"{report.stage} {report.epoch}: loss {report.loss:.3f}, {report.seconds:.0f} s" + (
+        scored if report.dev_weighted_f1 else ""
+    )

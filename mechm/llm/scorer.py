@@ -6,7 +6,7 @@ It works for any causal model of transformers with a `model` and an `lm_head`, w
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ class QuestionBatch:
     emotion_at: Tensor
     cause_at: Tensor
 
+    def to(self, device: torch.device) -> QuestionBatch:
+        """The batch on another device."""
+        return QuestionBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
+
 
 class AnswerScores(nn.Module):
     """Scores the answers at the questions' ends.
@@ -48,6 +52,11 @@ class AnswerScores(nn.Module):
         self.llama = llama
         self.register_buffer("emotion_answers", torch.from_numpy(tokenizer.emotion_answers), persistent=False)
         self.register_buffer("cause_answers", torch.from_numpy(tokenizer.cause_answers), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return self.emotion_answers.device
 
     def forward(self, batch: QuestionBatch) -> tuple[Tensor, Tensor]:
         """Returns: float32 logits (N, 7) of the emotions and (N, answers) of the causes, `NO_CAUSE` last."""

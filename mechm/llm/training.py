@@ -19,6 +19,7 @@ from torch import Tensor
 from mechm.llm.scorer import AnswerScores, make_question_batch
 from mechm.training.calibration import ScoredConversation, fit_decision
 from mechm.training.fusion import TrainingDivergedError, class_weights, decision_scores, learning_rate, rename_speakers
+from mechm_runtime.decision import DecisionConfig
 from mechm_runtime.questions import QuestionTokenizer, cause_offsets, pair_logits
 from mechm_runtime.types import EMOTIONS, LabelledConversation
 
@@ -50,13 +51,14 @@ class LlamaTrainingConfig:
 
 @dataclass(frozen=True, slots=True)
 class LlamaEpoch:
-    """Scores after an epoch."""
+    """Scores after an epoch; `decision` is fitted on `dev`."""
 
     epoch: int
     loss: float
     seconds: float
     dev_weighted_f1: float
     dev_emotion_accuracy: float
+    decision: DecisionConfig
 
 
 def train_llama(
@@ -81,7 +83,7 @@ def train_llama(
     plan = [question_groups(conversations, tokenizer, config.max_tokens, random) for _ in range(config.epochs)]
     n_steps = sum(map(len, plan))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, n_steps, config.warmup))
-    weights = class_weights(conversations, config.class_weight_power)
+    weights = class_weights(conversations, config.class_weight_power).to(scores.device)
     step = 0
     for epoch, groups in enumerate(plan, 1):
         started, losses = time.monotonic(), []
@@ -105,9 +107,10 @@ def train_llama(
             if on_step is not None:
                 on_step(step, n_steps, losses[-1])
         scored = score_with_llama(scores, tokenizer, dev)
-        f1, accuracy = decision_scores(scored, fit_decision(scored))
+        decision = fit_decision(scored)
+        f1, accuracy = decision_scores(scored, decision)
         if on_epoch is not None:
-            on_epoch(LlamaEpoch(epoch, float(np.mean(losses)), time.monotonic() - started, f1, accuracy))
+            on_epoch(LlamaEpoch(epoch, float(np.mean(losses)), time.monotonic() - started, f1, accuracy, decision))
 
 
 def score_with_llama(
@@ -120,7 +123,7 @@ def score_with_llama(
         for labelled in conversations:
             utterances = labelled.conversation.utterances
             batch = make_question_batch([tokenizer.pack(utterances, range(len(utterances)))])
-            emotion, cause = scores(batch)
+            emotion, cause = (logits.cpu() for logits in scores(batch.to(scores.device)))
             position = {u.id: i for i, u in enumerate(utterances)}
             causes = np.zeros((len(utterances),) * 2, bool)
             for pair in labelled.pairs:
@@ -165,10 +168,12 @@ def _loss(
     config: LlamaTrainingConfig,
 ) -> Tensor:
     packed = [tokenizer.pack(c.conversation.utterances, range(len(c.emotions))) for c in group]
-    emotion_logits, cause_logits = scores(make_question_batch(packed))
-    emotions = torch.tensor([EMOTIONS.index(e) for c in group for e in c.emotions])
+    emotion_logits, cause_logits = scores(make_question_batch(packed).to(scores.device))
+    emotions = torch.tensor([EMOTIONS.index(e) for c in group for e in c.emotions], device=scores.device)
     loss = F.cross_entropy(emotion_logits, emotions, weight=weights, label_smoothing=config.label_smoothing)
-    targets, known = (torch.from_numpy(np.concatenate(x)) for x in zip(*map(_cause_targets, group), strict=True))
+    targets, known = (
+        torch.from_numpy(np.concatenate(x)).to(scores.device) for x in zip(*map(_cause_targets, group), strict=True)
+    )
     if known.any():
         odds = cause_logits[:, :-1] - cause_logits[:, -1:]
         loss = loss + config.cause_weight * F.binary_cross_entropy_with_logits(odds[known], targets[known])

@@ -1,0 +1,102 @@
+"""`mechm train llm`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mechm.llm.training import LlamaEpoch
+
+_file = click.Path(path_type=Path)
+
+
+@click.command()
+@click.option("--preset", type=click.Choice(["small", "llama2-7b"]), default="small", show_default=True)
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="Base weights in the Hugging Face layout. Default: the preset's, see mechm weights.",
+)
+@click.option("--train", "train_file", type=_file, required=True, metavar="FILE", help="ECF conversations to train on.")
+@click.option("--dev", "dev_file", type=_file, required=True, metavar="FILE", help="Decides which epoch is kept.")
+@click.option("--report", "reports", type=_file, multiple=True, metavar="FILE", help="Score at the end, for the card.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the adapter goes.")
+@click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=5e-4, show_default=True)
+@click.option("--max-tokens", type=click.IntRange(min=1), default=1600, show_default=True, help="Padded tokens a step.")
+@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: torch's own choice.")
+def llm(
+    preset: str,
+    base: Path | None,
+    train_file: Path,
+    dev_file: Path,
+    reports: tuple[Path, ...],
+    out: Path,
+    epochs: int,
+    lr: float,
+    max_tokens: int,
+    seed: int,
+    threads: int | None,
+) -> None:
+    """Train the Llama's LoRA adapter on the answers it is scored by; keep the epoch that scores best on --dev.
+
+    \b
+    mechm train llm --train ecf/train.txt --dev ecf/dev.txt --report ecf/test.txt --out runs/llm
+    """
+    import torch
+
+    from mechm.cli.progress import training_progress
+    from mechm.llm.adapter import adapter_card, save_adapter
+    from mechm.llm.scorer import AnswerScores, add_adapter, load_llama
+    from mechm.llm.training import LlamaTrainingConfig, score_with_llama, train_llama
+    from mechm.training.card import split_scores
+    from mechm.weights import weights_path
+    from mechm_runtime.errors import WeightsError
+    from mechm_runtime.questions import QuestionTokenizer
+    from mechm_runtime.readers import read_labelled
+
+    if out.exists():
+        raise WeightsError(f"{out} exists", hint="choose another --out, or remove it first")
+    if threads is not None:
+        torch.set_num_threads(threads)
+    folder = weights_path("llm", preset) if base is None else base
+    tokenizer = QuestionTokenizer(folder / "tokenizer.json")
+    held_out = {path.name: read_labelled(path) for path in (dev_file, *reports)}
+    conversations = read_labelled(train_file)
+    config = LlamaTrainingConfig(epochs=epochs, seed=seed, learning_rate=lr, max_tokens=max_tokens)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    torch.manual_seed(seed)  # the adapter's own start is random too
+    scores = AnswerScores(add_adapter(load_llama(folder, torch.bfloat16)), tokenizer).to(device)
+    card = adapter_card(preset, conversations, config)
+    best = -1.0
+    with training_progress() as (on_step, say):
+
+        def on_epoch(epoch: LlamaEpoch) -> None:
+            nonlocal best
+            say(
+                f"epoch {epoch.epoch}: loss {epoch.loss:.3f}, {epoch.seconds:.0f} s, dev weighted F1 "
+                f"{epoch.dev_weighted_f1:.4f}, emotion accuracy {epoch.dev_emotion_accuracy:.4f}"
+            )
+            if epoch.dev_weighted_f1 <= best:
+                return
+            best = epoch.dev_weighted_f1
+            # Other splits are scored now, while the weights of this epoch are in place; they decide nothing.
+            card["epoch"] = epoch.epoch
+            card["scores"] = {
+                name: split_scores(labelled, score_with_llama(scores, tokenizer, labelled), epoch.decision)
+                for name, labelled in held_out.items()
+            }
+            save_adapter(scores.llama, epoch.decision, card, out)
+
+        train_llama(scores, tokenizer, conversations, held_out[dev_file.name], config, on_step, on_epoch)
+    for name, found in card["scores"].items():
+        click.echo(
+            f"{name}: weighted F1 {found['weighted_f1']:.4f}, micro F1 {found['micro_f1']:.4f}, "
+            f"emotion accuracy {found['emotion_accuracy']:.4f} (Llama alone, text only)"
+        )
+    click.echo(f"wrote {out}")

@@ -1,0 +1,65 @@
+"""Write a trained adapter with its decision and card, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mechm.llm.training import LlamaTrainingConfig
+from mechm.model.build import CARD_FILE, DECISION_FILE
+from mechm.training.card import LICENCES, LIMITS
+from mechm_runtime.decision import DecisionConfig
+from mechm_runtime.errors import WeightsError
+from mechm_runtime.types import LabelledConversation
+
+
+def adapter_card(
+    preset: str, conversations: Sequence[LabelledConversation], config: LlamaTrainingConfig
+) -> dict[str, Any]:
+    """The card before training; `epoch` and `scores` are filled in with the epoch that is kept."""
+    return {
+        "preset": preset,
+        "data": {
+            "ecf": {
+                "conversations": len(conversations),
+                "utterances": sum(len(one.emotions) for one in conversations),
+                "pairs": sum(len(one.pairs) for one in conversations),
+                "licence": LICENCES["ecf"],
+            }
+        },
+        "training": asdict(config),
+        "limits": [LIMITS[0], LIMITS[-1]],
+        "epoch": None,
+        "scores": {},
+    }
+
+
+def save_adapter(llama: Any, decision: DecisionConfig, card: dict[str, Any], folder: Path) -> None:
+    """Write a peft model's adapter (safetensors), the decision and the card; an adapter that is there is replaced.
+
+    Everything is written into a folder beside `folder` first, so that the old adapter survives a full disk.
+    Raises: WeightsError: the folder cannot be written.
+    """
+    beside, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    try:
+        for left_over in (beside, old):
+            shutil.rmtree(left_over, ignore_errors=True)
+        beside.mkdir(parents=True)
+        llama.save_pretrained(beside, save_embedding_layers=False)
+        for name, content in ((DECISION_FILE, asdict(decision)), (CARD_FILE, card)):
+            (beside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if folder.exists():
+            folder.rename(old)
+        beside.rename(folder)
+    except OSError as error:
+        raise WeightsError(
+            f"cannot write {folder}: {error.strerror or error}", hint="free some space or choose another --out"
+        ) from error
+    finally:
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)

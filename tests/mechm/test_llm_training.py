@@ -1,0 +1,127 @@
+"""Training the Llama's adapter: it learns, stops when it diverges, and a failed save keeps the old one."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from peft import PeftModel
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from mechm.cli import cli
+from mechm.llm.adapter import save_adapter
+from mechm.llm.scorer import AnswerScores, add_adapter, load_llama, make_question_batch
+from mechm.llm.training import LlamaTrainingConfig, score_with_llama, train_llama
+from mechm.training.fusion import TrainingDivergedError, decision_scores
+from mechm.weights import weights_path
+from mechm_runtime.decision import DecisionConfig
+from mechm_runtime.errors import MechmError, WeightsError
+from mechm_runtime.questions import QuestionTokenizer
+from mechm_runtime.readers import read_labelled
+
+SAMPLE = """1 6
+ (5,5),(6,5)
+1 | Ann | neutral | Hello there. |
+2 | Bob | neutral | Hi. |
+3 | Ann | neutral | I have news. |
+4 | Bob | neutral | Tell me. |
+5 | Ann | joy | We won, it is wonderful! |
+6 | Bob | joy | That is wonderful! |
+2 2
+ (2,1)
+1 | Ann | neutral | He left. |
+2 | Bob | sadness | Oh no, I will miss him. |
+"""
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with random weights and SmolLM2's tokenizer, in the Hugging Face layout."""
+    try:
+        small = weights_path("llm", "small")
+    except MechmError as error:
+        pytest.skip(f"{error} ({error.hint})")
+    folder = tmp_path_factory.mktemp("base")
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    LlamaForCausalLM(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    shutil.copy(small / "tokenizer.json", folder)
+    return folder
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    file = tmp_path / "ecf.txt"
+    file.write_text(SAMPLE, encoding="utf-8")
+    return file
+
+
+def test_the_command_trains_and_writes_an_adapter_that_answers_as_it_did(
+    base: Path, corpus: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "adapter"
+    arguments = ["train", "llm", "--base", str(base), "--train", str(corpus), "--dev", str(corpus), "--out", str(out)]
+    ran = CliRunner().invoke(cli, [*arguments, "--epochs", "30", "--lr", "0.01"], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    card = json.loads((out / "card.json").read_text(encoding="utf-8"))
+    reached = card["scores"]["ecf.txt"]
+    assert reached["emotion_accuracy"] >= 0.75, "half of the eight utterances are neutral"
+    assert not list(tmp_path.glob(".*"))
+    tokenizer = QuestionTokenizer(base / "tokenizer.json")
+    loaded = AnswerScores(PeftModel.from_pretrained(load_llama(base, torch.bfloat16), out), tokenizer)
+    scored = score_with_llama(loaded, tokenizer, read_labelled(corpus))
+    decision = DecisionConfig(**json.loads((out / "decision.json").read_text(encoding="utf-8")))
+    assert decision_scores(scored, decision) == pytest.approx(
+        (reached["weighted_f1"], reached["emotion_accuracy"]), abs=1e-4
+    )
+    again = CliRunner().invoke(cli, arguments)
+    assert isinstance(again.exception, WeightsError)
+    assert "exists" in str(again.exception)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_training(base: Path, corpus: Path) -> None:
+    tokenizer = QuestionTokenizer(base / "tokenizer.json")
+    scores = AnswerScores(add_adapter(load_llama(base, torch.float32)), tokenizer)
+    with torch.no_grad():
+        next(p for p in scores.parameters() if p.requires_grad).fill_(float("nan"))
+    conversations = read_labelled(corpus)
+    with pytest.raises(TrainingDivergedError, match="step 0"):
+        train_llama(scores, tokenizer, conversations, conversations, LlamaTrainingConfig(epochs=1))
+
+
+def test_a_save_that_fails_keeps_the_old_adapter(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    adapted = add_adapter(load_llama(base, torch.float32))
+    out = tmp_path / "adapter"
+    save_adapter(adapted, DecisionConfig(), {"epoch": 1}, out)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(adapted, "save_pretrained", full)
+    with pytest.raises(WeightsError, match="No space left"):
+        save_adapter(adapted, DecisionConfig(), {"epoch": 2}, out)
+    assert json.loads((out / "card.json").read_text(encoding="utf-8")) == {"epoch": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_new_adapter_changes_no_answer(base: Path, corpus: Path) -> None:
+    tokenizer = QuestionTokenizer(base / "tokenizer.json")
+    utterances = read_labelled(corpus)[0].conversation.utterances
+    batch = make_question_batch([tokenizer.pack(utterances, range(len(utterances)))])
+    llama = load_llama(base, torch.float32)
+    with torch.inference_mode():
+        before, _ = AnswerScores(llama, tokenizer)(batch)
+        after, _ = AnswerScores(add_adapter(llama), tokenizer)(batch)
+    assert torch.equal(before, after)
