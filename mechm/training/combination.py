@@ -1,0 +1,76 @@
+"""Fit how much the fusion and the Llama count, on conversations that neither was trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from mechm.training.calibration import ScoredConversation
+from mechm_runtime.combination import CombinationConfig, combine
+from mechm_runtime.types import EMOTIONS
+
+
+def fit_combination(fusion: Sequence[ScoredConversation], llama: Sequence[ScoredConversation]) -> CombinationConfig:
+    """The weights that minimise the negative log-likelihood of emotions and, where the emotion is given, of causes.
+
+    fusion, llama: both models' scores of the same conversations in the same order.
+    Raises: ValueError: they are not of the same conversations.
+    """
+    if [s.emotions.tolist() for s in fusion] != [s.emotions.tolist() for s in llama]:
+        raise ValueError("the fusion and the Llama have scored different conversations")
+    emotional = [s.emotions != 0 for s in fusion]
+    emotions = torch.from_numpy(np.concatenate([s.emotions for s in fusion]))
+    both = [
+        torch.from_numpy(np.concatenate([s.emotion_logits for s in scored])).double().log_softmax(-1)
+        for scored in (fusion, llama)
+    ]
+    pairs = [
+        torch.from_numpy(
+            np.concatenate([s.pair_logits[e].ravel() for s, e in zip(scored, emotional, strict=True)])
+        ).double()
+        for scored in (fusion, llama)
+    ]
+    causes = torch.from_numpy(
+        np.concatenate([s.causes[e].ravel() for s, e in zip(fusion, emotional, strict=True)])
+    ).double()
+    asked = torch.isfinite(pairs[1])
+    emotion = torch.full((2,), 0.5, dtype=torch.float64, requires_grad=True)
+    emotion_bias = torch.zeros(len(EMOTIONS), dtype=torch.float64, requires_grad=True)
+    pair = torch.tensor([0.5, 0.5, 0.0], dtype=torch.float64, requires_grad=True)
+    alone = torch.tensor([1.0, 0.0], dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([emotion, emotion_bias, pair, alone], max_iter=200, line_search_fn="strong_wolfe")
+
+    def closure() -> torch.Tensor:
+        optimizer.zero_grad()
+        # The emotions' biases are only here so that the weights need not make up for them; `fit_decision` fits its own.
+        loss = F.cross_entropy(emotion[0] * both[0] + emotion[1] * both[1] + emotion_bias, emotions)
+        # A little weight decay keeps the scales finite where the scores separate a small `dev` without a mistake.
+        loss = loss + 1e-3 * (emotion.square().sum() + emotion_bias.square().sum())
+        if asked.any():
+            odds = pair[0] * pairs[0][asked] + pair[1] * pairs[1][asked] + pair[2]
+            loss = loss + F.binary_cross_entropy_with_logits(odds, causes[asked])
+        if (~asked).any():
+            loss = loss + F.binary_cross_entropy_with_logits(alone[0] * pairs[0][~asked] + alone[1], causes[~asked])
+        loss = loss + 1e-5 * (pair.square().sum() + alone.square().sum())
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return CombinationConfig(*(round(value, 4) for value in (*emotion.tolist(), *pair.tolist(), *alone.tolist())))
+
+
+def combined(
+    fusion: Sequence[ScoredConversation], llama: Sequence[ScoredConversation], config: CombinationConfig
+) -> list[ScoredConversation]:
+    """Both models' scores of the same conversations in the same order as one."""
+    result = []
+    for one, other in zip(fusion, llama, strict=True):
+        emotions, pairs = combine(
+            (one.emotion_logits, one.pair_logits), (other.emotion_logits, other.pair_logits), config
+        )
+        result.append(replace(one, emotion_logits=emotions, pair_logits=pairs))
+    return result

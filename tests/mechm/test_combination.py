@@ -1,0 +1,74 @@
+"""The combination of fusion and Llama: what it weighs, what it falls back to, and that it helps where they differ."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from mechm.training.calibration import ScoredConversation, fit_decision
+from mechm.training.combination import combined, fit_combination
+from mechm.training.fusion import decision_scores
+from mechm_runtime.combination import CombinationConfig, combine
+
+
+def _scored(random: np.random.Generator, truth: list[ScoredConversation] | None, noise: float) -> list[
+    ScoredConversation
+]:  # fmt: skip
+    """Conversations scored by a model that sees the truth through noise; the truth is drawn where none is given."""
+    scored = []
+    for index in range(60):
+        if truth is None:
+            emotions = random.integers(0, 7, 8)
+            causes = (random.random((8, 8)) < 0.3) & (emotions != 0)[:, None]
+        else:
+            emotions, causes = truth[index].emotions, truth[index].causes
+        emotion_logits = 2 * np.eye(7)[emotions] + noise * random.normal(size=(8, 7))
+        pair_logits = 2 * (2 * causes - 1) + 2 * noise * random.normal(size=(8, 8))
+        scored.append(
+            ScoredConversation(emotion_logits.astype(np.float32), pair_logits.astype(np.float32), emotions, causes)
+        )
+    return scored
+
+
+def test_two_that_err_in_different_places_are_better_together() -> None:
+    random = np.random.default_rng(0)
+    fusion = _scored(random, None, 1.2)
+    llama = _scored(random, fusion, 0.9)
+    config = fit_combination(fusion, llama)
+    assert config.emotion_llama > config.emotion_fusion > 0, "who errs less counts more"
+    assert config.pair_llama > config.pair_fusion > 0
+    both = combined(fusion, llama, config)
+    alone = [decision_scores(scored, fit_decision(scored)) for scored in (fusion, llama)]
+    together = decision_scores(both, fit_decision(both))
+    assert together[0] > max(f1 for f1, _ in alone) + 0.02
+    assert together[1] > max(accuracy for _, accuracy in alone) + 0.02
+
+
+def test_a_pair_that_the_llama_was_not_asked_is_the_fusions() -> None:
+    random = np.random.default_rng(1)
+    fusion, llama = (
+        (random.normal(size=(4, 7)).astype(np.float32), random.normal(size=(4, 4)).astype(np.float32)) for _ in "ab"
+    )
+    llama[1][0, 3] = -np.inf
+    fusion[1][1, 2] = -np.inf
+    config = CombinationConfig(pair_bias=3.0, pair_alone=2.0, pair_bias_alone=-1.0)
+    emotions, pairs = combine(fusion, llama, config)
+    assert pairs[0, 3] == pytest.approx(2 * fusion[1][0, 3] - 1)
+    assert pairs[1, 2] == -np.inf, "nobody scored it"
+    assert pairs[2, 1] == pytest.approx(0.5 * fusion[1][2, 1] + 0.5 * llama[1][2, 1] + 3)
+    shifted = combine((fusion[0] + 5, fusion[1]), llama, config)[0]
+    assert np.allclose(emotions, shifted, atol=1e-5), "a model's scale of logits does not matter"
+
+
+def test_scores_that_do_not_belong_together_are_refused() -> None:
+    random = np.random.default_rng(2)
+    one = (np.zeros((4, 7), np.float32), np.zeros((4, 4), np.float32))
+    with pytest.raises(ValueError, match="of the Llama"):
+        combine(one, (one[0][:3], one[1]), CombinationConfig())
+    with pytest.raises(ValueError, match="not a number"):
+        combine(one, (one[0], np.full((4, 4), np.nan, np.float32)), CombinationConfig())
+    with pytest.raises(ValueError, match="not finite"):
+        CombinationConfig(pair_bias=float("inf"))
+    fusion = _scored(random, None, 1.0)
+    with pytest.raises(ValueError, match="different conversations"):
+        fit_combination(fusion, fusion[::-1])
