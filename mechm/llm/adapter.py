@@ -16,6 +16,8 @@ from mechm_runtime.decision import DecisionConfig
 from mechm_runtime.errors import WeightsError
 from mechm_runtime.types import LabelledConversation
 
+_PEFT_CONFIG = "adapter_config.json"
+
 
 def adapter_card(
     preset: str, conversations: Sequence[LabelledConversation], config: LlamaTrainingConfig
@@ -50,6 +52,10 @@ def save_adapter(llama: Any, decision: DecisionConfig, card: dict[str, Any], fol
             shutil.rmtree(left_over, ignore_errors=True)
         beside.mkdir(parents=True)
         llama.save_pretrained(beside, save_embedding_layers=False)
+        # peft names the base by its path on this machine, here and in a card of its own.
+        (beside / "README.md").unlink(missing_ok=True)
+        config = json.loads((beside / _PEFT_CONFIG).read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
+        (beside / _PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name, content in ((DECISION_FILE, asdict(decision)), (CARD_FILE, card)):
             (beside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         if folder.exists():

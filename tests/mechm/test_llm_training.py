@@ -79,6 +79,8 @@ def test_the_command_trains_and_writes_an_adapter_that_answers_as_it_did(
     reached = card["scores"]["ecf.txt"]
     assert reached["emotion_accuracy"] >= 0.75, "half of the eight utterances are neutral"
     assert not list(tmp_path.glob(".*"))
+    written = [path.read_text(encoding="utf-8") for path in out.iterdir() if path.suffix in {".json", ".md"}]
+    assert not any(str(base) in text for text in written), "a path of this machine helps nobody"
     tokenizer = QuestionTokenizer(base / "tokenizer.json")
     loaded = AnswerScores(PeftModel.from_pretrained(load_llama(base, torch.bfloat16), out), tokenizer)
     scored = score_with_llama(loaded, tokenizer, read_labelled(corpus))
