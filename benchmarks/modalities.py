@@ -61,11 +61,11 @@ def main() -> None:
     results = {}
     for name, (text, voice, face, mismatch) in CASES.items():
         config = EvidenceConfig(conversation_rate=1.0, utterance_rate=1.0, mismatch=mismatch, text_dropout=0.0)
-        sampler = EvidenceSampler(SMALL, voices, config, np.random.default_rng(0))
+        sampler, random = EvidenceSampler(SMALL, voices, config), np.random.default_rng(0)
         scored = []
         for group in group_by_size(labelled, 4000):
             batch = make_batch(group, tokenizer)
-            drawn, _ = sampler.sample(batch.emotions.numpy())
+            drawn, _ = sampler.sample(group, batch.emotions.numpy(), random)
             evidence = no_evidence(SMALL, (len(group), batch.text_mask.shape[1]))
             if voice:
                 evidence = replace(evidence, audio=drawn.audio, audio_mask=drawn.audio_mask)

@@ -35,7 +35,7 @@ train.add_command(llm)
 @click.option("--dev", "dev_file", type=_file, required=True, metavar="FILE", help="Decides which weights are kept.")
 @click.option("--report", "reports", type=_file, multiple=True, metavar="FILE", help="Score at the end, for the card.")
 @click.option("--goemotions", type=_folder, metavar="DIR", help="Warm the text encoder up on GoEmotions (train.tsv).")
-@click.option("--reccon", type=_folder, metavar="DIR", help="Add RECCON's DailyDialog dialogues, every split of them.")
+@click.option("--reccon", type=_folder, metavar="DIR", help="Add RECCON's DailyDialog dialogues, train split.")
 @click.option("--speech", type=_folder, metavar="DIR", help="Teach the voice with EmoDB recordings (03a01Fa.wav ...).")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the weights go.")
 @click.option("--warmup-epochs", type=click.IntRange(min=0), default=1, show_default=True, help="On GoEmotions.")
@@ -75,10 +75,13 @@ def fusion(
 
     from mechm.cli.progress import training_progress
     from mechm.data.corpora import read_goemotions, read_reccon
+    from mechm.data.evidence import EvidenceSampler
     from mechm.model.build import CARD_FILE, build_network, load_trained, save_trained
     from mechm.model.config import preset_config
     from mechm.training.card import NO_VOICE, make_card, split_scores
-    from mechm.training.fusion import FusionTrainingConfig, Stage, score_conversations, train_fusion
+    from mechm.training.fusion import FusionTrainingConfig, score_conversations, train_fusion
+    from mechm.training.speech import standardise_audio
+    from mechm.training.stages import Stage
     from mechm.weights import weights_path
     from mechm_runtime.readers import read_labelled
     from mechm_runtime.text import ConversationTokenizer, TextConfig
@@ -93,8 +96,7 @@ def fusion(
     corpora: dict[str, tuple[LabelledConversation, ...]] = {"ecf": read_labelled(train_file)}
     stages = [Stage("target", ("ecf",), epochs)]
     if reccon is not None:
-        splits = ("train", "valid", "test")
-        corpora["reccon"] = tuple(c for split in splits for c in read_reccon(reccon / f"dailydialog_{split}.json"))
+        corpora["reccon"] = read_reccon(reccon / "dailydialog_train.json")
         stages.insert(0, Stage("pairs", ("ecf", "reccon"), pair_epochs))
     if goemotions is not None:
         corpora["goemotions"] = read_goemotions(goemotions)
@@ -105,13 +107,15 @@ def fusion(
         click.echo(f"note: {NO_VOICE}", err=True)
     card = make_card(preset, corpora, sum(len(features) for features in voices.values()), training)
     network = build_network(config, None if preset == "tiny" else text_folder, seed=seed)
+    if voices:
+        standardise_audio(network.fusion, voices)
     with training_progress() as (on_step, say):
         train_fusion(
             network,
             tokenizer,
             corpora,
             held_out[dev_file.name],
-            voices,
+            EvidenceSampler(config, voices, training.evidence),
             training,
             out,
             card,

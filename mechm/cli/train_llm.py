@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from mechm.llm.training import LlamaEpoch
 
 _file = click.Path(path_type=Path)
+_folder = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
 @click.command()
@@ -24,8 +25,17 @@ _file = click.Path(path_type=Path)
 @click.option("--train", "train_file", type=_file, required=True, metavar="FILE", help="ECF conversations to train on.")
 @click.option("--dev", "dev_file", type=_file, required=True, metavar="FILE", help="Decides which epoch is kept.")
 @click.option("--report", "reports", type=_file, multiple=True, metavar="FILE", help="Score at the end, for the card.")
+@click.option(
+    "--goemotions",
+    type=_folder,
+    metavar="DIR",
+    help="Warm up on comments of GoEmotions (train.tsv), as many of each emotion as there are.",
+)
+@click.option("--comments", type=click.IntRange(min=1), default=4000, show_default=True, help="Of GoEmotions, at most.")
+@click.option("--reccon", type=_folder, metavar="DIR", help="Warm up on RECCON's DailyDialog dialogues, train split.")
+@click.option("--warmup-epochs", type=click.IntRange(min=1), default=1, show_default=True, help="On those two.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the adapter goes.")
-@click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True)
+@click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True, help="On --train, at the end.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=5e-4, show_default=True)
 @click.option("--max-tokens", type=click.IntRange(min=1), default=1600, show_default=True, help="Padded tokens a step.")
 @click.option("--seed", type=int, default=0, show_default=True)
@@ -36,6 +46,10 @@ def llm(
     train_file: Path,
     dev_file: Path,
     reports: tuple[Path, ...],
+    goemotions: Path | None,
+    comments: int,
+    reccon: Path | None,
+    warmup_epochs: int,
     out: Path,
     epochs: int,
     lr: float,
@@ -47,14 +61,17 @@ def llm(
 
     \b
     mechm train llm --train ecf/train.txt --dev ecf/dev.txt --report ecf/test.txt --out runs/llm
+    mechm train llm --train ecf/train.txt --dev ecf/dev.txt --goemotions goemotions --reccon reccon --out runs/llm
     """
     import torch
 
     from mechm.cli.progress import training_progress
+    from mechm.data.corpora import read_goemotions, read_reccon
     from mechm.llm.adapter import adapter_card, save_adapter
     from mechm.llm.scorer import AnswerScores, add_adapter, load_llama
     from mechm.llm.training import LlamaTrainingConfig, score_with_llama, train_llama
     from mechm.training.card import split_scores
+    from mechm.training.stages import Stage, balanced
     from mechm.weights import weights_path
     from mechm_runtime.errors import WeightsError
     from mechm_runtime.questions import QuestionTokenizer
@@ -67,33 +84,40 @@ def llm(
     folder = weights_path("llm", preset) if base is None else base
     tokenizer = QuestionTokenizer(folder / "tokenizer.json")
     held_out = {path.name: read_labelled(path) for path in (dev_file, *reports)}
-    conversations = read_labelled(train_file)
-    config = LlamaTrainingConfig(epochs=epochs, seed=seed, learning_rate=lr, max_tokens=max_tokens)
+    corpora = {"ecf": read_labelled(train_file)}
+    stages = [Stage("target", ("ecf",), epochs)]
+    if reccon is not None:
+        corpora["reccon"] = read_reccon(reccon / "dailydialog_train.json")
+    if goemotions is not None:
+        corpora["goemotions"] = balanced(read_goemotions(goemotions), comments, seed)
+    if len(corpora) > 1:
+        stages.insert(0, Stage("warm-up", tuple(corpora)[1:], warmup_epochs))
+    config = LlamaTrainingConfig(tuple(stages), seed=seed, learning_rate=lr, max_tokens=max_tokens)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(seed)  # the adapter's own start is random too
     scores = AnswerScores(add_adapter(load_llama(folder, torch.bfloat16)), tokenizer).to(device)
-    card = adapter_card(preset, conversations, config)
+    card = adapter_card(preset, corpora, config)
     best = -1.0
     with training_progress() as (on_step, say):
 
         def on_epoch(epoch: LlamaEpoch) -> None:
             nonlocal best
             say(
-                f"epoch {epoch.epoch}: loss {epoch.loss:.3f}, {epoch.seconds:.0f} s, dev weighted F1 "
+                f"{epoch.stage} {epoch.epoch}: loss {epoch.loss:.3f}, {epoch.seconds:.0f} s, dev weighted F1 "
                 f"{epoch.dev_weighted_f1:.4f}, emotion accuracy {epoch.dev_emotion_accuracy:.4f}"
             )
             if epoch.dev_weighted_f1 <= best:
                 return
             best = epoch.dev_weighted_f1
             # Other splits are scored now, while the weights of this epoch are in place; they decide nothing.
-            card["epoch"] = epoch.epoch
+            card["stage"], card["epoch"] = epoch.stage, epoch.epoch
             card["scores"] = {
                 name: split_scores(labelled, score_with_llama(scores, tokenizer, labelled), epoch.decision)
                 for name, labelled in held_out.items()
             }
             save_adapter(scores.llama, epoch.decision, card, out)
 
-        train_llama(scores, tokenizer, conversations, held_out[dev_file.name], config, on_step, on_epoch)
+        train_llama(scores, tokenizer, corpora, held_out[dev_file.name], config, on_step, on_epoch)
     for name, found in card["scores"].items():
         click.echo(
             f"{name}: weighted F1 {found['weighted_f1']:.4f}, micro F1 {found['micro_f1']:.4f}, "

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from mechm.llm.training import LlamaTrainingConfig
 from mechm.model.build import CARD_FILE, DECISION_FILE
-from mechm.training.card import LICENCES, LIMITS
+from mechm.training.card import LIMITS, corpora_table
 from mechm_runtime.decision import DecisionConfig
 from mechm_runtime.errors import WeightsError
 from mechm_runtime.types import LabelledConversation
@@ -20,21 +20,15 @@ _PEFT_CONFIG = "adapter_config.json"
 
 
 def adapter_card(
-    preset: str, conversations: Sequence[LabelledConversation], config: LlamaTrainingConfig
+    preset: str, corpora: Mapping[str, Sequence[LabelledConversation]], config: LlamaTrainingConfig
 ) -> dict[str, Any]:
-    """The card before training; `epoch` and `scores` are filled in with the epoch that is kept."""
+    """The card before training; `stage`, `epoch` and `scores` are filled in with the epoch that is kept."""
     return {
         "preset": preset,
-        "data": {
-            "ecf": {
-                "conversations": len(conversations),
-                "utterances": sum(len(one.emotions) for one in conversations),
-                "pairs": sum(len(one.pairs) for one in conversations),
-                "licence": LICENCES["ecf"],
-            }
-        },
+        "data": corpora_table(corpora),
         "training": asdict(config),
         "limits": [LIMITS[0], LIMITS[-1]],
+        "stage": None,
         "epoch": None,
         "scores": {},
     }

@@ -37,11 +37,9 @@ LIMITS = (
 )
 
 
-def make_card(
-    preset: str, corpora: Mapping[str, Sequence[LabelledConversation]], n_recordings: int, config: FusionTrainingConfig
-) -> dict[str, Any]:
-    """The card before training; scores are added after it."""
-    data: dict[str, Any] = {
+def corpora_table(corpora: Mapping[str, Sequence[LabelledConversation]]) -> dict[str, Any]:
+    """What was trained on: sizes and licence of each corpus."""
+    return {
         name: {
             "conversations": len(conversations),
             "utterances": sum(len(one.emotions) for one in conversations),
@@ -50,6 +48,13 @@ def make_card(
         }
         for name, conversations in corpora.items()
     }
+
+
+def make_card(
+    preset: str, corpora: Mapping[str, Sequence[LabelledConversation]], n_recordings: int, config: FusionTrainingConfig
+) -> dict[str, Any]:
+    """The card before training; scores are added after it."""
+    data = corpora_table(corpora)
     if n_recordings:
         data["speech"] = {"recordings": n_recordings, "licence": LICENCES["speech"]}
     limits = [PAIRED_VOICE if n_recordings else NO_VOICE, *LIMITS]

@@ -14,23 +14,23 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from mechm.data.batches import IGNORED, TextBatch, group_by_size, make_batch
-from mechm.data.evidence import Evidence, EvidenceConfig, EvidenceSampler, no_evidence
+from mechm.data.batches import group_by_size, make_batch
+from mechm.data.evidence import EvidenceConfig, EvidenceSource, no_evidence
 from mechm.model.build import save_trained
 from mechm.model.fusion import FusionOutput
 from mechm.model.network import Network, is_frozen
 from mechm.training.calibration import ScoredConversation, fit_decision, pair_counts, weighted_f1
+from mechm.training.losses import class_weights, fusion_loss
+from mechm.training.stages import Stage, check_corpora, plan_epochs
 from mechm_runtime.decision import DecisionConfig, decide
-from mechm_runtime.errors import InputError, MechmError
+from mechm_runtime.errors import MechmError
 from mechm_runtime.fusion import speaker_numbers
 from mechm_runtime.text import ConversationTokenizer
-from mechm_runtime.types import EMOTIONS, Conversation, LabelledConversation
+from mechm_runtime.types import Conversation, LabelledConversation
 
 SPEAKER_NAMES = ("A", "B", "C", "D", "E", "F", "Speaker 1", "Speaker 2", "Speaker 3", "Anna", "Ben", "Caller", "Clara",
                  "David", "Doctor", "Emma", "Guest", "Host", "Jack", "Julia", "Karen", "Leo", "Maria", "Mark", "Mother",
@@ -38,15 +38,6 @@ SPEAKER_NAMES = ("A", "B", "C", "D", "E", "F", "Speaker 1", "Speaker 2", "Speake
 """Names that stand in for a corpus's own, so that the network does not learn who usually feels what."""
 
 LOWER = "lower text_lr or fusion_lr"
-
-
-@dataclass(frozen=True, slots=True)
-class Stage:
-    """A part of the training: which corpora (keys of the training data) for how many epochs."""
-
-    name: str
-    corpora: tuple[str, ...]
-    epochs: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +65,8 @@ class FusionTrainingConfig:
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
 
     def __post_init__(self) -> None:
-        if not self.stages or not all(stage.corpora and stage.epochs > 0 for stage in self.stages):
-            raise ValueError("training needs stages, each with a corpus and an epoch at least")
+        if not self.stages:
+            raise ValueError("training needs stages")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup} is not in [0, 1)")
 
@@ -101,7 +92,7 @@ def train_fusion(
     tokenizer: ConversationTokenizer,
     corpora: Mapping[str, Sequence[LabelledConversation]],
     dev: Sequence[LabelledConversation],
-    speech: Mapping[str, npt.NDArray[np.float32]],
+    evidence: EvidenceSource,
     config: FusionTrainingConfig,
     out: Path,
     card: dict[str, Any],
@@ -111,24 +102,21 @@ def train_fusion(
     """Train, keep the best weights of `dev` in `out`, and return their weighted F1 on `dev`.
 
     corpora: name -> conversations, for the names in `config.stages`; the last stage's first corpus is the target.
-    speech: emotion -> float32 (recordings, audio tokens, audio width); empty trains without voice.
+    evidence: voices, faces and frames beside the text.
     on_step: called with (step, steps in all, loss).
     Raises: TrainingDivergedError: the loss, its gradient or the scores on `dev` are not finite. InputError: a corpus of
         `config.stages` is missing or `dev` is empty.
     """
-    absent = [name for stage in config.stages for name in stage.corpora if not corpora.get(name)]
-    if absent or not dev:
-        raise InputError(f"no conversations in {', '.join(absent) or 'dev'}")
+    check_corpora(config.stages, {**corpora, "dev": dev}, "dev")
     torch.manual_seed(config.seed)
     random = np.random.default_rng(config.seed)
-    sampler = EvidenceSampler(network.config, speech, config.evidence, random)
-    if speech:
-        _standardise_audio(network, speech)
     optimizer = _optimizer(network, config)
     average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
     averaged = AveragedModel(network, multi_avg_fn=average)
     target = config.stages[-1].corpora[0]
-    epochs = _plan(corpora, config, random)
+    epochs = plan_epochs(
+        config.stages, corpora, lambda some: list(group_by_size(some, config.max_tokens, random)), random
+    )
     n_steps = sum(len(groups) for _, _, groups in epochs)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, n_steps, config.warmup))
     device = network.device
@@ -139,10 +127,12 @@ def train_fusion(
         network.train()
         for group in groups:
             batch = make_batch([rename_speakers(c, random, config.rename_rate) for c in group], tokenizer)
-            evidence, dropped = sampler.sample(batch.emotions.numpy())
-            batch, evidence, dropped = batch.to(device), evidence.to(device), dropped.to(device)
+            beside, dropped = evidence.sample(group, batch.emotions.numpy(), random)
+            batch, beside, dropped = batch.to(device), beside.to(device), dropped.to(device)
             with torch.autocast(device.type, dtype=torch.bfloat16):
-                loss = _loss(network, batch, evidence, dropped, weights, config)
+                loss = fusion_loss(
+                    network, batch, beside, dropped, weights, config.label_smoothing, config.cause_weight
+                )
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -170,18 +160,6 @@ def train_fusion(
         if on_epoch is not None:
             on_epoch(report)
     return best
-
-
-def _plan(
-    corpora: Mapping[str, Sequence[LabelledConversation]], config: FusionTrainingConfig, random: np.random.Generator
-) -> list[tuple[Stage, int, list[list[LabelledConversation]]]]:
-    """Every epoch's batches in order; known before the first step, since the learning rate depends on their number."""
-    epochs = []
-    for stage in config.stages:
-        for epoch in range(1, stage.epochs + 1):
-            groups = [g for name in stage.corpora for g in group_by_size(corpora[name], config.max_tokens, random)]
-            epochs.append((stage, epoch, [groups[index] for index in random.permutation(len(groups))]))
-    return epochs
 
 
 def score_conversations(
@@ -231,30 +209,6 @@ def decision_scores(scored: Sequence[ScoredConversation], decision: DecisionConf
     return float(f1), right / max(sum(len(found) for found in labels), 1)
 
 
-def _loss(
-    network: Network,
-    batch: TextBatch,
-    evidence: Evidence,
-    dropped: Tensor,
-    weights: Tensor,
-    config: FusionTrainingConfig,
-) -> Tensor:
-    output: FusionOutput = network(batch, evidence, dropped)
-    loss = F.cross_entropy(
-        output.emotion_logits.float().flatten(0, 1),
-        batch.emotions.flatten(),
-        weight=weights,
-        ignore_index=IGNORED,
-        label_smoothing=config.label_smoothing,
-    )
-    if batch.cause_mask.any():
-        causes = batch.cause_mask
-        loss = loss + config.cause_weight * F.binary_cross_entropy_with_logits(
-            output.pair_logits.float()[causes], batch.causes[causes]
-        )
-    return loss
-
-
 def _optimizer(network: Network, config: FusionTrainingConfig) -> torch.optim.Optimizer:
     text: list[Tensor] = []
     fusion: list[Tensor] = []
@@ -271,20 +225,6 @@ def learning_rate(step: int, n_steps: int, warmup: float) -> float:
     """The share of the peak: linear warm-up over the first `warmup` of the steps, then linear decay."""
     done = step / max(n_steps, 1)
     return min(done / warmup, 1.0) if done < warmup else max(0.02, (1 - done) / (1 - warmup))
-
-
-def class_weights(conversations: Sequence[LabelledConversation], power: float) -> Tensor:
-    """float32 (7,): frequency to the power of minus `power`, 1 for the average utterance."""
-    counts = np.bincount([EMOTIONS.index(e) for c in conversations for e in c.emotions], minlength=len(EMOTIONS))
-    weights = np.maximum(counts, 1.0) ** -power
-    # Normalised so that the average utterance has weight 1 and the loss keeps its scale.
-    return torch.from_numpy(weights * counts.sum() / (weights * counts).sum()).float()
-
-
-def _standardise_audio(network: Network, speech: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    features = np.concatenate(list(speech.values()))
-    network.fusion.audio_mean.copy_(torch.from_numpy(features.mean(0)))
-    network.fusion.audio_deviation.copy_(torch.from_numpy(features.std(0) + 1e-3))
 
 
 def rename_speakers(labelled: LabelledConversation, random: np.random.Generator, rate: float) -> LabelledConversation:

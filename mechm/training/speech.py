@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from mechm.data.corpora import SpeechRecording
+from mechm.model.fusion import Fusion
 from mechm_runtime.errors import MediaError
 from mechm_runtime.features.log_mel import log_mel_spectrogram
 from mechm_runtime.media import MediaReader
@@ -31,3 +32,13 @@ def speech_features(recordings: Iterable[SpeechRecording], encoder: nn.Module) -
             mel = torch.from_numpy(log_mel_spectrogram(samples))[None]
             with torch.inference_mode():
                 yield encoder(mel, torch.tensor([mel.shape[-1]]))[0].numpy()
+
+
+def standardise_audio(fusion: Fusion, speech: Mapping[str, npt.NDArray[np.float32]]) -> None:
+    """Let the fusion expect voices that are distributed as these are.
+
+    speech: emotion -> float32 (recordings, audio tokens, audio width).
+    """
+    features = np.concatenate(list(speech.values()))
+    fusion.audio_mean.copy_(torch.from_numpy(features.mean(0)))
+    fusion.audio_deviation.copy_(torch.from_numpy(features.std(0) + 1e-3))

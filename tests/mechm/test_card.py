@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from mechm.training.card import NO_VOICE, PAIRED_VOICE, make_card
-from mechm.training.fusion import FusionTrainingConfig, Stage
+from mechm.training.fusion import FusionTrainingConfig
+from mechm.training.stages import Stage
 from mechm_export.data import check_conversations
 
 TRAINING = FusionTrainingConfig((Stage("target", ("ecf",), 1),))

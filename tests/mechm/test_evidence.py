@@ -31,7 +31,7 @@ def sample(
     seed: int = 0,
 ) -> tuple[Evidence, torch.Tensor]:
     speech = bank(*EMOTIONS[:-1]) if speech is None else speech
-    return EvidenceSampler(TINY, speech, config, np.random.default_rng(seed)).sample(emotions)
+    return EvidenceSampler(TINY, speech, config).sample((), emotions, np.random.default_rng(seed))
 
 
 def random_emotions(conversations: int = 200, utterances: int = 10) -> npt.NDArray[np.int64]:
@@ -135,7 +135,7 @@ def test_the_seed_decides() -> None:
 def test_no_evidence_has_the_same_shapes_and_masks_everything() -> None:
     for model in (TINY, SMALL):
         absent = no_evidence(model, (2, 3))
-        drawn, _ = EvidenceSampler(model, {}, ALWAYS, np.random.default_rng(0)).sample(np.zeros((2, 3), np.int64))
+        drawn, _ = EvidenceSampler(model, {}, ALWAYS).sample((), np.zeros((2, 3), np.int64), np.random.default_rng(0))
         for name in Evidence.__slots__:
             assert getattr(absent, name).shape == getattr(drawn, name).shape
             assert getattr(absent, name).dtype == getattr(drawn, name).dtype

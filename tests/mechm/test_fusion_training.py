@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 import torch
 
-from mechm.data.evidence import EvidenceConfig
+from mechm.data.evidence import EvidenceConfig, EvidenceSampler
 from mechm.model.build import build_network, load_trained
 from mechm.model.config import TINY
 from mechm.training.fusion import (
     EpochReport,
     FusionTrainingConfig,
-    Stage,
     TrainingDivergedError,
     decision_scores,
     score,
     score_conversations,
     train_fusion,
 )
+from mechm.training.speech import standardise_audio
+from mechm.training.stages import Stage
 from mechm_export.data import check_conversations
 from mechm_runtime.errors import InputError
 from mechm_runtime.text import ConversationTokenizer, TextConfig
@@ -39,6 +40,7 @@ QUICK = FusionTrainingConfig(
     label_smoothing=0.0,
     evidence=EvidenceConfig(conversation_rate=0.3),
 )
+NO_VOICES = EvidenceSampler(TINY, {}, QUICK.evidence)
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +63,7 @@ def test_a_few_conversations_are_learnt_by_heart(tokenizer: ConversationTokenize
     # Learning by heart is what dropout is there to prevent.
     model = replace(TINY, fusion=replace(TINY.fusion, dropout=0.0))
     network = build_network(model, None)
+    standardise_audio(network.fusion, voices())
     _, chance, _ = score(network, tokenizer, CONVERSATIONS)
     reports: list[EpochReport] = []
     steps: list[tuple[int, int]] = []
@@ -69,7 +72,7 @@ def test_a_few_conversations_are_learnt_by_heart(tokenizer: ConversationTokenize
         tokenizer,
         CORPORA,
         CONVERSATIONS,
-        voices(),
+        EvidenceSampler(TINY, voices(), QUICK.evidence),
         replace(QUICK, stages=(Stage("target", ("target",), 20),)),
         tmp_path,
         {"data": "the check conversations"},
@@ -99,7 +102,7 @@ def test_training_is_repeatable(tokenizer: ConversationTokenizer, tmp_path: Path
             tokenizer,
             CORPORA,
             CONVERSATIONS[:3],
-            {},
+            NO_VOICES,
             replace(QUICK, stages=(Stage("target", ("target",), 1),), rename_rate=0.5),
             tmp_path / str(run),
             {},
@@ -130,7 +133,7 @@ def test_a_diverging_training_keeps_the_last_good_weights(
             tokenizer,
             CORPORA,
             CONVERSATIONS,
-            {},
+            NO_VOICES,
             QUICK,
             tmp_path,
             {},
@@ -154,7 +157,7 @@ def test_a_learning_rate_out_of_this_world_diverges(tokenizer: ConversationToken
             tokenizer,
             CORPORA,
             CONVERSATIONS,
-            {},
+            NO_VOICES,
             replace(QUICK, fusion_lr=1e25, text_lr=1e25),
             tmp_path,
             {},
@@ -181,7 +184,9 @@ def test_stages_without_the_target_are_not_scored(tokenizer: ConversationTokeniz
     network = build_network(TINY, None)
     corpora = {"target": CONVERSATIONS, "comments": comments}
     config = replace(QUICK, stages=stages)
-    train_fusion(network, tokenizer, corpora, CONVERSATIONS[:4], {}, config, tmp_path, {}, on_epoch=reports.append)
+    train_fusion(
+        network, tokenizer, corpora, CONVERSATIONS[:4], NO_VOICES, config, tmp_path, {}, on_epoch=reports.append
+    )
     assert [(r.stage, r.epoch) for r in reports] == [("warm-up", 1), ("both", 1)]
     assert reports[0].dev_emotion_accuracy == 0 < reports[1].dev_emotion_accuracy
     after = network.state_dict()
@@ -193,15 +198,15 @@ def test_stages_without_the_target_are_not_scored(tokenizer: ConversationTokeniz
 def test_a_missing_corpus_is_named(tokenizer: ConversationTokenizer, tmp_path: Path) -> None:
     network = build_network(TINY, None)
     with pytest.raises(InputError, match="target"):
-        train_fusion(network, tokenizer, {}, CONVERSATIONS, {}, QUICK, tmp_path, {})
+        train_fusion(network, tokenizer, {}, CONVERSATIONS, NO_VOICES, QUICK, tmp_path, {})
     with pytest.raises(InputError, match="dev"):
-        train_fusion(network, tokenizer, CORPORA, (), {}, QUICK, tmp_path, {})
+        train_fusion(network, tokenizer, CORPORA, (), NO_VOICES, QUICK, tmp_path, {})
 
 
 def test_contradicting_hyperparameters_are_refused() -> None:
     with pytest.raises(ValueError, match="stages"):
         FusionTrainingConfig(stages=())
-    with pytest.raises(ValueError, match="stages"):
+    with pytest.raises(ValueError, match="stage 'x' needs"):
         FusionTrainingConfig(stages=(Stage("x", ("target",), 0),))
     with pytest.raises(ValueError, match="warmup"):
         replace(QUICK, warmup=1.0)

@@ -17,6 +17,7 @@ from mechm.llm.adapter import save_adapter
 from mechm.llm.scorer import AnswerScores, add_adapter, load_llama, make_question_batch
 from mechm.llm.training import LlamaTrainingConfig, score_with_llama, train_llama
 from mechm.training.fusion import TrainingDivergedError, decision_scores
+from mechm.training.stages import Stage
 from mechm.weights import weights_path
 from mechm_runtime.decision import DecisionConfig
 from mechm_runtime.errors import MechmError, WeightsError
@@ -99,8 +100,9 @@ def test_a_loss_that_is_not_a_number_stops_the_training(base: Path, corpus: Path
     with torch.no_grad():
         next(p for p in scores.parameters() if p.requires_grad).fill_(float("nan"))
     conversations = read_labelled(corpus)
+    config = LlamaTrainingConfig((Stage("target", ("ecf",), 1),))
     with pytest.raises(TrainingDivergedError, match="step 0"):
-        train_llama(scores, tokenizer, conversations, conversations, LlamaTrainingConfig(epochs=1))
+        train_llama(scores, tokenizer, {"ecf": conversations}, conversations, config)
 
 
 def test_a_save_that_fails_keeps_the_old_adapter(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

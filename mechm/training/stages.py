@@ -1,0 +1,61 @@
+"""In which order corpora are learnt: stages of epochs, each with batches that are known before the first step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from mechm_runtime.errors import InputError
+from mechm_runtime.types import EMOTIONS, LabelledConversation
+
+Group = list[LabelledConversation]
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A part of the training: which corpora (keys of the training data) for how many epochs."""
+
+    name: str
+    corpora: tuple[str, ...]
+    epochs: int
+
+    def __post_init__(self) -> None:
+        if not self.corpora or self.epochs < 1:
+            raise ValueError(f"stage {self.name!r} needs a corpus and an epoch at least")
+
+
+def check_corpora(stages: Sequence[Stage], corpora: Mapping[str, Sequence[LabelledConversation]], *more: str) -> None:
+    """Raises: InputError: a corpus of the stages, or one of `more`, is missing or empty."""
+    absent = [name for name in (*(n for stage in stages for n in stage.corpora), *more) if not corpora.get(name)]
+    if absent:
+        raise InputError(f"no conversations in {', '.join(absent)}")
+
+
+def plan_epochs(
+    stages: Sequence[Stage],
+    corpora: Mapping[str, Sequence[LabelledConversation]],
+    group: Callable[[Sequence[LabelledConversation]], list[Group]],
+    random: np.random.Generator,
+) -> list[tuple[Stage, int, list[Group]]]:
+    """Every epoch's batches in order; known before the first step, since the learning rate depends on their number."""
+    epochs = []
+    for stage in stages:
+        for epoch in range(1, stage.epochs + 1):
+            groups = [g for name in stage.corpora for g in group(corpora[name])]
+            epochs.append((stage, epoch, [groups[index] for index in random.permutation(len(groups))]))
+    return epochs
+
+
+def balanced(conversations: Sequence[LabelledConversation], limit: int, seed: int) -> tuple[LabelledConversation, ...]:
+    """At most `limit` of conversations of one utterance, as many of each emotion as there are."""
+    random = np.random.default_rng(seed)
+    kept: list[LabelledConversation] = []
+    of = {e: [c for c in conversations if c.emotions == (e,)] for e in EMOTIONS}
+    for left, (_, some) in zip(
+        range(len(EMOTIONS), 0, -1), sorted(of.items(), key=lambda item: len(item[1])), strict=True
+    ):
+        share = (limit - len(kept)) // left
+        kept += [some[index] for index in random.permutation(len(some))[:share]]
+    return tuple(kept)
