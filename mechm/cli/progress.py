@@ -1,26 +1,89 @@
-"""The bar that long trainings show, on a terminal only."""
+"""What a long training shows: a bar on a terminal, a line about every minute in a log."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mechm.training.loop import StepReport
+
+LINE_EVERY_S = 60.0
 
 
 @contextmanager
-def training_progress() -> Iterator[tuple[Callable[[int, int, float], None], Callable[[str], None]]]:
-    """Callbacks for a step (step, steps in all, loss), a bar with loss and time left, and for a line beside the bar."""
+def training_progress(*, shown: bool = True) -> Iterator[tuple[Callable[[StepReport], None], Callable[[str], None]]]:
+    """Callbacks for a step and for a line beside it, both on stderr.
+
+    shown: False for silence, in processes other than the main one.
+    """
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    columns = (TextColumn("loss {task.fields[loss]:.3f}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
-        task = progress.add_task("training", loss=float("nan"), total=None)
+    if not shown:
+        yield lambda _: None, lambda _: None
+    elif not console.is_terminal:
+        yield StepLines(lambda line: click.echo(line, err=True)), lambda line: click.echo(line, err=True)
+    else:
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-        def on_step(step: int, n_steps: int, loss: float) -> None:
-            progress.update(task, completed=step, total=n_steps, loss=loss)
+        columns = (TextColumn("loss {task.fields[loss]:.3f}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("training", loss=float("nan"), total=None)
 
-        def say(line: str) -> None:
-            progress.console.print(line, highlight=False, soft_wrap=True)
+            def on_step(report: StepReport) -> None:
+                progress.update(task, completed=report.step, total=report.n_steps, loss=report.loss)
 
-        yield on_step, say
+            def say(line: str) -> None:
+                progress.console.print(line, highlight=False, soft_wrap=True)
+
+            yield on_step, say
+
+
+class StepLines:
+    """Says how far a training is, about every minute and at its last step.
+
+    say: prints a line. every_s: seconds between lines. clock: seconds from any start.
+    """
+
+    def __init__(
+        self,
+        say: Callable[[str], None],
+        every_s: float = LINE_EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._say, self._every_s, self._clock = say, every_s, clock
+        self._started = self._said = clock()
+        self._steps = self._utterances = 0
+        self._losses: list[float] = []
+
+    def __call__(self, report: StepReport) -> None:
+        """Count a step, and say a line when it is time: mean loss since the last one, speed since the start."""
+        self._steps += 1
+        self._utterances += report.utterances
+        self._losses.append(report.loss)
+        now = self._clock()
+        if now - self._said < self._every_s and report.step < report.n_steps:
+            return
+        seconds = max(now - self._started, 1e-9)
+        # What was done before a resumption took no time of this process's, so only its own steps tell the speed.
+        left_s = (report.n_steps - report.step) * seconds / self._steps
+        self._say(
+            f"step {report.step}/{report.n_steps} ({100 * report.step // report.n_steps} %): "
+            f"loss {sum(self._losses) / len(self._losses):.3f}, lr {report.learning_rate:.1e}, "
+            f"{self._utterances / seconds:.1f} utterances/s, {duration(left_s)} left"
+        )
+        self._said = now
+        self._losses.clear()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: `40 s`, `12 min`, `3 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"

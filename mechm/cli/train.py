@@ -8,13 +8,16 @@ from typing import TYPE_CHECKING
 import click
 
 from mechm.cli.train_llm import llm
+from mechm.cli.training import check_out, epoch_line, loop_options, score_line, training_processes
 
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     from mechm.model.config import ModelConfig
-    from mechm.training.fusion import EpochReport
+    from mechm.model.network import Network
+    from mechm.training.loop import LoopConfig
+    from mechm_runtime.text import ConversationTokenizer
     from mechm_runtime.types import LabelledConversation
 
 _folder = click.Path(path_type=Path, exists=True, file_okay=False)
@@ -30,6 +33,7 @@ train.add_command(llm)
 
 
 @train.command()
+@loop_options
 @click.option("--preset", type=click.Choice(["small", "tiny", "llama2-7b"]), default="small", show_default=True)
 @click.option("--train", "train_file", type=_file, required=True, metavar="FILE", help="ECF conversations to train on.")
 @click.option("--dev", "dev_file", type=_file, required=True, metavar="FILE", help="Decides which weights are kept.")
@@ -43,7 +47,7 @@ train.add_command(llm)
 @click.option("--epochs", type=click.IntRange(min=1), default=4, show_default=True, help="On ECF alone, at the end.")
 @click.option("--text-lr", type=click.FloatRange(min=0, min_open=True), default=8e-5, show_default=True)
 @click.option("--fusion-lr", type=click.FloatRange(min=0, min_open=True), default=5e-4, show_default=True)
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: torch's own choice.")
 def fusion(
     preset: str,
@@ -61,25 +65,26 @@ def fusion(
     fusion_lr: float,
     seed: int,
     threads: int | None,
+    loop: LoopConfig,
 ) -> None:
     """Train the text encoder, the fusion and both heads; keep the weights that score best on --dev.
+
 
     \b
     mechm train fusion --train ecf/train.txt --dev ecf/dev.txt --out runs/closed
     mechm train fusion --train ecf/train.txt --dev ecf/dev.txt --report ecf/test.txt \\
         --goemotions goemotions --reccon reccon --speech emodb --out runs/open
+    torchrun --nproc-per-node 2 --no-python mechm train fusion --train ecf/train.txt ...
     """
-    import json
-
     import torch
 
     from mechm.cli.progress import training_progress
     from mechm.data.corpora import read_goemotions, read_reccon
     from mechm.data.evidence import EvidenceSampler
-    from mechm.model.build import CARD_FILE, build_network, load_trained, save_trained
+    from mechm.model.build import build_network
     from mechm.model.config import preset_config
-    from mechm.training.card import NO_VOICE, make_card, split_scores
-    from mechm.training.fusion import FusionTrainingConfig, score_conversations, train_fusion
+    from mechm.training.card import NO_VOICE, make_card, unseen_note
+    from mechm.training.fusion import FusionTrainingConfig, train_fusion
     from mechm.training.speech import standardise_audio
     from mechm.training.stages import Stage
     from mechm.weights import weights_path
@@ -88,50 +93,72 @@ def fusion(
 
     if threads is not None:
         torch.set_num_threads(threads)
-    config = preset_config(preset)
-    text_folder = weights_path("text", "small" if preset == "tiny" else preset)
-    max_tokens = config.text.max_tokens
-    tokenizer = ConversationTokenizer(text_folder / "tokenizer.json", TextConfig(max_tokens, max_tokens // 4))
-    held_out = {path.name: read_labelled(path) for path in (dev_file, *reports)}
-    corpora: dict[str, tuple[LabelledConversation, ...]] = {"ecf": read_labelled(train_file)}
-    stages = [Stage("target", ("ecf",), epochs)]
-    if reccon is not None:
-        corpora["reccon"] = read_reccon(reccon / "dailydialog_train.json")
-        stages.insert(0, Stage("pairs", ("ecf", "reccon"), pair_epochs))
-    if goemotions is not None:
-        corpora["goemotions"] = read_goemotions(goemotions)
-        stages.insert(0, Stage("warm-up", ("goemotions",), warmup_epochs))
-    training = FusionTrainingConfig(tuple(stages), seed=seed, text_lr=text_lr, fusion_lr=fusion_lr)
-    voices = {} if speech is None else _speech(speech, config)
-    if not voices:
-        click.echo(f"note: {NO_VOICE}", err=True)
-    card = make_card(preset, corpora, sum(len(features) for features in voices.values()), training)
-    network = build_network(config, None if preset == "tiny" else text_folder, seed=seed)
-    if voices:
-        standardise_audio(network.fusion, voices)
-    with training_progress() as (on_step, say):
-        train_fusion(
-            network,
-            tokenizer,
-            corpora,
-            held_out[dev_file.name],
-            EvidenceSampler(config, voices, training.evidence),
-            training,
-            out,
-            card,
-            on_step,
-            lambda report: say(_line(report)),
-        )
+    with training_processes(out) as accelerator:
+        main = accelerator.is_main_process
+        if not check_out(out, resume=loop.resume, accelerator=accelerator):
+            return
+        config = preset_config(preset)
+        text_folder = weights_path("text", "small" if preset == "tiny" else preset)
+        max_tokens = config.text.max_tokens
+        tokenizer = ConversationTokenizer(text_folder / "tokenizer.json", TextConfig(max_tokens, max_tokens // 4))
+        held_out = {path.name: read_labelled(path) for path in (dev_file, *reports)}
+        corpora: dict[str, tuple[LabelledConversation, ...]] = {"ecf": read_labelled(train_file)}
+        stages = [Stage("target", ("ecf",), epochs)]
+        if reccon is not None:
+            corpora["reccon"] = read_reccon(reccon / "dailydialog_train.json")
+            stages.insert(0, Stage("pairs", ("ecf", "reccon"), pair_epochs))
+        if goemotions is not None:
+            corpora["goemotions"] = read_goemotions(goemotions)
+            stages.insert(0, Stage("warm-up", ("goemotions",), warmup_epochs))
+        training = FusionTrainingConfig(tuple(stages), seed=seed, text_lr=text_lr, fusion_lr=fusion_lr)
+        voices = {} if speech is None else _speech(speech, config)
+        if main:
+            for note in filter(None, (None if voices else NO_VOICE, unseen_note(corpora["ecf"]))):
+                click.echo(f"note: {note}", err=True)
+        card = make_card(preset, corpora, sum(len(features) for features in voices.values()), training)
+        network = build_network(config, None if preset == "tiny" else text_folder, seed=seed)
+        if voices:
+            standardise_audio(network.fusion, voices)
+        evidence = EvidenceSampler(config, voices, training.evidence)
+        with training_progress(shown=main) as (on_step, say):
+            train_fusion(
+                network,
+                tokenizer,
+                corpora,
+                held_out[dev_file.name],
+                evidence,
+                training,
+                out,
+                card,
+                on_step,
+                lambda report: say(epoch_line(report)),
+                loop,
+            )
+        if main:
+            _report(network, tokenizer, held_out, out)
+
+
+def _report(
+    network: Network,
+    tokenizer: ConversationTokenizer,
+    held_out: dict[str, tuple[LabelledConversation, ...]],
+    out: Path,
+) -> None:
+    """Score the weights that were kept, write the scores into their card, and end the training."""
+    import json
+
+    from mechm.model.build import CARD_FILE, load_trained, save_trained
+    from mechm.training.card import split_scores
+    from mechm.training.checkpoint import discard_checkpoint
+    from mechm.training.fusion import score_conversations
+
     decision = load_trained(network, out)
     card = json.loads((out / CARD_FILE).read_text(encoding="utf-8"))
     for name, labelled in held_out.items():
         card["scores"][name] = split_scores(labelled, score_conversations(network, tokenizer, labelled), decision)
-        click.echo(
-            f"{name}: weighted F1 {card['scores'][name]['weighted_f1']:.4f}, "
-            f"micro F1 {card['scores'][name]['micro_f1']:.4f}, "
-            f"emotion accuracy {card['scores'][name]['emotion_accuracy']:.4f} (text only)"
-        )
+        click.echo(score_line(name, card["scores"][name], "text only"))
     save_trained(network, decision, card, out)
+    discard_checkpoint(out)
     click.echo(f"wrote {out}")
 
 
@@ -154,10 +181,3 @@ def _speech(folder: Path, config: ModelConfig) -> dict[str, npt.NDArray[np.float
     for recording, features in zip(shown, speech_features(recordings, encoder), strict=True):
         by_emotion.setdefault(recording.emotion, []).append(features)
     return {emotion: np.stack(features) for emotion, features in by_emotion.items()}
-
-
-def _line(report: EpochReport) -> str:
-    scored = f", dev weighted F1 {report.dev_weighted_f1:.4f}, emotion accuracy {report.dev_emotion_accuracy:.4f}"
-    return f"{report.stage} {report.epoch}: loss {report.loss:.3f}, {report.seconds:.0f} s" + (
-        scored if report.dev_weighted_f1 else ""
-    )

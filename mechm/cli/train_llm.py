@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
+from mechm.cli.training import check_out, epoch_line, loop_options, score_line, training_processes
+
 if TYPE_CHECKING:
-    from mechm.llm.training import LlamaEpoch
+    from mechm.training.loop import DevScores, EpochReport, LoopConfig
 
 _file = click.Path(path_type=Path)
 _folder = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
 @click.command()
+@loop_options
 @click.option("--preset", type=click.Choice(["small", "llama2-7b"]), default="small", show_default=True)
 @click.option(
     "--base",
@@ -38,7 +41,12 @@ _folder = click.Path(path_type=Path, exists=True, file_okay=False)
 @click.option("--epochs", type=click.IntRange(min=1), default=3, show_default=True, help="On --train, at the end.")
 @click.option("--lr", type=click.FloatRange(min=0, min_open=True), default=5e-4, show_default=True)
 @click.option("--max-tokens", type=click.IntRange(min=1), default=1600, show_default=True, help="Padded tokens a step.")
-@click.option("--seed", type=int, default=0, show_default=True)
+@click.option(
+    "--checkpoint-activations",
+    is_flag=True,
+    help="Compute activations twice instead of keeping them: less memory, a third more time.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: torch's own choice.")
 def llm(
     preset: str,
@@ -54,15 +62,20 @@ def llm(
     epochs: int,
     lr: float,
     max_tokens: int,
+    checkpoint_activations: bool,
     seed: int,
     threads: int | None,
+    loop: LoopConfig,
 ) -> None:
     """Train the Llama's LoRA adapter on the answers it is scored by; keep the epoch that scores best on --dev.
 
     \b
     mechm train llm --train ecf/train.txt --dev ecf/dev.txt --report ecf/test.txt --out runs/llm
     mechm train llm --train ecf/train.txt --dev ecf/dev.txt --goemotions goemotions --reccon reccon --out runs/llm
+    torchrun --nproc-per-node 2 --no-python mechm train llm --train ecf/train.txt ...
     """
+    import json
+
     import torch
 
     from mechm.cli.progress import training_progress
@@ -70,57 +83,68 @@ def llm(
     from mechm.llm.adapter import adapter_card, save_adapter
     from mechm.llm.scorer import AnswerScores, add_adapter, load_llama
     from mechm.llm.training import LlamaTrainingConfig, score_with_llama, train_llama
-    from mechm.training.card import split_scores
+    from mechm.model.build import CARD_FILE
+    from mechm.training.card import split_scores, unseen_note
+    from mechm.training.checkpoint import discard_checkpoint
     from mechm.training.stages import Stage, balanced
     from mechm.weights import weights_path
-    from mechm_runtime.errors import WeightsError
     from mechm_runtime.questions import QuestionTokenizer
     from mechm_runtime.readers import read_labelled
 
-    if out.exists():
-        raise WeightsError(f"{out} exists", hint="choose another --out, or remove it first")
     if threads is not None:
         torch.set_num_threads(threads)
-    folder = weights_path("llm", preset) if base is None else base
-    tokenizer = QuestionTokenizer(folder / "tokenizer.json")
-    held_out = {path.name: read_labelled(path) for path in (dev_file, *reports)}
-    corpora = {"ecf": read_labelled(train_file)}
-    stages = [Stage("target", ("ecf",), epochs)]
-    if reccon is not None:
-        corpora["reccon"] = read_reccon(reccon / "dailydialog_train.json")
-    if goemotions is not None:
-        corpora["goemotions"] = balanced(read_goemotions(goemotions), comments, seed)
-    if len(corpora) > 1:
-        stages.insert(0, Stage("warm-up", tuple(corpora)[1:], warmup_epochs))
-    config = LlamaTrainingConfig(tuple(stages), seed=seed, learning_rate=lr, max_tokens=max_tokens)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    torch.manual_seed(seed)  # the adapter's own start is random too
-    scores = AnswerScores(add_adapter(load_llama(folder, torch.bfloat16)), tokenizer).to(device)
-    card = adapter_card(preset, corpora, config)
-    best = -1.0
-    with training_progress() as (on_step, say):
+    with training_processes(out) as accelerator:
+        main = accelerator.is_main_process
+        if not check_out(out, resume=loop.resume, accelerator=accelerator):
+            return
+        folder = weights_path("llm", preset) if base is None else base
+        tokenizer = QuestionTokenizer(folder / "tokenizer.json")
+        held_out = {path.name: read_labelled(path) for path in (dev_file, *reports)}
+        corpora = {"ecf": read_labelled(train_file)}
+        stages = [Stage("target", ("ecf",), epochs)]
+        if reccon is not None:
+            corpora["reccon"] = read_reccon(reccon / "dailydialog_train.json")
+        if goemotions is not None:
+            corpora["goemotions"] = balanced(read_goemotions(goemotions), comments, seed)
+        if len(corpora) > 1:
+            stages.insert(0, Stage("warm-up", tuple(corpora)[1:], warmup_epochs))
+        config = LlamaTrainingConfig(
+            tuple(stages),
+            seed=seed,
+            learning_rate=lr,
+            max_tokens=max_tokens,
+            checkpoint_activations=checkpoint_activations,
+        )
+        if main and (note := unseen_note(corpora["ecf"])):
+            click.echo(f"note: {note}", err=True)
+        torch.manual_seed(seed)  # the adapter's own start is random too
+        scores = AnswerScores(add_adapter(load_llama(folder, torch.bfloat16)), tokenizer)
+        card = adapter_card(preset, corpora, config)
 
-        def on_epoch(epoch: LlamaEpoch) -> None:
-            nonlocal best
-            say(
-                f"{epoch.stage} {epoch.epoch}: loss {epoch.loss:.3f}, {epoch.seconds:.0f} s, dev weighted F1 "
-                f"{epoch.dev_weighted_f1:.4f}, emotion accuracy {epoch.dev_emotion_accuracy:.4f}"
-            )
-            if epoch.dev_weighted_f1 <= best:
-                return
-            best = epoch.dev_weighted_f1
+        def keep(report: EpochReport, dev: DevScores, record: dict[str, Any]) -> None:
             # Other splits are scored now, while the weights of this epoch are in place; they decide nothing.
-            card["stage"], card["epoch"] = epoch.stage, epoch.epoch
-            card["scores"] = {
-                name: split_scores(labelled, score_with_llama(scores, tokenizer, labelled), epoch.decision)
+            reached = {
+                name: split_scores(labelled, score_with_llama(scores, tokenizer, labelled), dev.decision)
                 for name, labelled in held_out.items()
             }
-            save_adapter(scores.llama, epoch.decision, card, out)
+            described = card | {"stage": report.stage, "epoch": report.epoch, "scores": reached, "run": record}
+            save_adapter(scores.llama, dev.decision, described, out)
 
-        train_llama(scores, tokenizer, corpora, held_out[dev_file.name], config, on_step, on_epoch)
-    for name, found in card["scores"].items():
-        click.echo(
-            f"{name}: weighted F1 {found['weighted_f1']:.4f}, micro F1 {found['micro_f1']:.4f}, "
-            f"emotion accuracy {found['emotion_accuracy']:.4f} (Llama alone, text only)"
-        )
-    click.echo(f"wrote {out}")
+        with training_progress(shown=main) as (on_step, say):
+            train_llama(
+                scores,
+                tokenizer,
+                corpora,
+                held_out[dev_file.name],
+                config,
+                out,
+                keep,
+                on_step,
+                lambda report: say(epoch_line(report)),
+                loop,
+            )
+        if main:
+            for name, found in json.loads((out / CARD_FILE).read_text(encoding="utf-8"))["scores"].items():
+                click.echo(score_line(name, found, "Llama alone, text only"))
+            discard_checkpoint(out)
+            click.echo(f"wrote {out}")

@@ -11,7 +11,7 @@ from typing import Any
 
 from mechm.llm.training import LlamaTrainingConfig
 from mechm.model.build import CARD_FILE, DECISION_FILE
-from mechm.training.card import LIMITS, corpora_table
+from mechm.training.card import LIMITS, corpora_table, unseen_note
 from mechm_runtime.decision import DecisionConfig
 from mechm_runtime.errors import WeightsError
 from mechm_runtime.types import LabelledConversation
@@ -23,11 +23,12 @@ def adapter_card(
     preset: str, corpora: Mapping[str, Sequence[LabelledConversation]], config: LlamaTrainingConfig
 ) -> dict[str, Any]:
     """The card before training; `stage`, `epoch` and `scores` are filled in with the epoch that is kept."""
+    unseen = unseen_note(corpora[config.stages[-1].corpora[0]])
     return {
         "preset": preset,
         "data": corpora_table(corpora),
         "training": asdict(config),
-        "limits": [LIMITS[0], LIMITS[-1]],
+        "limits": [*([unseen] if unseen else []), LIMITS[0], LIMITS[-1]],
         "stage": None,
         "epoch": None,
         "scores": {},
@@ -37,13 +38,13 @@ def adapter_card(
 def save_adapter(llama: Any, decision: DecisionConfig, card: dict[str, Any], folder: Path) -> None:
     """Write a peft model's adapter (safetensors), the decision and the card; an adapter that is there is replaced.
 
-    Everything is written into a folder beside `folder` first, so that the old adapter survives a full disk.
+    Everything is written into a folder of its own first, so that the old adapter survives a full disk. What else lies
+    in `folder` stays: a checkpoint, curves.
     Raises: WeightsError: the folder cannot be written.
     """
-    beside, old = folder.with_name(f".{folder.name}.new"), folder.with_name(f".{folder.name}.old")
+    beside = folder / ".new"
     try:
-        for left_over in (beside, old):
-            shutil.rmtree(left_over, ignore_errors=True)
+        shutil.rmtree(beside, ignore_errors=True)
         beside.mkdir(parents=True)
         llama.save_pretrained(beside, save_embedding_layers=False)
         # peft names the base by its path on this machine, here and in a card of its own.
@@ -52,14 +53,11 @@ def save_adapter(llama: Any, decision: DecisionConfig, card: dict[str, Any], fol
         (beside / _PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         for name, content in ((DECISION_FILE, asdict(decision)), (CARD_FILE, card)):
             (beside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            folder.rename(old)
-        beside.rename(folder)
+        for written in sorted(beside.iterdir()):
+            written.replace(folder / written.name)
     except OSError as error:
         raise WeightsError(
             f"cannot write {folder}: {error.strerror or error}", hint="free some space or choose another --out"
         ) from error
     finally:
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(beside, ignore_errors=True)

@@ -7,9 +7,10 @@ emotional utterances have annotated causes. It does not touch `test`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,11 +18,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mechm.llm.scorer import AnswerScores, make_question_batch
-from mechm.training.calibration import ScoredConversation, fit_decision
-from mechm.training.fusion import TrainingDivergedError, decision_scores, learning_rate, rename_speakers
+from mechm.training.calibration import ScoredConversation
+from mechm.training.checkpoint import Learner, corpora_digests
+from mechm.training.fusion import dev_scores
+from mechm.training.loop import DevScores, EpochReport, LoopConfig, StepReport, Task, run_training
 from mechm.training.losses import class_weights
-from mechm.training.stages import Stage, check_corpora, plan_epochs
-from mechm_runtime.decision import DecisionConfig
+from mechm.training.processes import in_parts, start_processes
+from mechm.training.speakers import rename_speakers
+from mechm.training.stages import Group, Stage, check_corpora, plan_epochs
 from mechm_runtime.questions import QuestionTokenizer, cause_offsets, pair_logits
 from mechm_runtime.types import EMOTIONS, LabelledConversation
 
@@ -34,6 +38,8 @@ class LlamaTrainingConfig:
     max_tokens: padded tokens a step. learning_rate: peak (AdamW, linear warm-up then linear decay).
     class_weight_power: loss weight of an emotion is its frequency to the power of minus this.
     rename_rate: share of conversations whose speakers get other names.
+    checkpoint_activations: compute a layer's activations again in the backward pass instead of keeping them, for less
+        memory at the price of a third more time.
     """
 
     stages: tuple[Stage, ...]
@@ -46,23 +52,11 @@ class LlamaTrainingConfig:
     class_weight_power: float = 0.4
     cause_weight: float = 1.0
     rename_rate: float = 0.5
+    checkpoint_activations: bool = False
 
     def __post_init__(self) -> None:
         if not self.stages or self.max_tokens < 1:
             raise ValueError("training needs stages, and tokens a step")
-
-
-@dataclass(frozen=True, slots=True)
-class LlamaEpoch:
-    """Scores after an epoch; `decision` is fitted on `dev`."""
-
-    stage: str
-    epoch: int
-    loss: float
-    seconds: float
-    dev_weighted_f1: float
-    dev_emotion_accuracy: float
-    decision: DecisionConfig
 
 
 def train_llama(
@@ -71,56 +65,46 @@ def train_llama(
     corpora: Mapping[str, Sequence[LabelledConversation]],
     dev: Sequence[LabelledConversation],
     config: LlamaTrainingConfig,
-    on_step: Callable[[int, int, float], None] | None = None,
-    on_epoch: Callable[[LlamaEpoch], None] | None = None,
-) -> None:
-    """Train what requires gradients in `scores`, and score `dev` after every epoch.
+    out: Path,
+    keep: Callable[[EpochReport, DevScores, dict[str, Any]], None],
+    on_step: Callable[[StepReport], None] | None = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+    loop: LoopConfig | None = None,
+) -> float:
+    """Train what requires gradients in `scores`, score `dev` after every epoch, and return the best weighted F1 there.
 
-    corpora: name -> conversations, for the names in `config.stages`.
-    on_step: called with (step, steps in all, loss). on_epoch: called with the weights of that epoch in place, so that
-        it may save them.
-    Raises: TrainingDivergedError: the loss or its gradient is not finite. InputError: a corpus is missing.
+    scores: moved to the device of this process. corpora: name -> conversations, for the names in `config.stages`.
+    out: where the checkpoint goes. keep: called in the main process after an epoch better than those before it, with
+        that epoch's weights in place, its scores, and the record of the run so far, so that it may write them.
+    Raises: TrainingDivergedError: the loss, its gradient or the scores on `dev` are not finite. InputError: a corpus is
+        missing or `dev` is empty. WeightsError: see `run_training`.
     """
-    check_corpora(config.stages, corpora)
-    torch.manual_seed(config.seed)
+    check_corpora(config.stages, {**corpora, "dev": dev}, "dev")
+    accelerator = start_processes()
+    scores.to(accelerator.device)
+    if config.checkpoint_activations:
+        scores.llama.enable_input_require_grads()  # a frozen embedding's output has none, and peft asks for them
+        scores.llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     random = np.random.default_rng(config.seed)
-    trained = [p for p in scores.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     plan = plan_epochs(
         config.stages, corpora, lambda some: question_groups(some, tokenizer, config.max_tokens, random), random
     )
-    n_steps = sum(len(groups) for _, _, groups in plan)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, n_steps, config.warmup))
+    trained = [p for p in scores.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
     weights = class_weights(corpora[config.stages[-1].corpora[0]], config.class_weight_power).to(scores.device)
-    step = 0
-    for stage, epoch, groups in plan:
-        started, losses = time.monotonic(), []
-        scores.train()
-        for group in groups:
-            renamed = [rename_speakers(c, random, config.rename_rate) for c in group]
-            # The adapter is fp32 and the base bf16: without autocast the adapter's products take a fifth of the time.
-            with torch.autocast(scores.device.type, dtype=torch.bfloat16):
-                loss = _loss(scores, renamed, tokenizer, weights, config)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(trained, 1.0)
-            if not (torch.isfinite(loss) and torch.isfinite(norm)):
-                raise TrainingDivergedError(
-                    f"at step {step} the loss is {loss.item()} and its gradient's norm {norm.item()}",
-                    hint="lower learning_rate",
-                )
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-            step += 1
-            if on_step is not None:
-                on_step(step, n_steps, losses[-1])
-        scored = score_with_llama(scores, tokenizer, dev)
-        decision = fit_decision(scored)
-        f1, accuracy = decision_scores(scored, decision)
-        if on_epoch is not None:
-            seconds = time.monotonic() - started
-            on_epoch(LlamaEpoch(stage.name, epoch, float(np.mean(losses)), seconds, f1, accuracy, decision))
+
+    def loss(group: Group, random: np.random.Generator) -> Tensor:
+        renamed = [rename_speakers(c, random, config.rename_rate) for c in group]
+        return _loss(scores, renamed, tokenizer, weights, config)
+
+    def evaluate(stage: Stage) -> DevScores:
+        del stage  # every one is scored: even the warm-up is on conversations
+        return dev_scores(in_parts(accelerator, dev, lambda some: score_with_llama(scores, tokenizer, some)))
+
+    identity = {"training": asdict(config), "corpora": corpora_digests({**corpora, "dev": dev})}
+    learner = Learner(scores, optimizer)
+    task = Task(learner, plan, config.seed, config.warmup, loss, evaluate, keep, identity)
+    return run_training(task, loop or LoopConfig(), out, accelerator, on_step, on_epoch)
 
 
 def score_with_llama(

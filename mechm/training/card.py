@@ -13,6 +13,7 @@ from mechm.training.calibration import (
     expected_calibration_error,
 )
 from mechm.training.fusion import FusionTrainingConfig
+from mechm.training.stages import absent_emotions
 from mechm_runtime.decision import DecisionConfig, decide
 from mechm_runtime.types import EMOTIONS, LabelledConversation, Pair
 
@@ -50,6 +51,14 @@ def corpora_table(corpora: Mapping[str, Sequence[LabelledConversation]]) -> dict
     }
 
 
+def unseen_note(conversations: Sequence[LabelledConversation]) -> str | None:
+    """What to say of emotions that the target corpus has no example of; None where it has all."""
+    absent = absent_emotions(conversations)
+    if not absent:
+        return None
+    return f"No utterance of the target corpus is labelled {' or '.join(absent)}: do not expect to find any."
+
+
 def make_card(
     preset: str, corpora: Mapping[str, Sequence[LabelledConversation]], n_recordings: int, config: FusionTrainingConfig
 ) -> dict[str, Any]:
@@ -58,6 +67,8 @@ def make_card(
     if n_recordings:
         data["speech"] = {"recordings": n_recordings, "licence": LICENCES["speech"]}
     limits = [PAIRED_VOICE if n_recordings else NO_VOICE, *LIMITS]
+    if unseen := unseen_note(corpora[config.stages[-1].corpora[0]]):
+        limits.insert(0, unseen)
     return {"preset": preset, "data": data, "training": asdict(config), "limits": limits, "scores": {}}
 
 

@@ -7,9 +7,8 @@ It does not touch `test`.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -24,20 +23,23 @@ from mechm.model.build import save_trained
 from mechm.model.fusion import FusionOutput
 from mechm.model.network import Network, is_frozen
 from mechm.training.calibration import ScoredConversation, fit_decision, pair_counts, weighted_f1
+from mechm.training.checkpoint import Learner, corpora_digests
+from mechm.training.loop import (
+    DevScores,
+    EpochReport,
+    LoopConfig,
+    StepReport,
+    Task,
+    TrainingDivergedError,
+    run_training,
+)
 from mechm.training.losses import class_weights, fusion_loss
-from mechm.training.stages import Stage, check_corpora, plan_epochs
+from mechm.training.processes import in_parts, start_processes
+from mechm.training.speakers import rename_speakers
+from mechm.training.stages import Group, Stage, check_corpora, plan_epochs
 from mechm_runtime.decision import DecisionConfig, decide
-from mechm_runtime.errors import MechmError
-from mechm_runtime.fusion import speaker_numbers
 from mechm_runtime.text import ConversationTokenizer
-from mechm_runtime.types import Conversation, LabelledConversation
-
-SPEAKER_NAMES = ("A", "B", "C", "D", "E", "F", "Speaker 1", "Speaker 2", "Speaker 3", "Anna", "Ben", "Caller", "Clara",
-                 "David", "Doctor", "Emma", "Guest", "Host", "Jack", "Julia", "Karen", "Leo", "Maria", "Mark", "Mother",
-                 "Nina", "Paul", "Sam", "Sarah", "Tom", "")  # fmt: skip
-"""Names that stand in for a corpus's own, so that the network does not learn who usually feels what."""
-
-LOWER = "lower text_lr or fusion_lr"
+from mechm_runtime.types import LabelledConversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,22 +73,6 @@ class FusionTrainingConfig:
             raise ValueError(f"warmup={self.warmup} is not in [0, 1)")
 
 
-@dataclass(frozen=True, slots=True)
-class EpochReport:
-    """Scores after an epoch; dev values are 0 where a stage is not scored."""
-
-    stage: str
-    epoch: int
-    loss: float
-    seconds: float
-    dev_weighted_f1: float
-    dev_emotion_accuracy: float
-
-
-class TrainingDivergedError(MechmError):
-    """The loss is no longer a number; the last good weights are kept."""
-
-
 def train_fusion(
     network: Network,
     tokenizer: ConversationTokenizer,
@@ -96,70 +82,60 @@ def train_fusion(
     config: FusionTrainingConfig,
     out: Path,
     card: dict[str, Any],
-    on_step: Callable[[int, int, float], None] | None = None,
+    on_step: Callable[[StepReport], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
+    loop: LoopConfig | None = None,
 ) -> float:
     """Train, keep the best weights of `dev` in `out`, and return their weighted F1 on `dev`.
 
-    corpora: name -> conversations, for the names in `config.stages`; the last stage's first corpus is the target.
-    evidence: voices, faces and frames beside the text.
-    on_step: called with (step, steps in all, loss).
+    network: moved to the device of this process. corpora: name -> conversations, for the names in `config.stages`; the
+    last stage's first corpus is the target. evidence: voices, faces and frames beside the text.
     Raises: TrainingDivergedError: the loss, its gradient or the scores on `dev` are not finite. InputError: a corpus of
-        `config.stages` is missing or `dev` is empty.
+        `config.stages` is missing or `dev` is empty. WeightsError: see `run_training`.
     """
     check_corpora(config.stages, {**corpora, "dev": dev}, "dev")
-    torch.manual_seed(config.seed)
+    accelerator = start_processes()
+    network.to(accelerator.device)
     random = np.random.default_rng(config.seed)
-    optimizer = _optimizer(network, config)
-    average = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
-    averaged = AveragedModel(network, multi_avg_fn=average)
-    target = config.stages[-1].corpora[0]
-    epochs = plan_epochs(
+    plan = plan_epochs(
         config.stages, corpora, lambda some: list(group_by_size(some, config.max_tokens, random)), random
     )
-    n_steps = sum(len(groups) for _, _, groups in epochs)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: learning_rate(step, n_steps, config.warmup))
-    device = network.device
-    weights = class_weights(corpora[target], config.class_weight_power).to(device)
-    best, step = -1.0, 0
-    for stage, epoch, groups in epochs:
-        start, losses = time.monotonic(), []
-        network.train()
-        for group in groups:
-            batch = make_batch([rename_speakers(c, random, config.rename_rate) for c in group], tokenizer)
-            beside, dropped = evidence.sample(group, batch.emotions.numpy(), random)
-            batch, beside, dropped = batch.to(device), beside.to(device), dropped.to(device)
-            with torch.autocast(device.type, dtype=torch.bfloat16):
-                loss = fusion_loss(
-                    network, batch, beside, dropped, weights, config.label_smoothing, config.cause_weight
-                )
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            norm = torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
-            # A finite loss can have gradients that are not, and one such step spoils every weight.
-            if not (torch.isfinite(loss) and torch.isfinite(norm)):
-                raise TrainingDivergedError(
-                    f"at step {step} the loss is {loss.item()} and its gradient's norm {norm.item()}",
-                    hint=LOWER,
-                )
-            optimizer.step()
-            schedule.step()
-            averaged.update_parameters(network)
-            losses.append(loss.item())
-            step += 1
-            if on_step is not None:
-                on_step(step, n_steps, losses[-1])
-        report = EpochReport(stage.name, epoch, float(np.mean(losses)), time.monotonic() - start, 0.0, 0.0)
-        if target in stage.corpora:
-            kept = cast(Network, averaged.module)
-            decision, f1, accuracy = score(kept, tokenizer, dev)
-            report = replace(report, dev_weighted_f1=f1, dev_emotion_accuracy=accuracy)
-            if f1 > best:
-                best = f1
-                save_trained(kept, decision, {**card, "dev": {"weighted_f1": f1, "accuracy": accuracy}}, out)
-        if on_epoch is not None:
-            on_epoch(report)
-    return best
+    optimizer = _optimizer(network, config)
+    averaging = get_ema_multi_avg_fn(config.ema_decay)  # type: ignore[no-untyped-call]
+    average = AveragedModel(network, multi_avg_fn=averaging)
+    kept = cast(Network, average.module)
+    target = config.stages[-1].corpora[0]
+    weights = class_weights(corpora[target], config.class_weight_power).to(network.device)
+
+    def loss(group: Group, random: np.random.Generator) -> Tensor:
+        batch = make_batch([rename_speakers(c, random, config.rename_rate) for c in group], tokenizer)
+        beside, dropped = evidence.sample(group, batch.emotions.numpy(), random)
+        batch, beside, dropped = batch.to(network.device), beside.to(network.device), dropped.to(network.device)
+        return fusion_loss(network, batch, beside, dropped, weights, config.label_smoothing, config.cause_weight)
+
+    def evaluate(stage: Stage) -> DevScores | None:
+        if target not in stage.corpora:
+            return None
+        return dev_scores(in_parts(accelerator, dev, lambda some: score_conversations(kept, tokenizer, some)))
+
+    def keep(report: EpochReport, scores: DevScores, record: dict[str, Any]) -> None:
+        dev_card = {
+            "stage": report.stage,
+            "epoch": report.epoch,
+            "weighted_f1": scores.weighted_f1,
+            "accuracy": scores.emotion_accuracy,
+        }
+        save_trained(kept, scores.decision, {**card, "dev": dev_card, "run": record}, out)
+
+    identity = {
+        "model": asdict(network.config),
+        "training": asdict(config),
+        "data": card.get("data"),
+        "corpora": corpora_digests({**corpora, "dev": dev}),
+    }
+    learner = Learner(network, optimizer, average)
+    task = Task(learner, plan, config.seed, config.warmup, loss, evaluate, keep, identity)
+    return run_training(task, loop or LoopConfig(), out, accelerator, on_step, on_epoch)
 
 
 def score_conversations(
@@ -194,11 +170,22 @@ def score(
 
     Raises: TrainingDivergedError: the network's scores are not finite.
     """
-    scored = score_conversations(network, tokenizer, dev)
-    if not all(np.isfinite(s.emotion_logits).all() and np.isfinite(s.pair_logits).all() for s in scored):
-        raise TrainingDivergedError("the scores on dev are not finite", hint=LOWER)
+    scores = dev_scores(score_conversations(network, tokenizer, dev))
+    return scores.decision, scores.weighted_f1, scores.emotion_accuracy
+
+
+def dev_scores(scored: Sequence[ScoredConversation]) -> DevScores:
+    """Fit the decision on the scores of `dev`, and say what it reaches there.
+
+    Raises: TrainingDivergedError: the scores are not finite; -inf alone is, for a pair that was not scored.
+    """
+    if not all(
+        np.isfinite(s.emotion_logits).all() and (np.isfinite(s.pair_logits) | np.isneginf(s.pair_logits)).all()
+        for s in scored
+    ):
+        raise TrainingDivergedError("the scores on dev are not finite")
     decision = fit_decision(scored)
-    return decision, *decision_scores(scored, decision)
+    return DevScores(decision, *decision_scores(scored, decision))
 
 
 def decision_scores(scored: Sequence[ScoredConversation], decision: DecisionConfig) -> tuple[float, float]:
@@ -219,24 +206,3 @@ def _optimizer(network: Network, config: FusionTrainingConfig) -> torch.optim.Op
             (text if name.startswith("text.") else fusion).append(parameter)
     groups = [{"params": text, "lr": config.text_lr}, {"params": fusion, "lr": config.fusion_lr}]
     return torch.optim.AdamW(groups, weight_decay=config.weight_decay)
-
-
-def learning_rate(step: int, n_steps: int, warmup: float) -> float:
-    """The share of the peak: linear warm-up over the first `warmup` of the steps, then linear decay."""
-    done = step / max(n_steps, 1)
-    return min(done / warmup, 1.0) if done < warmup else max(0.02, (1 - done) / (1 - warmup))
-
-
-def rename_speakers(labelled: LabelledConversation, random: np.random.Generator, rate: float) -> LabelledConversation:
-    """The conversation with other names for its speakers, at the given rate; who speaks when stays."""
-    if random.random() >= rate:
-        return labelled
-    numbers = speaker_numbers(labelled.conversation.utterances)
-    if max(numbers) >= len(SPEAKER_NAMES):
-        return labelled
-    names = random.permutation(SPEAKER_NAMES)
-    utterances = tuple(
-        replace(u, speaker=str(names[number]))
-        for u, number in zip(labelled.conversation.utterances, numbers, strict=True)
-    )
-    return replace(labelled, conversation=Conversation(labelled.conversation.id, utterances))

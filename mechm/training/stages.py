@@ -26,6 +26,15 @@ class Stage:
             raise ValueError(f"stage {self.name!r} needs a corpus and an epoch at least")
 
 
+@dataclass(frozen=True, slots=True)
+class Epoch:
+    """One pass over a stage's corpora, the `number`th from 1; each group is a batch."""
+
+    stage: Stage
+    number: int
+    groups: list[Group]
+
+
 def check_corpora(stages: Sequence[Stage], corpora: Mapping[str, Sequence[LabelledConversation]], *more: str) -> None:
     """Raises: InputError: a corpus of the stages, or one of `more`, is missing or empty."""
     absent = [name for name in (*(n for stage in stages for n in stage.corpora), *more) if not corpora.get(name)]
@@ -38,14 +47,20 @@ def plan_epochs(
     corpora: Mapping[str, Sequence[LabelledConversation]],
     group: Callable[[Sequence[LabelledConversation]], list[Group]],
     random: np.random.Generator,
-) -> list[tuple[Stage, int, list[Group]]]:
+) -> list[Epoch]:
     """Every epoch's batches in order; known before the first step, since the learning rate depends on their number."""
     epochs = []
     for stage in stages:
-        for epoch in range(1, stage.epochs + 1):
+        for number in range(1, stage.epochs + 1):
             groups = [g for name in stage.corpora for g in group(corpora[name])]
-            epochs.append((stage, epoch, [groups[index] for index in random.permutation(len(groups))]))
+            epochs.append(Epoch(stage, number, [groups[index] for index in random.permutation(len(groups))]))
     return epochs
+
+
+def absent_emotions(conversations: Sequence[LabelledConversation]) -> tuple[str, ...]:
+    """The emotions that no utterance carries: what was never seen is never found."""
+    seen = {emotion for one in conversations for emotion in one.emotions}
+    return tuple(emotion for emotion in EMOTIONS if emotion not in seen)
 
 
 def balanced(conversations: Sequence[LabelledConversation], limit: int, seed: int) -> tuple[LabelledConversation, ...]:

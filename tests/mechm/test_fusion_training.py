@@ -13,14 +13,13 @@ from mechm.data.evidence import EvidenceConfig, EvidenceSampler
 from mechm.model.build import build_network, load_trained
 from mechm.model.config import TINY
 from mechm.training.fusion import (
-    EpochReport,
     FusionTrainingConfig,
-    TrainingDivergedError,
     decision_scores,
     score,
     score_conversations,
     train_fusion,
 )
+from mechm.training.loop import EpochReport, StepReport, TrainingDivergedError
 from mechm.training.speech import standardise_audio
 from mechm.training.stages import Stage
 from mechm_export.data import check_conversations
@@ -76,7 +75,7 @@ def test_a_few_conversations_are_learnt_by_heart(tokenizer: ConversationTokenize
         replace(QUICK, stages=(Stage("target", ("target",), 20),)),
         tmp_path,
         {"data": "the check conversations"},
-        on_step=lambda step, n, loss: steps.append((step, n)),
+        on_step=lambda report: steps.append((report.step, report.n_steps)),
         on_epoch=reports.append,
     )
     assert reports[-1].loss < 0.5 * reports[0].loss
@@ -106,7 +105,7 @@ def test_training_is_repeatable(tokenizer: ConversationTokenizer, tmp_path: Path
             replace(QUICK, stages=(Stage("target", ("target",), 1),), rename_rate=0.5),
             tmp_path / str(run),
             {},
-            on_step=lambda step, n, loss: losses[-1].append(loss),
+            on_step=lambda report: losses[-1].append(report.loss),
         )
     assert losses[0] == losses[1]
     weights = [next((tmp_path / str(run)).glob("*.safetensors")).read_bytes() for run in range(2)]
@@ -121,11 +120,11 @@ def test_a_diverging_training_keeps_the_last_good_weights(
     reports: list[EpochReport] = []
     spoiled: list[int] = []
 
-    def spoil(step: int, n_steps: int, loss: float) -> None:
+    def spoil(report: StepReport) -> None:
         if len(reports) == 1:  # in the second epoch
             with torch.no_grad():
                 network.fusion.emotion_head.weight.fill_(value)
-            spoiled.append(step)
+            spoiled.append(report.step)
 
     with pytest.raises(TrainingDivergedError) as caught:
         train_fusion(

@@ -16,7 +16,8 @@ from mechm.cli import cli
 from mechm.llm.adapter import save_adapter
 from mechm.llm.scorer import AnswerScores, add_adapter, load_llama, make_question_batch
 from mechm.llm.training import LlamaTrainingConfig, score_with_llama, train_llama
-from mechm.training.fusion import TrainingDivergedError, decision_scores
+from mechm.training.fusion import decision_scores
+from mechm.training.loop import TrainingDivergedError
 from mechm.training.stages import Stage
 from mechm.weights import weights_path
 from mechm_runtime.decision import DecisionConfig
@@ -94,7 +95,7 @@ def test_the_command_trains_and_writes_an_adapter_that_answers_as_it_did(
     assert "exists" in str(again.exception)
 
 
-def test_a_loss_that_is_not_a_number_stops_the_training(base: Path, corpus: Path) -> None:
+def test_a_loss_that_is_not_a_number_stops_the_training(base: Path, corpus: Path, tmp_path: Path) -> None:
     tokenizer = QuestionTokenizer(base / "tokenizer.json")
     scores = AnswerScores(add_adapter(load_llama(base, torch.float32)), tokenizer)
     with torch.no_grad():
@@ -102,7 +103,7 @@ def test_a_loss_that_is_not_a_number_stops_the_training(base: Path, corpus: Path
     conversations = read_labelled(corpus)
     config = LlamaTrainingConfig((Stage("target", ("ecf",), 1),))
     with pytest.raises(TrainingDivergedError, match="step 0"):
-        train_llama(scores, tokenizer, {"ecf": conversations}, conversations, config)
+        train_llama(scores, tokenizer, {"ecf": conversations}, conversations, config, tmp_path / "out", lambda *_: None)
 
 
 def test_a_save_that_fails_keeps_the_old_adapter(base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

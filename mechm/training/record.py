@@ -1,0 +1,62 @@
+"""What a card says about a run: versions, machine, time, memory and size of what was trained."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import nn
+
+PACKAGES = ("mechm", "torch", "transformers", "peft", "accelerate", "numpy")
+
+
+def run_record(model: nn.Module, accelerator: Accelerator, batches_a_step: int, seconds: float) -> dict[str, Any]:
+    """JSON values; peak memory is this process's, and on a GPU what torch had allocated there as well.
+
+    seconds: spent training so far, over all resumptions.
+    """
+    device = accelerator.device
+    record = {
+        "seconds": round(seconds, 1),
+        "batches_a_step": batches_a_step,
+        "parameters": {
+            "total": sum(p.numel() for p in model.parameters()),
+            "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        },
+        "machine": {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name(),
+            "processes": accelerator.num_processes,
+            "threads": torch.get_num_threads(),
+            "python": platform.python_version(),
+        },
+        "versions": {name: version(name) for name in PACKAGES},
+        "peak_memory_mb": peak_memory_mb(),
+    }
+    if device.type == "cuda":
+        record["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
+    return record
+
+
+def cpu_name() -> str:
+    """The processor's model, as precisely as the system names it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:  # not Linux
+        lines = []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def peak_memory_mb() -> int | None:
+    """The most memory that this process has had resident; None where the system does not count it."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return None
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (2**20 if sys.platform == "darwin" else 2**10))  # bytes on macOS, kilobytes elsewhere
