@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from filelock import FileLock
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
@@ -74,44 +75,41 @@ def read_features(
 ) -> FeatureTable:
     """Features of all spans, out of `folder` where they are there, computed and kept there otherwise.
 
+    One process at a time computes into a folder; another one waits and finds them there.
     n_jobs: recordings that are decoded at once, each in a process of its own.
     progress: called with spans done and their number.
     Raises: InputError: the folder cannot be written, is damaged, or holds features of other encoders; or nothing can be
         read of any span. MissingExtraError: without the `media` extra.
     """
     wanted = list(dict.fromkeys(spans))
-    place = {span.path: at for at, span in enumerate(wanted)}
     keys, absent = _keys(wanted)
-    problems = [(place[path], problem) for path, problem in absent.items()]
     _open_folder(folder, extractor.fingerprint)
-    rows = _stored_rows(folder, set(keys.values()))
-    todo: defaultdict[Path, list[Span]] = defaultdict(list)
-    for span, key in keys.items():
-        if key not in rows:
-            todo[span.path].append(span)
-    done = len(wanted) - sum(map(len, todo.values()))
-    if progress is not None:
-        progress(done, len(wanted))
-    writer = _Writer(folder)
-    try:
-        for recording in _computed(list(todo.values()), extractor, n_jobs, limits):
-            done += len(recording.spans)
-            for span, features in recording.found:
-                row = {name: _halved(getattr(features, name)) for name in ARRAYS}
-                if features.usable:
+    problems = list(absent.items())
+    with FileLock(folder / ".lock"):
+        rows = _stored_rows(folder, set(keys.values()))
+        todo: defaultdict[Path, list[Span]] = defaultdict(list)
+        for span, key in keys.items():
+            if key not in rows:
+                todo[span.path].append(span)
+        writer = _Writer(folder)
+        done = len(wanted) - sum(map(len, todo.values()))
+        if progress is not None:
+            progress(done, len(wanted))
+        try:
+            for recording in _computed(list(todo.values()), extractor, n_jobs, limits):
+                problems += ((recording.spans[0].path, problem) for problem in recording.problems)
+                for span, row in recording.rows.items():
                     rows[keys[span]] = row
                     writer.add(keys[span], row)
-                else:
-                    reason = "; ".join(dict.fromkeys(features.missing.values()))
-                    problems.append((place[span.path], Problem(_shown(span), reason or "nothing in it")))
-            if recording.problem is not None:
-                problems.append((place[recording.spans[0].path], recording.problem))
-            if progress is not None:
-                progress(done, len(wanted))
-    finally:
-        writer.flush()  # after Ctrl-C, too
-    problems.sort(key=lambda found: found[0])  # threads end in any order
-    named = tuple(problem for _, problem in problems)
+                done += len(recording.spans)
+                if progress is not None:
+                    progress(done, len(wanted))
+        finally:
+            writer.flush()  # after Ctrl-C, too
+    place = {span.path: at for at, span in enumerate(wanted)}
+    named = tuple(
+        problem for _, problem in sorted(problems, key=lambda found: place[found[0]])
+    )  # threads have no order
     present = [span for span in wanted if keys.get(span) in rows]
     if not present:
         first = f"; {named[0].name}: {named[0].reason}" if named else ""
@@ -124,11 +122,27 @@ def read_features(
 
 @dataclass(frozen=True, slots=True)
 class _Recording:
-    """What came of one recording: features of its spans, and why not of all of them."""
+    """What came of the spans of one recording: a row each, or why there is none."""
 
     spans: Sequence[Span]
-    found: Sequence[tuple[Span, Features]]
-    problem: Problem | None
+    rows: Mapping[Span, Row]
+    problems: Sequence[Problem]
+
+
+def _read(spans: Sequence[Span], extractor: FeatureExtractor, reader: MediaReader) -> _Recording:
+    rows: dict[Span, Row] = {}
+    problems: list[Problem] = []
+    try:
+        for span, features in extractor.read_spans(spans, reader):
+            if features.usable:
+                rows[span] = {name: _halved(getattr(features, name)) for name in ARRAYS}
+            else:
+                reason = "; ".join(dict.fromkeys(features.missing.values()))
+                problems.append(Problem(_shown(span), reason or "nothing in it"))
+    except MediaError as error:
+        name = spans[0].path.name
+        problems.append(Problem(name, str(error).removeprefix(f"{name}: ")))
+    return _Recording(spans, rows, problems)
 
 
 def _computed(
@@ -143,13 +157,7 @@ def _computed(
         def read(spans: Sequence[Span]) -> _Recording:
             if not hasattr(own, "reader"):
                 own.reader = stack.enter_context(MediaReader(limits))
-            found: list[tuple[Span, Features]] = []
-            try:
-                found.extend(extractor.read_spans(spans, own.reader))
-            except MediaError as error:
-                name = spans[0].path.name
-                return _Recording(spans, found, Problem(name, str(error).removeprefix(f"{name}: ")))
-            return _Recording(spans, found, None)
+            return _read(spans, extractor, own.reader)
 
         waiting: set[Future[_Recording]] = set()
         queue = iter(recordings)
