@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "doctor": ("mechm.cli.doctor", "doctor", "Say what is installed, what works here and what to install."),
     "evaluate": ("mechm.cli.evaluate", "evaluate", "Score a bundle, weights or a submission on annotated data."),
     "export": ("mechm_export.cli", "export", "Turn weights into a verified bundle."),
+    "merge": ("mechm.cli.merge", "merge", "Merge the Llama's adapter into its base: a plain Hugging Face model."),
     "train": ("mechm.cli.train", "train", "Train the fusion and its heads, or the Llama's adapter."),
     "weights": ("mechm.cli.weights", "weights", "Fetch, list and locate base weights."),
 }

@@ -1,0 +1,111 @@
+"""`mechm merge`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mechm.llm.merge import DType
+
+
+@click.command()
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="What mechm train llm wrote.",
+)
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="The model it was trained on, in the Hugging Face layout. Default: the preset's, see mechm weights.",
+)
+@click.option("--preset", type=click.Choice(["small", "llama2-7b"]), help="Default: the one that the adapter names.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the model goes.")
+@click.option(
+    "--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True, help="Of the weights."
+)
+@click.option(
+    "--conversations",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Compare answers on these: ECF / SemEval JSON, MECPE text or subtitles. Default: four that come with mechm.",
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda where there is one.")
+def merge(
+    adapter: Path,
+    base: Path | None,
+    preset: str | None,
+    out: Path,
+    dtype: DType,
+    conversations: Path | None,
+    device: str | None,
+) -> None:
+    """Merge the Llama's LoRA adapter into its base: a plain model that transformers and vLLM load.
+
+    The merged model is put in place only if it answers as the base with its adapter does. It takes 4 bytes of memory a
+    parameter: 0.6 GB for the preset small, 27 GB for llama2-7b.
+
+    \b
+    mechm merge --adapter runs/llm --out runs/llm-merged
+    mechm merge --adapter runs/llm --base Llama-2-7b-chat-hf --dtype fp16 --out runs/llama2-merged
+    """
+    import torch
+
+    from mechm.llm.fit import read_adapter
+    from mechm.llm.merge import describe, merge_adapter
+    from mechm.weights import weights_path
+    from mechm_runtime.errors import WeightsError
+    from mechm_runtime.readers import read_transcript
+
+    named = read_adapter(adapter).card.get("preset")
+    if preset is not None and preset != named:
+        raise WeightsError(
+            f"the adapter in {adapter} was trained for preset {named}, not {preset}", hint="leave --preset out"
+        )
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.UsageError("--device cuda: torch finds no CUDA device here")
+    folder = weights_path("llm", str(named)) if base is None else base
+    with _progress() as on_progress:
+        made = merge_adapter(
+            adapter,
+            folder,
+            out,
+            dtype=dtype,
+            conversations=None if conversations is None else (conversations.name, read_transcript(conversations)),
+            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
+            on_progress=on_progress,
+        )
+    click.echo(f"on {made.conversations} ({made.n_conversations} conversations), against base and adapter in fp32:")
+    click.echo(f"merged, fp32: {describe(made.merged)}")
+    click.echo(f"written, {made.dtype}: {describe(made.written)}")
+    click.echo(f"wrote {out} ({made.n_parameters / 1e6:,.0f} M parameters, {made.dtype})")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for the step that is running on a terminal, a line for each step elsewhere; both on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("")
+        last = ""
+
+        def on_progress(doing: str, done: int, total: int) -> None:
+            nonlocal last
+            if doing != last and not console.is_terminal:
+                click.echo(doing, err=True)
+            last = doing
+            bars.update(task, description=doing, completed=done, total=total or None)
+
+        yield on_progress

@@ -1,0 +1,277 @@
+"""Merge a LoRA adapter into its base and write a plain Hugging Face folder, whole or not at all.
+
+The sum is made in fp32 and rounded once, to the type asked for. Nothing is put in place before it was shown to answer
+as the base with the adapter beside it does: first the merged weights in fp32, closely; then the written files, loaded
+again as anybody would load them. One copy of the weights is in memory at a time: 4 bytes a parameter.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+
+from mechm.llm.base import StoredBase, read_base
+from mechm.llm.comparison import AnswerDifference, Answers, answer, compare_answers
+from mechm.llm.fit import ADAPTER_WEIGHTS, StoredAdapter, check_fit, read_adapter
+from mechm.llm.scorer import AnswerScores, load_llama
+from mechm.model.build import CARD_FILE, DECISION_FILE
+from mechm.quiet import quiet_transformers
+from mechm.weights.from_folder import sha256_of
+from mechm_runtime.errors import InputError, VerificationError, WeightsError
+from mechm_runtime.questions import QuestionTokenizer
+from mechm_runtime.readers import read_transcript
+from mechm_runtime.types import Conversation
+
+DType = Literal["bf16", "fp16", "fp32"]
+DTYPES: dict[DType, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
+TOLERANCE = 1e-3
+"""Largest difference of log-probabilities, in nats, between the fp32 weights merged and unmerged. Rounding alone makes
+1e-5 (SmolLM2-135M, rank 16, torch 2.13)."""
+
+MAX_KL = 0.1
+"""Largest mean divergence of the written weights from the fp32 ones, in nats a question. It lies between what kept its
+labels (8-bit weights, 0.03) and what lost them (4-bit weights, 0.2; both SmolLM2-135M in onnxruntime 1.32)."""
+
+MAX_SHARD = "4GB"
+
+COPIED = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json"),
+    *("LICENSE*", "NOTICE*", "Notice*", "USE_POLICY*"),  # whose terms go on with the weights
+)
+"""Files of the base that the merged folder has too, as they are."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how much of it is done and how much there is; 0 of 0 where that is not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class MergeReport:
+    """What was merged and how well it answers.
+
+    conversations: the name of the set that the answers were compared on. merged: fp32 merged against unmerged.
+    written: the files, loaded in `dtype`, against fp32 unmerged. base_fingerprint: see `mechm.llm.base`.
+    """
+
+    dtype: DType
+    n_parameters: int
+    base_fingerprint: str
+    adapter_sha256: str
+    conversations: str
+    n_conversations: int
+    merged: AnswerDifference
+    written: AnswerDifference
+
+
+def check_conversations() -> tuple[Conversation, ...]:
+    """The conversations that answers are compared on where no others are given: 4, written for this, CC0 1.0."""
+    with resources.as_file(resources.files("mechm.llm") / "conversations.json") as path:
+        return read_transcript(path)
+
+
+def merge_adapter(
+    adapter_folder: Path,
+    base_folder: Path,
+    out: Path,
+    *,
+    dtype: DType = "bf16",
+    conversations: tuple[str, Sequence[Conversation]] | None = None,
+    device: str = "cpu",
+    on_progress: Progress | None = None,
+) -> MergeReport:
+    """Merge, verify and write.
+
+    conversations: a name and what answers are compared on; None for `check_conversations`.
+    device: where the weights are summed and asked, as torch names it.
+    Raises: WeightsError: `out` exists or cannot be written, the adapter does not fit the base, or either is damaged.
+        InputError: no conversations. VerificationError: the merged model answers otherwise; nothing is written.
+    """
+    if out.exists():
+        raise WeightsError(f"{out} exists", hint="choose another --out, or remove it first")
+    name, asked = ("mechm merge conversations", check_conversations()) if conversations is None else conversations
+    if not asked:
+        raise InputError("no conversations to compare the answers on")
+    report = on_progress or _silent
+    report("reading the adapter and the base", 0, 0)
+    adapter, base = read_adapter(adapter_folder), read_base(base_folder)
+    fingerprint = check_fit(adapter, base)
+    tokenizer = QuestionTokenizer(base_folder / "tokenizer.json")
+    _check_vocabulary(base)
+    _check_space(out, base.n_parameters * DTYPES[dtype].itemsize)
+    with quiet_transformers():
+        reference, merged, llama = _merge(adapter, base, tokenizer, asked, device, report)
+        difference = compare_answers(reference, merged, adapter.decision)
+        _require_equal(difference, name)
+        report(f"rounding to {dtype}", 0, 0)
+        llama = llama.cpu().to(DTYPES[dtype])
+        _require_finite(llama, f"does not fit into {dtype}", hint="choose --dtype bf16 or fp32")
+        with _beside(out) as folder:
+            report("writing", 0, 0)
+            _write(llama, base_folder, folder)
+            # Its place in memory is needed for the files, which are what people will load.
+            del llama
+            gc.collect()
+            scores = AnswerScores(_load(folder, DTYPES[dtype]), tokenizer).to(device)
+            loaded = answer(scores, tokenizer, asked, lambda done, n: report("asking what was written", done, n))
+            written = compare_answers(reference, loaded, adapter.decision)
+            _require_close(written, dtype, name)
+            made = MergeReport(
+                dtype,
+                base.n_parameters,
+                fingerprint,
+                sha256_of(adapter_folder / ADAPTER_WEIGHTS),
+                name,
+                len(asked),
+                difference,
+                written,
+            )
+            shutil.copyfile(adapter_folder / DECISION_FILE, folder / DECISION_FILE)
+            card = {**adapter.card, "merged": asdict(made) | {"versions": _versions()}}
+            (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    return made
+
+
+def _merge(
+    adapter: StoredAdapter,
+    base: StoredBase,
+    tokenizer: QuestionTokenizer,
+    conversations: Sequence[Conversation],
+    device: str,
+    report: Progress,
+) -> tuple[list[Answers], list[Answers], Any]:
+    """Answers with the adapter beside the base, answers of the sum, and the sum, all in fp32."""
+    from peft import PeftModel
+
+    report("loading the base in fp32", 0, 0)
+    llama = _load(base.folder, torch.float32)
+    absent = [name for name, _ in llama.named_parameters() if name not in base.tensors]
+    if absent:
+        raise WeightsError(
+            f"{base} lacks {len(absent)} of its weights, the first is {absent[0]}", hint="fetch the base again"
+        )
+    _require_finite(llama, f"is not finite in {base.folder}", hint="fetch the base again")
+    adapted = PeftModel.from_pretrained(llama, str(adapter.folder), local_files_only=True)
+    _require_finite(adapted, f"is not finite in {adapter.folder}", hint="train the adapter again")
+    scores = AnswerScores(adapted, tokenizer).to(device)
+    reference = answer(scores, tokenizer, conversations, lambda done, n: report("asking with the adapter", done, n))
+    report("merging", 0, 0)
+    scores.llama = adapted.merge_and_unload()
+    merged = answer(scores, tokenizer, conversations, lambda done, n: report("asking the merged weights", done, n))
+    return reference, merged, scores.llama
+
+
+def _load(folder: Path, dtype: torch.dtype) -> Any:
+    try:
+        return load_llama(folder, dtype)
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise WeightsError(f"transformers cannot load {folder}: {reason}", hint="fetch the base again") from error
+
+
+def _write(llama: Any, base_folder: Path, folder: Path) -> None:
+    """Weights and config as transformers writes them, and the base's tokenizer and generation settings as they are."""
+    from transformers import GenerationConfig
+
+    # Published settings that transformers warns of (Llama-2's own) it refuses to write: the file is copied instead.
+    llama.generation_config = GenerationConfig.from_model_config(llama.config)
+    llama.save_pretrained(folder, max_shard_size=MAX_SHARD)
+    for pattern in COPIED:
+        for source in base_folder.glob(pattern):
+            shutil.copyfile(source, folder / source.name)
+    # safetensors makes its files private to their owner; a server often is another user.
+    for file in folder.glob("*.safetensors"):
+        file.chmod((folder / "config.json").stat().st_mode)
+
+
+@contextmanager
+def _beside(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` when the block succeeds, and nothing when it does not.
+
+    Raises: WeightsError: it cannot be written.
+    """
+    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        folder.rename(out)
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise WeightsError(f"cannot write {out}: {reason}", hint="free some space or choose another --out") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _check_vocabulary(base: StoredBase) -> None:
+    from tokenizers import Tokenizer
+
+    n_tokens = Tokenizer.from_file(str(base.folder / "tokenizer.json")).get_vocab_size()
+    n_embedded = int(base.config.get("vocab_size", 0))
+    if n_tokens > n_embedded:
+        raise WeightsError(
+            f"the tokenizer of {base} has {n_tokens} tokens, more than the model embeds",
+            hint="give the folder of one whole model with --base",
+        )
+
+
+def _check_space(out: Path, n_bytes: int) -> None:
+    """Refuse before the work what would fail after it."""
+    parent = next(folder for folder in out.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(parent).free
+    if free < n_bytes:
+        raise WeightsError(
+            f"the merged model takes {n_bytes / 1e9:.1f} GB, and {parent} has {free / 1e9:.1f} GB free",
+            hint="free some space or choose another --out",
+        )
+
+
+def _require_finite(model: torch.nn.Module, what: str, *, hint: str) -> None:
+    for name, parameter in model.named_parameters():
+        if not bool(torch.isfinite(parameter).all()):
+            raise WeightsError(f"{name} {what}", hint=hint)
+
+
+def _require_equal(difference: AnswerDifference, name: str) -> None:
+    if difference.largest > TOLERANCE or difference.n_labels_changed or difference.n_pairs_changed:
+        raise VerificationError(
+            f"merged and unmerged answer differently on {name}: {describe(difference)}",
+            hint="nothing was written; report this with the adapter's adapter_config.json",
+        )
+
+
+def _require_close(difference: AnswerDifference, dtype: DType, name: str) -> None:
+    # "not <=" refuses an answer that is no number too.
+    if not difference.mean_kl <= MAX_KL:
+        raise VerificationError(
+            f"in {dtype} the merged model answers differently on {name}: {describe(difference)}",
+            hint="nothing was written; choose --dtype fp32" if dtype != "fp32" else "nothing was written",
+        )
+
+
+def describe(difference: AnswerDifference) -> str:
+    """A difference in one line."""
+    return (
+        f"largest log-probability difference {difference.largest:.1e}, KL {difference.mean_kl:.1e}, "
+        f"{difference.n_labels_changed} of {difference.n_labels:,} labels and {difference.n_pairs_changed} pairs "
+        f"(of {difference.n_pairs:,}) changed"
+    )
+
+
+def _versions() -> dict[str, str]:
+    return {package: version(package) for package in ("mechm", "torch", "transformers", "peft", "safetensors")}
+
+
+def _silent(_doing: str, _done: int, _total: int) -> None:
+    return None
