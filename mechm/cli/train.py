@@ -91,9 +91,9 @@ def fusion(
     from mechm_runtime.readers import read_labelled
     from mechm_runtime.text import ConversationTokenizer, TextConfig
 
-    if threads is not None:
-        torch.set_num_threads(threads)
     with training_processes(out) as accelerator:
+        if threads is not None:
+            torch.set_num_threads(threads)
         main = accelerator.is_main_process
         if not check_out(out, resume=loop.resume, accelerator=accelerator):
             return

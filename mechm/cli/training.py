@@ -32,9 +32,7 @@ _OPTIONS = (
         metavar="SECONDS",
         help="Save the training's state into OUT/.checkpoint this often, and after each epoch.",
     ),
-    click.option(
-        "--resume", is_flag=True, help="Go on with the training in --out; other options as before."
-    ),
+    click.option("--resume", is_flag=True, help="Go on with the training in --out; other options as before."),
     click.option("--tensorboard", is_flag=True, help="Write curves into OUT/tensorboard."),
     click.option("--wandb", "wandb_project", metavar="PROJECT", help="Send curves to this Weights & Biases project."),
 )

@@ -7,6 +7,7 @@ backward twice, none of which its hooks like. What travels is small: the adapter
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 from typing import TypeVar
@@ -15,6 +16,8 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, broadcast, gather_object
 from torch import Tensor, nn
+
+from mechm_runtime.errors import InputError
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -27,8 +30,21 @@ def start_processes() -> Accelerator:
     """Join the training's processes, and say which device is this one's; products are bfloat16.
 
     Calling it again in a process is cheap and gives the same group.
+    Raises: InputError: the launcher started more processes than found each other.
     """
-    return Accelerator(mixed_precision="bf16", kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)])
+    # Without `cpu`, accelerate takes every process of a machine without accelerator for a training of its own.
+    accelerator = Accelerator(
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision="bf16",
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+    )
+    started = int(os.environ.get("WORLD_SIZE", "1"))
+    if accelerator.num_processes != started:
+        raise InputError(
+            f"{started} processes were started, and {accelerator.num_processes} of them train together",
+            hint=f"{accelerator.device.type} takes one process: leave the launcher out",
+        )
+    return accelerator
 
 
 def share_weights(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
