@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,7 +20,7 @@ from mechm.llm.adapter import save_adapter
 from mechm.llm.scorer import AnswerScores, add_adapter, load_llama, make_question_batch
 from mechm.llm.training import LlamaTrainingConfig, score_with_llama, train_llama
 from mechm.training.fusion import decision_scores
-from mechm.training.loop import TrainingDivergedError
+from mechm.training.loop import LoopConfig, StepReport, TrainingDivergedError
 from mechm.training.stages import Stage
 from mechm.weights import weights_path
 from mechm_runtime.decision import DecisionConfig
@@ -80,7 +83,9 @@ def test_the_command_trains_and_writes_an_adapter_that_answers_as_it_did(
     card = json.loads((out / "card.json").read_text(encoding="utf-8"))
     reached = card["scores"]["ecf.txt"]
     assert reached["emotion_accuracy"] >= 0.75, "half of the eight utterances are neutral"
-    assert not list(tmp_path.glob(".*"))
+    assert not [*tmp_path.glob(".*"), *out.glob(".*")]
+    assert card["run"]["parameters"]["total"] > card["run"]["parameters"]["trained"]
+    assert card["stage"] == "target"
     written = [path.read_text(encoding="utf-8") for path in out.iterdir() if path.suffix in {".json", ".md"}]
     assert not any(str(base) in text for text in written), "a path of this machine helps nobody"
     tokenizer = QuestionTokenizer(base / "tokenizer.json")
@@ -90,9 +95,72 @@ def test_the_command_trains_and_writes_an_adapter_that_answers_as_it_did(
     assert decision_scores(scored, decision) == pytest.approx(
         (reached["weighted_f1"], reached["emotion_accuracy"]), abs=1e-4
     )
+    finished = CliRunner().invoke(cli, [*arguments, "--epochs", "30", "--lr", "0.01", "--resume"])
+    assert finished.exit_code == 0
+    assert "is finished" in finished.output
     again = CliRunner().invoke(cli, arguments)
     assert isinstance(again.exception, WeightsError)
     assert "exists" in str(again.exception)
+
+
+def train_briefly(
+    base: Path, corpus: Path, out: Path, config: LlamaTrainingConfig, loop: LoopConfig, stop_at: int | None = None
+) -> tuple[AnswerScores, list[StepReport]]:
+    """Four epochs in fp32, or less where SIGTERM comes after a step; returns the trained scorer and its steps."""
+    tokenizer = QuestionTokenizer(base / "tokenizer.json")
+    torch.manual_seed(0)
+    scores = AnswerScores(add_adapter(load_llama(base, torch.float32)), tokenizer)
+    conversations = read_labelled(corpus)
+    steps: list[StepReport] = []
+
+    def on_step(report: StepReport) -> None:
+        steps.append(report)
+        if report.step == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+
+    corpora = {"ecf": conversations}
+    with pytest.raises(SystemExit) if stop_at else nullcontext():
+        train_llama(scores, tokenizer, corpora, conversations, config, out, lambda *_: None, on_step, loop=loop)
+    return scores, steps
+
+
+QUICK = LlamaTrainingConfig((Stage("target", ("ecf",), 4),), max_tokens=100)
+
+
+def adapter_of(scores: AnswerScores) -> dict[str, torch.Tensor]:
+    return {name: p.detach().clone() for name, p in scores.named_parameters() if p.requires_grad}
+
+
+def test_a_stopped_training_goes_on_as_if_nothing_had_been(base: Path, corpus: Path, tmp_path: Path) -> None:
+    whole, steps = train_briefly(base, corpus, tmp_path / "whole", QUICK, LoopConfig())
+    _, before = train_briefly(base, corpus, tmp_path / "out", QUICK, LoopConfig(), stop_at=3)
+    resumed, after = train_briefly(base, corpus, tmp_path / "out", QUICK, LoopConfig(resume=True))
+    assert before + after == steps
+    expected, found = adapter_of(whole), adapter_of(resumed)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+
+
+def test_activations_computed_again_change_no_step(base: Path, corpus: Path, tmp_path: Path) -> None:
+    again: list[str] = []
+
+    def count(module: torch.nn.Module, *_: object) -> None:
+        again.append(type(module).__name__)
+
+    hook = torch.nn.modules.module.register_module_forward_hook(count)
+    try:
+        kept, steps = train_briefly(base, corpus, tmp_path / "kept", QUICK, LoopConfig())
+        n_kept = again.count("LlamaAttention")
+        again.clear()
+        config = replace(QUICK, checkpoint_activations=True)
+        recomputed, same = train_briefly(base, corpus, tmp_path / "recomputed", config, LoopConfig())
+    finally:
+        hook.remove()
+    # Each of the two layers runs once more in every step's backward pass (to where its last tensor is needed).
+    assert again.count("LlamaAttention") == n_kept + 2 * len(steps)
+    assert max(abs(a.gradient_norm - b.gradient_norm) for a, b in zip(steps, same, strict=True)) < 1e-5
+    expected, found = adapter_of(kept), adapter_of(recomputed)
+    assert max((expected[name] - found[name]).abs().max().item() for name in expected) < 1e-5
 
 
 def test_a_loss_that_is_not_a_number_stops_the_training(base: Path, corpus: Path, tmp_path: Path) -> None:
@@ -119,6 +187,7 @@ def test_a_save_that_fails_keeps_the_old_adapter(base: Path, tmp_path: Path, mon
         save_adapter(adapted, DecisionConfig(), {"epoch": 2}, out)
     assert json.loads((out / "card.json").read_text(encoding="utf-8")) == {"epoch": 1}
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+    assert not list(out.glob(".*"))
 
 
 def test_a_new_adapter_changes_no_answer(base: Path, corpus: Path) -> None:
