@@ -7,13 +7,18 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mechm.cli.recordings import RecordingOptions, recording_options, recordings_progress
 from mechm.cli.train_llm import llm
 from mechm.cli.training import check_out, epoch_line, loop_options, score_line, training_processes
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import numpy as np
     import numpy.typing as npt
 
+    from mechm.data.assembly import RecordedEvidence
+    from mechm.data.corpora import CorpusReport, SpeechRecording
     from mechm.model.config import ModelConfig
     from mechm.model.network import Network
     from mechm.training.loop import LoopConfig
@@ -35,16 +40,23 @@ train.add_command(llm)
 @train.command()
 @loop_options
 @click.option("--preset", type=click.Choice(["small", "tiny", "llama2-7b"]), default="small", show_default=True)
-@click.option("--train", "train_file", type=_file, required=True, metavar="FILE", help="ECF conversations to train on.")
+@click.option("--train", "train_file", type=_file, required=True, metavar="FILE", help="ECF, or a table of MELD.")
 @click.option("--dev", "dev_file", type=_file, required=True, metavar="FILE", help="Decides which weights are kept.")
 @click.option("--report", "reports", type=_file, multiple=True, metavar="FILE", help="Score at the end, for the card.")
+@recording_options
 @click.option("--goemotions", type=_folder, metavar="DIR", help="Warm the text encoder up on GoEmotions (train.tsv).")
 @click.option("--reccon", type=_folder, metavar="DIR", help="Add RECCON's DailyDialog dialogues, train split.")
 @click.option("--speech", type=_folder, metavar="DIR", help="Teach the voice with EmoDB recordings (03a01Fa.wav ...).")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the weights go.")
 @click.option("--warmup-epochs", type=click.IntRange(min=0), default=1, show_default=True, help="On GoEmotions.")
-@click.option("--pair-epochs", type=click.IntRange(min=0), default=2, show_default=True, help="On RECCON with ECF.")
-@click.option("--epochs", type=click.IntRange(min=1), default=4, show_default=True, help="On ECF alone, at the end.")
+@click.option(
+    "--pair-epochs",
+    type=click.IntRange(min=0),
+    default=2,
+    show_default=True,
+    help="With RECCON, SEMAINE.",
+)
+@click.option("--epochs", type=click.IntRange(min=1), default=4, show_default=True, help="On --train alone.")
 @click.option("--text-lr", type=click.FloatRange(min=0, min_open=True), default=8e-5, show_default=True)
 @click.option("--fusion-lr", type=click.FloatRange(min=0, min_open=True), default=5e-4, show_default=True)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -66,20 +78,23 @@ def fusion(
     seed: int,
     threads: int | None,
     loop: LoopConfig,
+    recordings: RecordingOptions,
 ) -> None:
     """Train the text encoder, the fusion and both heads; keep the weights that score best on --dev.
-
 
     \b
     mechm train fusion --train ecf/train.txt --dev ecf/dev.txt --out runs/closed
     mechm train fusion --train ecf/train.txt --dev ecf/dev.txt --report ecf/test.txt \\
         --goemotions goemotions --reccon reccon --speech emodb --out runs/open
+    mechm train fusion --train ecf/train.txt --dev ecf/dev.txt --clips MELD.Raw --clip-names ecf/ecf_vs_meld.txt \\
+        --out runs/clips
     torchrun --nproc-per-node 2 --no-python mechm train fusion --train ecf/train.txt ...
     """
     import torch
 
     from mechm.cli.progress import training_progress
-    from mechm.data.corpora import read_goemotions, read_reccon
+    from mechm.data.assembly import TrainingSources, load_training_data, recorded_evidence
+    from mechm.data.corpora import read_emodb
     from mechm.data.evidence import EvidenceSampler
     from mechm.model.build import build_network
     from mechm.model.config import preset_config
@@ -101,41 +116,74 @@ def fusion(
         text_folder = weights_path("text", "small" if preset == "tiny" else preset)
         max_tokens = config.text.max_tokens
         tokenizer = ConversationTokenizer(text_folder / "tokenizer.json", TextConfig(max_tokens, max_tokens // 4))
-        held_out = {path.name: read_labelled(path) for path in (dev_file, *reports)}
-        corpora: dict[str, tuple[LabelledConversation, ...]] = {"ecf": read_labelled(train_file)}
-        stages = [Stage("target", ("ecf",), epochs)]
-        if reccon is not None:
-            corpora["reccon"] = read_reccon(reccon / "dailydialog_train.json")
-            stages.insert(0, Stage("pairs", ("ecf", "reccon"), pair_epochs))
-        if goemotions is not None:
-            corpora["goemotions"] = read_goemotions(goemotions)
+        sources = TrainingSources(
+            train_file,
+            dev_file,
+            recordings.clips,
+            recordings.names_file,
+            goemotions,
+            reccon,
+            recordings.semaine,
+            recordings.semaine_labels,
+            recordings.aesi,
+        )
+        data = load_training_data(sources, max_utterances=config.fusion.window)
+        corpora = data.corpora
+        held_out = {dev_file.name: data.dev, **{path.name: read_labelled(path) for path in reports}}
+        stages = [Stage("target", (data.target,), epochs)]
+        dialogues = tuple(name for name in ("reccon", "semaine") if name in corpora)
+        if dialogues and pair_epochs:
+            stages.insert(0, Stage("pairs", (data.target, *dialogues), pair_epochs))
+        if "goemotions" in corpora and warmup_epochs:
             stages.insert(0, Stage("warm-up", ("goemotions",), warmup_epochs))
         training = FusionTrainingConfig(tuple(stages), seed=seed, text_lr=text_lr, fusion_lr=fusion_lr)
-        voices = {} if speech is None else _speech(speech, config)
-        if main:
-            for note in filter(None, (None if voices else NO_VOICE, unseen_note(corpora["ecf"]))):
-                click.echo(f"note: {note}", err=True)
-        card = make_card(preset, corpora, sum(len(features) for features in voices.values()), training)
-        network = build_network(config, None if preset == "tiny" else text_folder, seed=seed)
-        if voices:
-            standardise_audio(network.fusion, voices)
+        spoken = (*(() if speech is None else read_emodb(speech)), *data.speech)
+        voices = _speech(spoken, config) if spoken else {}
         evidence = EvidenceSampler(config, voices, training.evidence)
+        with recordings_progress(shown=main) as on_recording:
+            recorded = recorded_evidence(
+                data,
+                config,
+                evidence,
+                folder=recordings.features,
+                n_jobs=recordings.n_jobs,
+                device=accelerator.device,
+                progress=on_recording,
+            )
+        heard = {} if recorded is None or not len(recorded.table.voices) else {"recordings": recorded.table.voices}
+        if main:
+            for line in _read_lines(data.reports, recorded):
+                click.echo(line, err=True)
+            for note in (*data.notes, None if voices or heard else NO_VOICE, unseen_note(corpora[data.target])):
+                if note is not None:
+                    click.echo(f"note: {note}", err=True)
+        card = make_card(
+            preset,
+            corpora,
+            sum(len(features) for features in voices.values()),
+            training,
+            n_recorded=0 if recorded is None else len(recorded.table.row_of),
+        )
+        network = build_network(config, None if preset == "tiny" else text_folder, seed=seed)
+        if voices or heard:
+            standardise_audio(network.fusion, {**voices, **heard})
         with training_progress(shown=main) as (on_step, say):
             train_fusion(
                 network,
                 tokenizer,
                 corpora,
                 held_out[dev_file.name],
-                evidence,
+                evidence if recorded is None else recorded.source,
                 training,
                 out,
                 card,
                 on_step,
                 lambda report: say(epoch_line(report)),
                 loop,
+                None if recorded is None else recorded.source,
             )
         if main:
-            _report(network, tokenizer, held_out, out)
+            _report(network, tokenizer, held_out, out, recorded, dev_file.name)
 
 
 def _report(
@@ -143,6 +191,8 @@ def _report(
     tokenizer: ConversationTokenizer,
     held_out: dict[str, tuple[LabelledConversation, ...]],
     out: Path,
+    recorded: RecordedEvidence | None,
+    dev: str,
 ) -> None:
     """Score the weights that were kept, write the scores into their card, and end the training."""
     import json
@@ -157,23 +207,36 @@ def _report(
     for name, labelled in held_out.items():
         card["scores"][name] = split_scores(labelled, score_conversations(network, tokenizer, labelled), decision)
         click.echo(score_line(name, card["scores"][name], "text only"))
+    if recorded is not None:
+        scored = score_conversations(network, tokenizer, held_out[dev], recorded.source)
+        found = split_scores(held_out[dev], scored, decision, "text, audio, face, scene")
+        card["scores"][f"{dev}, recordings"] = found
+        click.echo(score_line(dev, found, "text and recordings"))
+        if n_unusable := len(recorded.table.problems):
+            click.echo(f"{n_unusable} recordings could not be used, see above", err=True)
     save_trained(network, decision, card, out)
     discard_checkpoint(out)
     click.echo(f"wrote {out}")
 
 
-def _speech(folder: Path, config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
-    """Features of the recordings in a folder, by emotion."""
+def _read_lines(reports: Sequence[CorpusReport], recorded: RecordedEvidence | None) -> list[str]:
+    """What was read, where there are recordings."""
+    if recorded is None and not any(report.n_media for report in reports):
+        return []
+    lines = [line for report in reports for line in report.lines()]
+    return lines if recorded is None else [*lines, *recorded.lines()]
+
+
+def _speech(recordings: Sequence[SpeechRecording], config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
+    """Features of recordings, by emotion."""
     import numpy as np
     from rich.console import Console
     from rich.progress import track
 
-    from mechm.data.corpora import read_emodb
     from mechm.model.build import build_audio_encoder
     from mechm.training.speech import speech_features
     from mechm.weights import weights_path
 
-    recordings = read_emodb(folder)
     encoder = build_audio_encoder(config, None if config.preset == "tiny" else weights_path("audio", config.preset))
     by_emotion: dict[str, list[npt.NDArray[np.float32]]] = {}
     console = Console(stderr=True)

@@ -34,9 +34,6 @@ from mechm_runtime.cache import cache_dir
 from mechm_runtime.errors import InputError, MediaError
 from mechm_runtime.types import LabelledConversation
 
-TARGET = "ecf"
-"""The name of the corpus that `train` is, whatever layout it has."""
-
 MELD_TABLE = "_sent_emo.csv"
 
 
@@ -70,11 +67,13 @@ class TrainingSources:
 class TrainingData:
     """What was read.
 
-    corpora: `TARGET` and the further ones by name; conversations no longer than the fusion's window.
+    target: the name of the corpus that `train` is: `meld`, or `ecf` for all in ECF's layouts.
+    corpora: the target and the further ones by name; conversations no longer than the fusion's window.
     dev: whole. speech: recordings with an emotion and no conversation. reports: a corpus each. notes: what else should
     be known before training, a line each.
     """
 
+    target: str
     corpora: Mapping[str, tuple[LabelledConversation, ...]]
     dev: tuple[LabelledConversation, ...]
     speech: tuple[SpeechRecording, ...]
@@ -129,7 +128,8 @@ def load_training_data(sources: TrainingSources, *, max_utterances: int) -> Trai
             hint="give conversations with causes to --dev, such as ECF's",
         )
     _check_apart(train.items, dev.items, sources)
-    read: dict[str, tuple[LabelledConversation, ...]] = {TARGET: train.items}
+    target = "meld" if sources.train.name.endswith(MELD_TABLE) else "ecf"
+    read: dict[str, tuple[LabelledConversation, ...]] = {target: train.items}
     reports = [train.report, dev.report]
     if sources.reccon is not None:
         read["reccon"] = read_reccon(sources.reccon / "dailydialog_train.json")
@@ -156,7 +156,7 @@ def load_training_data(sources: TrainingSources, *, max_utterances: int) -> Trai
                 f"{name}: {pieces.n_split} conversations of more than {max_utterances} utterances are learnt in pieces"
                 + (f", {pieces.n_crossing} pairs across pieces are not" if pieces.n_crossing else "")
             )
-    return TrainingData(corpora, dev.items, speech, tuple(reports), tuple(notes))
+    return TrainingData(target, corpora, dev.items, speech, tuple(reports), tuple(notes))
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,11 +231,11 @@ def _shared(
 ) -> list[str]:
     """A note where conversations of dev are learnt by heart in train."""
 
-    def words(one: LabelledConversation) -> tuple[tuple[str, str | None], ...]:
-        return tuple((u.speaker, u.text) for u in one.conversation.utterances)
+    def said(one: LabelledConversation) -> tuple[tuple[str, str | None, Path | None], ...]:
+        return tuple((u.speaker, u.text, u.media) for u in one.conversation.utterances)
 
-    learnt = {words(one) for one in train}
-    n_shared = sum(words(one) in learnt for one in dev)
+    learnt = {said(one) for one in train}
+    n_shared = sum(said(one) in learnt for one in dev)
     if not n_shared:
         return []
     return [f"{n_shared} conversations of {sources.dev.name} are in {sources.train.name} too: their scores say nothing"]

@@ -21,6 +21,9 @@ LICENCES = {
     "ecf": "ECF 1.0 (NUSTM/MECPE, GPL-3.0 repository), research use only",
     "reccon": "RECCON on DailyDialog, CC BY-NC-SA 4.0, research use only",
     "goemotions": "GoEmotions, Apache-2.0",
+    "meld": "MELD (declare-lab/MELD, GPL-3.0 repository), research use only",
+    "semaine": "SEMAINE, by agreement with its authors, research use only",
+    "aesi": "AESI, by agreement with its authors, research use only",
     "speech": "EmoDB, free for research",
 }
 
@@ -28,12 +31,17 @@ PAIRED_VOICE = (
     "Voice: paired with ECF text by emotion from acted German speech (EmoDB), since no aligned recordings were at "
     "hand; boredom left out, surprise never heard."
 )
+RECORDED = "Voice, faces and frames: learned from recordings of the utterances themselves; what is missing is masked."
 NO_VOICE = "Voice: not trained, its branch still has random weights. Analyse without it: mechm analyze --modality text"
+
+SIMULATED = (
+    "Faces: learned from simulated readings of the expression network, not from labelled faces.",
+    "Scene: learned from noise that carries no label; it tells nothing until trained on clips.",
+)
 
 LIMITS = (
     "Trained on scripted TV dialogue and everyday text in English; other domains and languages are unmeasured.",
-    "Faces: learned from simulated readings of the expression network, not from labelled faces.",
-    "Scene: learned from noise that carries no label; it tells nothing until trained on clips.",
+    *SIMULATED,
     "Not for diagnosis, for deciding about a person, or for inferring what somebody feels at work or school.",
 )
 
@@ -60,24 +68,38 @@ def unseen_note(conversations: Sequence[LabelledConversation]) -> str | None:
 
 
 def make_card(
-    preset: str, corpora: Mapping[str, Sequence[LabelledConversation]], n_recordings: int, config: FusionTrainingConfig
+    preset: str,
+    corpora: Mapping[str, Sequence[LabelledConversation]],
+    n_recordings: int,
+    config: FusionTrainingConfig,
+    *,
+    n_recorded: int = 0,
 ) -> dict[str, Any]:
-    """The card before training; scores are added after it."""
+    """The card before training; scores are added after it.
+
+    n_recordings: of emotional speech. n_recorded: utterances of the corpora that have a recording of their own.
+    """
     data = corpora_table(corpora)
     if n_recordings:
         data["speech"] = {"recordings": n_recordings, "licence": LICENCES["speech"]}
     limits = [PAIRED_VOICE if n_recordings else NO_VOICE, *LIMITS]
+    if n_recorded:
+        data["recordings"] = {"utterances": n_recorded}
+        limits = [RECORDED, *(limit for limit in LIMITS if limit not in SIMULATED)]
     if unseen := unseen_note(corpora[config.stages[-1].corpora[0]]):
         limits.insert(0, unseen)
     return {"preset": preset, "data": data, "training": asdict(config), "limits": limits, "scores": {}}
 
 
 def split_scores(
-    labelled: Sequence[LabelledConversation], scored: Sequence[ScoredConversation], decision: DecisionConfig
+    labelled: Sequence[LabelledConversation],
+    scored: Sequence[ScoredConversation],
+    decision: DecisionConfig,
+    modalities: str = "text",
 ) -> dict[str, Any]:
-    """What a split's table in the card holds, text alone.
+    """What a split's table in the card holds.
 
-    scored: the network's scores of `labelled`, in the same order.
+    scored: the network's scores of `labelled`, in the same order. modalities: what they were read from.
     """
     pairs, labels = {}, {}
     for one, s in zip(labelled, scored, strict=True):
@@ -88,7 +110,7 @@ def split_scores(
         pairs[one.conversation.id] = [Pair(ids[i], str(names[i]), ids[j], p) for i, j, p in decided.pairs]
     pair_scores, emotion_scores = score_pairs(labelled, pairs), score_emotions(labelled, labels)
     return {
-        "modalities": "text",
+        "modalities": modalities,
         "weighted_f1": round(pair_scores.weighted.f1, 4),
         "micro_f1": round(pair_scores.micro.f1, 4),
         "f1": {emotion: round(score.f1, 4) for emotion, score in pair_scores.per_emotion.items()},

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -40,6 +40,9 @@ from mechm.training.stages import Group, Stage, check_corpora, plan_epochs
 from mechm_runtime.decision import DecisionConfig, decide
 from mechm_runtime.text import ConversationTokenizer
 from mechm_runtime.types import LabelledConversation
+
+if TYPE_CHECKING:
+    from mechm.data.clips import ClipEvidence
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,11 +88,13 @@ def train_fusion(
     on_step: Callable[[StepReport], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     loop: LoopConfig | None = None,
+    recorded: ClipEvidence | None = None,
 ) -> float:
     """Train, keep the best weights of `dev` in `out`, and return their weighted F1 on `dev`.
 
     network: moved to the device of this process. corpora: name -> conversations, for the names in `config.stages`; the
     last stage's first corpus is the target. evidence: voices, faces and frames beside the text.
+    recorded: what the recordings of `dev` hold; None scores its text alone.
     Raises: TrainingDivergedError: the loss, its gradient or the scores on `dev` are not finite. InputError: a corpus of
         `config.stages` is missing or `dev` is empty. WeightsError: see `run_training`.
     """
@@ -116,7 +121,7 @@ def train_fusion(
     def evaluate(stage: Stage) -> DevScores | None:
         if target not in stage.corpora:
             return None
-        return dev_scores(in_parts(accelerator, dev, lambda some: score_conversations(kept, tokenizer, some)))
+        return dev_scores(in_parts(accelerator, dev, lambda some: score_conversations(kept, tokenizer, some, recorded)))
 
     def keep(report: EpochReport, scores: DevScores, record: dict[str, Any]) -> None:
         dev_card = {
@@ -139,9 +144,12 @@ def train_fusion(
 
 
 def score_conversations(
-    network: Network, tokenizer: ConversationTokenizer, conversations: Sequence[LabelledConversation]
+    network: Network,
+    tokenizer: ConversationTokenizer,
+    conversations: Sequence[LabelledConversation],
+    recorded: ClipEvidence | None = None,
 ) -> list[ScoredConversation]:
-    """The network's scores on text alone, in the order given."""
+    """The network's scores in the order given, on text and what `recorded` has of it; None means text alone."""
     network.eval()
     # Keyed by object: conversations of different corpora may have the same id.
     scored: dict[int, ScoredConversation] = {}
@@ -149,8 +157,8 @@ def score_conversations(
         for group in group_by_size(conversations, 4000):
             batch = make_batch(group, tokenizer)
             B, U = batch.text_mask.shape
-            evidence = no_evidence(network.config, (B, U)).to(network.device)
-            output: FusionOutput = network(batch.to(network.device), evidence)
+            evidence = no_evidence(network.config, (B, U)) if recorded is None else recorded.of(group, U)
+            output: FusionOutput = network(batch.to(network.device), evidence.to(network.device))
             emotion_logits, pair_logits = output.emotion_logits.float().cpu(), output.pair_logits.float().cpu()
             for b, labelled in enumerate(group):
                 n = len(labelled.emotions)

@@ -118,7 +118,8 @@ def test_a_table_of_meld_is_a_corpus_too(tmp_path: Path) -> None:
     data = load(
         TrainingSources(tmp_path / "train_sent_emo.csv", semeval(tmp_path / "dev.json", 3), clips=raw),
     )
-    (dialogue,) = data.corpora["ecf"]
+    assert data.target == "meld"
+    (dialogue,) = data.corpora["meld"]
     assert dialogue.emotions == ("joy", "anger")
     assert Span(raw / "train_splits" / "dia0_utt1.mp4") in data.spans
     assert data.notes == ("train_sent_emo.csv has no annotated causes: emotions are learnt, causes are not",)

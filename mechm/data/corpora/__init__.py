@@ -11,7 +11,7 @@ from mechm.data.corpora.emodb import EMODB_EMOTIONS, read_emodb
 from mechm.data.corpora.goemotions import read_goemotions
 from mechm.data.corpora.meld import read_meld
 from mechm.data.corpora.reccon import RECCON_EMOTIONS, read_reccon
-from mechm.data.corpora.semaine import SemaineConfig, read_semaine
+from mechm.data.corpora.semaine import SemaineConfig, read_semaine, read_semaine_config
 from mechm.data.corpora.types import Corpus, CorpusReport, Probe, Problem, SpeechRecording
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "read_meld",
     "read_reccon",
     "read_semaine",
+    "read_semaine_config",
 ]

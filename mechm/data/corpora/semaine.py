@@ -20,12 +20,14 @@ out, which by default are the operator's. Causes are not annotated: `pairs` is e
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -33,7 +35,7 @@ import numpy.typing as npt
 from mechm.data.corpora.files import count_media, count_utterances, read_text, why_unusable
 from mechm.data.corpora.types import Corpus, CorpusReport, Probe, Problem
 from mechm_runtime.errors import InputError, LabelError
-from mechm_runtime.readers.source import clean_text
+from mechm_runtime.readers.source import clean_text, quote
 from mechm_runtime.types import EMOTIONS, Conversation, LabelledConversation, Utterance
 
 SPEAKERS = ("User", "Operator")
@@ -106,6 +108,41 @@ class SemaineConfig:
         if activation >= 0:
             return self.pleasant_active if valence >= 0 else self.unpleasant_active
         return self.pleasant_passive if valence >= 0 else self.unpleasant_passive
+
+
+def read_semaine_config(path: Path) -> SemaineConfig:
+    """A `SemaineConfig` from a JSON object with some of its fields; the others keep their defaults.
+
+    Raises: InputError, LabelError: it cannot be read, is no such object, or a value of it is refused.
+    """
+    known = {item.name: type(item.default) for item in fields(SemaineConfig)}
+    hint = f"give an object with some of {', '.join(known)}"
+    try:
+        given = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path.name}: not JSON ({error})", hint=hint) from error
+    if not isinstance(given, dict):
+        raise InputError(f"{path.name}: not a JSON object", hint=hint)
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        if name not in known:
+            raise InputError(f"{path.name}: unknown setting {quote(name)}", hint=hint)
+        kind = known[name]
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        fits = (
+            (kind is tuple and isinstance(value, list) and all(isinstance(one, str) for one in value))
+            or (kind is str and (value is None or isinstance(value, str)))
+            or (kind is int and number and isinstance(value, int))
+            or (kind is float and number)
+        )
+        if not fits:
+            raise InputError(f"{path.name}: {name} is {quote(value)}", hint="see the defaults: " + _defaults())
+        values[name] = tuple(value) if kind is tuple else value
+    return SemaineConfig(**values)
+
+
+def _defaults() -> str:
+    return json.dumps(asdict(SemaineConfig()))
 
 
 def read_semaine(
