@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-
 EMOTIONS = {"neutral": 180.0, "anger": 500.0, "joy": 1300.0, "sadness": 3200.0}
 TAKES = 4
 BROKEN = "broken.mp4"
@@ -68,7 +67,6 @@ def train(corpus: Path, out: Path, *more: str, epochs: int = 8) -> subprocess.Co
 def test_what_only_the_voice_says_is_learnt(small_weights: Path, corpus: Path, tmp_path: Path) -> None:
     more = ("--clips", str(corpus / "clips"), "--features", str(tmp_path / "features"), "--jobs", "2")
     done = train(corpus, tmp_path / "out", *more)
-    print(done.stdout, done.stderr)
     assert done.returncode == 0, done.stderr
     card = json.loads((tmp_path / "out" / "card.json").read_text(encoding="utf-8"))
     text, both = card["scores"]["dev.json"], card["scores"]["dev.json, recordings"]
