@@ -84,6 +84,7 @@ def llm(
     from mechm.llm.scorer import AnswerScores, add_adapter, load_llama
     from mechm.llm.training import LlamaTrainingConfig, score_with_llama, train_llama
     from mechm.model.build import CARD_FILE
+    from mechm.quiet import quiet_transformers
     from mechm.training.card import split_scores, unseen_note
     from mechm.training.checkpoint import discard_checkpoint
     from mechm.training.stages import Stage, balanced
@@ -118,7 +119,9 @@ def llm(
         if main and (note := unseen_note(corpora["ecf"])):
             click.echo(f"note: {note}", err=True)
         torch.manual_seed(seed)  # the adapter's own start is random too
-        scores = AnswerScores(add_adapter(load_llama(folder, torch.bfloat16)), tokenizer)
+        with quiet_transformers():
+            llama = load_llama(folder, torch.bfloat16)
+        scores = AnswerScores(add_adapter(llama), tokenizer)
         card = adapter_card(preset, corpora, config)
 
         def keep(report: EpochReport, dev: DevScores, record: dict[str, Any]) -> None:

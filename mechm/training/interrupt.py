@@ -4,16 +4,25 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+ECHO_S = 3.0
+"""A second signal this soon is no second request: launchers pass on the Ctrl-C that the terminal sent to everyone."""
+
 
 class Interruption:
-    """Whether the process was asked to stop; the first request is remembered, the second takes effect at once."""
+    """Whether the process was asked to stop; the first request is remembered, a second one takes effect at once.
 
-    def __init__(self) -> None:
+    clock: seconds from any start.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.signal: signal.Signals | None = None
+        self._clock = clock
+        self._asked = 0.0
 
     @property
     def requested(self) -> bool:
@@ -21,12 +30,16 @@ class Interruption:
         return self.signal is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Remember the signal; the handler that `deferred_signals` installs."""
+        """Remember the signal; the handler that `deferred_signals` installs.
+
+        Raises: KeyboardInterrupt, SystemExit: it is the second request, see `leave`.
+        """
         del frame
-        if self.requested:
-            self.signal = signal.Signals(number)
+        now = self._clock()
+        if self.signal is None:
+            self.signal, self._asked = signal.Signals(number), now
+        elif now - self._asked > ECHO_S:
             self.leave()
-        self.signal = signal.Signals(number)
 
     def leave(self) -> None:
         """End as the signal would have ended the process.

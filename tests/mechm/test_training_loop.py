@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from mechm.training import checkpoint
 from mechm.training.checkpoint import FOLDER, STATE_FILE, discard_checkpoint, has_checkpoint
-from mechm.training.interrupt import deferred_signals
+from mechm.training.interrupt import ECHO_S, Interruption
 from mechm.training.loop import LoopConfig, StepReport, batch_random
 from mechm_runtime.errors import WeightsError
 
@@ -132,12 +132,15 @@ def test_a_training_that_is_asked_to_stop_saves_first(
     assert_same(out, uninterrupted)
 
 
-def test_a_second_request_is_not_deferred() -> None:
-    with deferred_signals() as interruption:
-        signal.raise_signal(signal.SIGINT)
-        assert interruption.requested
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
+def test_a_second_request_is_not_deferred_but_an_echo_is() -> None:
+    now = 0.0
+    interruption = Interruption(clock=lambda: now)
+    interruption.handle(signal.SIGTERM, None)
+    interruption.handle(signal.SIGINT, None)  # torchrun passes on what the terminal sent to its workers too
+    assert interruption.signal is signal.SIGTERM
+    now = ECHO_S + 0.1
+    with pytest.raises(SystemExit):
+        interruption.handle(signal.SIGTERM, None)
 
 
 def test_a_training_at_its_end_can_be_resumed_and_does_nothing(
