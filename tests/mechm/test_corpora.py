@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mechm.data.corpora import read_emodb, read_goemotions, read_reccon
-from mechm_runtime.errors import InputError
+from mechm_runtime.errors import InputError, LabelError, TranscriptError
 from mechm_runtime.types import EMOTIONS, GoldPair
 
 
@@ -77,6 +77,34 @@ def test_what_is_not_reccon_is_refused(tmp_path: Path, content: bytes) -> None:
         read_reccon(path)
 
 
+@pytest.mark.parametrize(
+    ("turns", "kind", "message"),
+    [
+        ([turn(1, "bored")], LabelError, "turn 1: unknown emotion 'bored'"),
+        ([turn(1, "sad", 2)], LabelError, "turn 1: the cause '2' is no turn of it"),
+        ([turn(1, "sad", "c")], LabelError, "turn 1: the cause 'c' is no turn of it"),
+        ([turn(1, "sad"), turn(1, "sad")], TranscriptError, "utterance id 1 appears twice"),
+        ([turn(2, "sad"), turn(1, "sad")], TranscriptError, "utterance id 1 comes after 2"),
+        ([turn(0, "sad")], TranscriptError, "utterance id 0 is below 1"),
+        ([{**turn(1, "sad"), "speaker": None}], InputError, "a turn without its number"),
+        ([{**turn(1, "sad", 1), "expanded emotion cause evidence": 1}], InputError, "turn 1: causes that are not"),
+        ([], InputError, "no list of turns"),
+    ],
+)
+def test_a_bad_reccon_dialogue_is_named(tmp_path: Path, turns: list[Any], kind: type[Exception], message: str) -> None:
+    path = reccon(tmp_path / "x.json", tr_1=[turn(1, "happy")], tr_2=turns)
+    with pytest.raises(kind, match=rf"x\.json, dialogue 'tr_2'.*{message}") as caught:
+        read_reccon(path)
+    assert caught.value.hint
+
+
+def test_reccon_without_a_usable_dialogue_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"x\.json: no dialogues"):
+        read_reccon(reccon(tmp_path / "x.json"))
+    with pytest.raises(InputError, match=r"x\.json: no dialogues"):
+        read_reccon(reccon(tmp_path / "x.json", a=[turn(1, "frustrated")]))
+
+
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"absent\.json"):
         read_reccon(tmp_path / "absent.json")
@@ -106,8 +134,12 @@ def test_a_malformed_goemotions_row_is_named(tmp_path: Path, row: str) -> None:
 
 
 def test_goemotions_with_other_labels_or_bytes_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="admiration"):
-        read_goemotions(goemotions(tmp_path, "Fine\t0\te1\n", labels="admiration\n"))
+    with pytest.raises(LabelError, match=r"labels\.txt, line 2: unknown emotion 'admiration'") as caught:
+        read_goemotions(goemotions(tmp_path, "Fine\t0\te1\n", labels="anger\nadmiration\n"))
+    assert "Ekman" in caught.value.hint
+    goemotions(tmp_path, "Two moods\t0,1\te2\n")
+    with pytest.raises(InputError, match=r"train\.tsv: no comment with one label"):
+        read_goemotions(tmp_path)
     (tmp_path / "train.tsv").write_bytes(b"\xff\t0\te1\n")
     with pytest.raises(InputError, match="UTF-8"):
         read_goemotions(tmp_path)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from mechm_runtime.errors import InputError
-from mechm_runtime.types import Conversation, LabelledConversation, Utterance
+from mechm_runtime.errors import InputError, LabelError
+from mechm_runtime.readers.source import quote
+from mechm_runtime.types import EMOTIONS, Conversation, LabelledConversation, Utterance
+
+_HINT = "give the folder with labels.txt (the seven Ekman labels) and train.tsv of GoEmotions"
 
 
 def read_goemotions(folder: Path, split: str = "train") -> tuple[LabelledConversation, ...]:
@@ -13,26 +16,35 @@ def read_goemotions(folder: Path, split: str = "train") -> tuple[LabelledConvers
 
     Expects `labels.txt` (a name a line) and `<split>.tsv` (`text`, comma separated label indices, id). A comment with
     several labels is left out: the emotion head decides for one.
-    Raises: InputError: a file is missing or a row is malformed.
+    Raises: InputError: a file is missing, a row is malformed, or no comment can be used. LabelError: a label that is no
+        emotion, as the 27 finer ones of the release are not.
     """
-    names = {str(index): name for index, name in enumerate(_read_lines(folder / "labels.txt"))}
+    names = {}
+    for number, name in enumerate(_read_lines(folder / "labels.txt"), 1):
+        if name not in EMOTIONS:
+            raise LabelError(f"labels.txt, line {number}: unknown emotion {quote(name)}", hint=_HINT)
+        names[str(number - 1)] = name
     conversations = []
     for number, line in enumerate(_read_lines(folder / f"{split}.tsv"), 1):
         try:
             text, labels, comment_id = line.split("\t")
             emotions = [names[index] for index in labels.split(",")]
         except (ValueError, KeyError) as error:
-            raise InputError(f"{split}.tsv, line {number}: expected text, label indices and id") from error
+            reason = "expected text, label indices and id, separated by tabs"
+            raise InputError(f"{split}.tsv, line {number}: {reason}", hint=_HINT) from error
         if len(emotions) == 1:
             conversation = Conversation(comment_id, (Utterance(1, text=text.replace("[NAME]", "you")),))
             conversations.append(LabelledConversation(conversation, (emotions[0],), frozenset()))
+    if not conversations:
+        raise InputError(f"{split}.tsv: no comment with one label", hint=_HINT)
     return tuple(conversations)
 
 
 def _read_lines(path: Path) -> list[str]:
+    """The lines of a file. Not `splitlines`, which ends lines at characters that comments hold."""
     try:
         return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except OSError as error:
-        raise InputError(f"cannot read {path.name}: {error.strerror}") from error
+        raise InputError(f"cannot read {path.name}: {error.strerror}", hint=_HINT) from error
     except UnicodeDecodeError as error:
-        raise InputError(f"{path.name} is not UTF-8 text") from error
+        raise InputError(f"{path.name} is not UTF-8 text", hint=_HINT) from error

@@ -1,4 +1,12 @@
-"""RECCON: dialogues of DailyDialog and IEMOCAP with an emotion per turn and the turns that caused it; text alone."""
+"""RECCON: dialogues of DailyDialog and IEMOCAP with an emotion per turn and the turns that caused it; text alone.
+
+The JSON of the release (declare-lab/RECCON, `data/original_annotation`):
+
+    {"tr_1": [[{"turn": 1, "speaker": "A", "utterance": "…", "emotion": "happiness",
+                "expanded emotion cause evidence": [1, "b"]}, …]]}
+
+A cause is a turn's number, or "b" for something in the background that nobody says.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +14,8 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mechm_runtime.errors import InputError
+from mechm_runtime.errors import InputError, LabelError, TranscriptError
+from mechm_runtime.readers.source import quote
 from mechm_runtime.types import EMOTIONS, Conversation, GoldPair, LabelledConversation, Utterance
 
 RECCON_EMOTIONS = {
@@ -20,37 +29,76 @@ RECCON_EMOTIONS = {
 }
 """Spellings of the public release, with its slips."""
 
+FOREIGN = ("frustrated",)
+"""IEMOCAP's emotion that ECF does not have."""
+
+BACKGROUND = "b"
+CAUSES = "expanded emotion cause evidence"
+_HINT = "take the file as declare-lab/RECCON has it, such as dailydialog_train.json"
+
 
 def read_reccon(path: Path) -> tuple[LabelledConversation, ...]:
-    """RECCON dialogues (JSON of the public release): an emotion per turn and the turns that caused it.
+    """RECCON dialogues: an emotion per turn and the turns that caused it.
 
-    Causes outside the dialogue ("b", background) are left out; a dialogue with an emotion that ECF does not have
-    (IEMOCAP's frustration) is left out as a whole, since its other labels would be read without it.
-    Raises: InputError: the file is missing or not in that layout.
+    Causes in the background are left out; a dialogue with an emotion of `FOREIGN` is left out as a whole, since its
+    other labels would be read without it.
+    Raises: InputError: the file is missing, not in that layout, or nothing of it can be used. LabelError: an unknown
+        emotion, or a cause that is no turn. TranscriptError: turns that repeat or run backwards.
     """
     try:
-        data: dict[str, list[list[dict[str, Any]]]] = json.loads(path.read_text(encoding="utf-8"))
-        return tuple(
-            conversation
-            for name, variants in data.items()
-            for conversation in [_reccon_conversation(name, variants[0])]
-            if conversation is not None
-        )
-    except (OSError, ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-        raise InputError(f"{path.name} is not a RECCON file: {error}") from error
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"cannot read {path.name}: {error.strerror}", hint=_HINT) from error
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path.name} is not a RECCON file: not JSON ({error})", hint=_HINT) from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path.name} is not a RECCON file: not an object of dialogues", hint=_HINT)
+    read = (_dialogue(path, str(name), variants) for name, variants in data.items())
+    dialogues = tuple(one for one in read if one is not None)
+    if not dialogues:
+        raise InputError(f"{path.name}: no dialogues that can be used", hint=_HINT)
+    return dialogues
 
 
-def _reccon_conversation(name: str, turns: list[dict[str, Any]]) -> LabelledConversation | None:
-    emotions = [RECCON_EMOTIONS.get(turn["emotion"], turn["emotion"]) for turn in turns]
-    if any(emotion not in EMOTIONS for emotion in emotions):
+def _dialogue(path: Path, name: str, variants: object) -> LabelledConversation | None:
+    place = f"{path.name}, dialogue {quote(name)}"
+    if not isinstance(variants, list) or not variants or not isinstance(variants[0], list) or not variants[0]:
+        raise InputError(f"{place}: no list of turns", hint=_HINT)
+    turns = [_turn(place, turn) for turn in variants[0]]
+    emotions = [turn["emotion"] for turn in turns]
+    if any(emotion in FOREIGN for emotion in emotions):
         return None
+    try:
+        utterances = tuple(Utterance(turn["turn"], turn["speaker"], turn["utterance"]) for turn in turns)
+        conversation = Conversation(name, utterances)
+    except TranscriptError as error:
+        raise TranscriptError(f"{place}: {error}", hint=error.hint) from error
     numbers = {turn["turn"] for turn in turns}
-    pairs = {
-        GoldPair(turn["turn"], emotion, cause)
-        for turn, emotion in zip(turns, emotions, strict=True)
-        if emotion != "neutral"
-        for cause in turn.get("expanded emotion cause evidence", [])
-        if cause in numbers
-    }
-    utterances = tuple(Utterance(turn["turn"], turn["speaker"], turn["utterance"]) for turn in turns)
-    return LabelledConversation(Conversation(name, utterances), tuple(emotions), frozenset(pairs))
+    pairs = set()
+    for turn, emotion in zip(turns, emotions, strict=True):
+        for cause in turn[CAUSES]:
+            if cause != BACKGROUND and cause not in numbers:
+                raise LabelError(
+                    f"{place}, turn {turn['turn']}: the cause {quote(cause)} is no turn of it",
+                    hint=f'a cause is the number of a turn, or "{BACKGROUND}" for the background',
+                )
+            if cause != BACKGROUND and emotion != "neutral":
+                pairs.add(GoldPair(turn["turn"], emotion, cause))
+    return LabelledConversation(conversation, tuple(emotions), frozenset(pairs))
+
+
+def _turn(place: str, turn: object) -> dict[str, Any]:
+    """A turn with its emotion as one of `EMOTIONS` or `FOREIGN`, and its causes."""
+    kinds = {"turn": int, "speaker": str, "utterance": str, "emotion": str}
+    if not isinstance(turn, dict) or any(type(turn.get(key)) is not kind for key, kind in kinds.items()):
+        raise InputError(f"{place}: a turn without its number, speaker, utterance or emotion", hint=_HINT)
+    causes = turn.get(CAUSES, [])
+    if not isinstance(causes, list) or any(type(cause) not in (int, str) for cause in causes):
+        raise InputError(f"{place}, turn {turn['turn']}: causes that are not a list of turns", hint=_HINT)
+    emotion = RECCON_EMOTIONS.get(turn["emotion"], turn["emotion"])
+    if emotion not in (*EMOTIONS, *FOREIGN):
+        raise LabelError(
+            f"{place}, turn {turn['turn']}: unknown emotion {quote(emotion)}",
+            hint=f"use one of {', '.join((*EMOTIONS, *RECCON_EMOTIONS))}",
+        )
+    return {**turn, "emotion": emotion, CAUSES: causes}
