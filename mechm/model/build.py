@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import nn
+from torch import Tensor, nn
 
 from mechm.model.audio import HubertAudioEncoder, WhisperAudioEncoder
 from mechm.model.config import ModelConfig
@@ -18,10 +18,12 @@ from mechm.model.fusion import Fusion
 from mechm.model.network import Network
 from mechm.model.scene import Dinov2SceneEncoder, EvaSceneEncoder
 from mechm.model.text import TextEncoder
+from mechm.model.voice import VoiceHead
 from mechm_runtime.decision import DecisionConfig
 from mechm_runtime.errors import WeightsError
 
 WEIGHTS_FILE, CONFIG_FILE, DECISION_FILE, CARD_FILE = "model.safetensors", "config.json", "decision.json", "card.json"
+VOICE = "fusion.voice_head."
 
 
 def pretrained_folder(preset: str) -> Path:
@@ -119,6 +121,8 @@ def load_trained(network: Network, folder: Path) -> DecisionConfig:
         raise WeightsError(f"the trained weights are damaged: {error}") from error
     if config != network.config:
         raise WeightsError(f"these weights are of preset {config.preset}, not of this {network.config.preset}")
+    if not any(name.startswith(VOICE) for name in state):  # weights from before there was a voice head
+        state |= silent_voice(network.fusion)
     wanted = {name: value.shape for name, value in network.trained_state().items()}
     found = {name: value.shape for name, value in state.items()}
     if wanted != found:
@@ -126,6 +130,13 @@ def load_trained(network: Network, folder: Path) -> DecisionConfig:
         raise WeightsError(f"trained weights do not fit: {', '.join(differing[:8])}")
     network.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
     return decision
+
+
+def silent_voice(fusion: Fusion) -> dict[str, Tensor]:
+    """The tensors of a voice head that was never fitted, under a network's names: it says nothing."""
+    fresh = VoiceHead(fusion.audio_mean.numel(), fusion.config.n_emotions)
+    state = {f"{VOICE}{name}": value for name, value in fresh.state_dict().items()}
+    return {**state, "fusion.audio_attended": torch.ones((), dtype=torch.bool)}
 
 
 def read_decision(text: str) -> DecisionConfig:

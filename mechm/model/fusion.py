@@ -1,8 +1,8 @@
 """Fusion: an utterance's text attends to its voice, faces and frames; utterances attend to each other; two heads.
 
 Absent modalities are masked: an attention key that is absent has no weight, and an utterance without text asks with a
-learned query. What stands where something is absent has no influence, be it NaN. Written with plain matmuls and
-additive masks so that it exports as it is.
+learned query. A voice also has an opinion of its own (`mechm.model.voice`). What stands where something is absent has
+no influence, be it NaN. Written with plain matmuls and additive masks so that it exports as it is.
 Sizes: B conversations (or windows), U utterances, N modality tokens, D hidden size, H heads, E emotions.
 """
 
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mechm.model.config import ModelConfig
+from mechm.model.voice import VoiceHead
 
 MASKED = -1e4
 """Added to masked attention scores: far below any real score, still finite in fp16."""
@@ -101,10 +102,13 @@ class Fusion(nn.Module):
     """The trained part between encoders and answers.
 
     audio_mean, audio_deviation: buffers (audio_tokens, audio width) that standardise the audio statistics.
+    audio_attended: buffer bool (), whether text attends to audio tokens. Not so where all voices in training were other
+        people's: then their reading by `voice_head` is all that can be learnt from them.
     """
 
     audio_mean: Tensor
     audio_deviation: Tensor
+    audio_attended: Tensor
 
     def __init__(self, model: ModelConfig) -> None:
         super().__init__()
@@ -119,6 +123,8 @@ class Fusion(nn.Module):
         self.face_proj = nn.Linear(config.face_width, D)
         self.register_buffer("audio_mean", torch.zeros(n_audio, audio_width))
         self.register_buffer("audio_deviation", torch.ones(n_audio, audio_width))
+        self.register_buffer("audio_attended", torch.ones((), dtype=torch.bool))
+        self.voice_head = VoiceHead(n_audio * audio_width, config.n_emotions)
         self.audio_layer = nn.Parameter(torch.randn(n_audio, D) * 0.02)
         self.modality = nn.Parameter(torch.randn(3, D) * 0.02)
         self.no_text = nn.Parameter(torch.randn(D) * 0.02)
@@ -158,7 +164,10 @@ class Fusion(nn.Module):
         face: float (B, U, faces, face width); face_mask: bool (B, U, faces).
         speaker_ids: int64 (B, U), equal where the speaker is; utterance_mask: bool (B, U), False for padding.
         """
-        fused = self._fuse(text, text_mask, audio, audio_mask, scene, scene_mask, face, face_mask)
+        # What is absent may be NaN, of which no mask behind the projections gets rid.
+        standardised = ((audio - self.audio_mean) / self.audio_deviation).masked_fill(~audio_mask[..., None, None], 0.0)
+        attended = audio_mask & self.audio_attended
+        fused = self._fuse(text, text_mask, standardised, attended, scene, scene_mask, face, face_mask)
         positions = torch.arange(text.shape[1], device=text.device)
         reach = self.config.max_distance
         distances = (positions[None, :] - positions[:, None]).clamp(-reach, reach) + reach
@@ -169,7 +178,15 @@ class Fusion(nn.Module):
             fused = layer(fused, bias)
         hidden_states = self.final_norm(fused)
         dropped = self.dropout(hidden_states)
-        return FusionOutput(self.emotion_head(dropped), self.pair_head(dropped, distances, same_speaker), hidden_states)
+        emotion_logits = self.emotion_head(dropped)
+        others = text_mask | face_mask.any(-1)
+        voiced = self.voice_head.weigh(emotion_logits, self.voice_head(standardised), others)
+        speaks = (audio_mask & self.voice_head.heard.any())[..., None]
+        return FusionOutput(
+            torch.where(speaks, voiced, emotion_logits),
+            self.pair_head(dropped, distances, same_speaker),
+            hidden_states,
+        )
 
     def _fuse(
         self,
@@ -184,10 +201,9 @@ class Fusion(nn.Module):
     ) -> Tensor:
         B, U = text_mask.shape
         query = self.text_norm(torch.where(text_mask[..., None], self.text_proj(text), self.no_text))
-        standardised = (audio - self.audio_mean) / self.audio_deviation
         tokens = [
             self.no_evidence.expand(B, U, 1, -1),
-            self.audio_proj(standardised) + self.audio_layer + self.modality[0],
+            self.audio_proj(audio) + self.audio_layer + self.modality[0],
             self.scene_proj(F.layer_norm(scene, scene.shape[-1:])) + self.modality[1],
             self.face_proj(face) + self.modality[2],
         ]
