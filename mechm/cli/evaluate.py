@@ -33,6 +33,19 @@ if TYPE_CHECKING:
     help="Analyse sound and picture too: a clip per utterance (dia1utt1.mp4, or as MELD stores them).",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Score only the first N conversations.")
+@click.option(
+    "--abstain-below",
+    type=click.FloatRange(0, 1),
+    multiple=True,
+    metavar="P",
+    help="Also say what is left if it abstains where no emotion is this probable; may be repeated.",
+)
+@click.option(
+    "--figures",
+    type=click.Path(path_type=Path),
+    metavar="DIR",
+    help="Write confusion.svg, risk_coverage.svg and reliability.svg there.",
+)
 @click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the scores as JSON.")
 def evaluate(
     gold: Path,
@@ -41,6 +54,8 @@ def evaluate(
     precision: Precision | None,
     clips: Path | None,
     limit: int | None,
+    abstain_below: tuple[float, ...],
+    figures: Path | None,
     json_path: Path | None,
 ) -> None:
     """Score a bundle, or a submission that exists, on annotated data.
@@ -48,14 +63,18 @@ def evaluate(
     GOLD is ECF / SemEval JSON with emotions and pairs, or MECPE text (ECF's train.txt, dev.txt, test.txt). The score
     is that of SemEval-2024 Task 3 Subtask 2: F1 over six emotions, weighted by how often each is annotated; and micro
     F1. Scores on different gold files do not compare.
+
+    A bundle's emotions and probabilities are scored too: confusion, calibration error, risk against coverage.
     """
     if submission is not None:
-        for name, value in (("--bundle", bundle), ("--precision", precision), ("--clips", clips)):
+        options = {"--bundle": bundle, "--precision": precision, "--clips": clips, "--figures": figures}
+        for name, value in (options | {"--abstain-below": abstain_below or None}).items():
             if value is not None:
                 raise click.UsageError(f"--submission is scored as it is: leave {name} out")
 
     from rich.console import Console
 
+    from mechm.evaluation.figures import write_figures
     from mechm.evaluation.report import render
     from mechm.evaluation.run import score_submission
     from mechm_runtime.errors import InputError
@@ -65,6 +84,8 @@ def evaluate(
     # Before the work, not after it: analysing a test set can take an hour.
     if json_path is not None and not json_path.parent.is_dir():
         raise InputError(f"{json_path}: the folder does not exist", hint=f"mkdir -p {json_path.parent}")
+    if figures is not None and figures.exists() and not figures.is_dir():
+        raise InputError(f"--figures {figures} is a file", hint="give the name of a folder")
     labelled = read_labelled(gold)
     gold_name = gold.name
     if limit is not None and limit < len(labelled):
@@ -75,10 +96,15 @@ def evaluate(
             labelled, read_submission(submission), gold_name=gold_name, system=f"submission {submission.name}"
         )
     else:
-        report = _run_bundle(gold, labelled, gold_name, bundle=bundle, precision=precision, clips=clips)
+        report = _run_bundle(
+            gold, labelled, gold_name, bundle=bundle, precision=precision, clips=clips, abstain_below=abstain_below
+        )
     Console().print(render(report))
     if json_path is not None:
         write_bytes(json_path, (report.to_json() + "\n").encode())
+    if figures is not None:
+        for path in write_figures(report, figures):
+            click.echo(f"wrote {path}")
 
 
 def _run_bundle(
@@ -89,6 +115,7 @@ def _run_bundle(
     bundle: Path | None,
     precision: Precision | None,
     clips: Path | None,
+    abstain_below: Sequence[float],
 ) -> ScoreReport:
     """Analyse the conversations with a bundle, with a progress bar on the terminal's error stream."""
     from rich.console import Console
@@ -118,5 +145,6 @@ def _run_bundle(
             gold_name=gold_name,
             system=f"bundle {pipeline.bundle_id}" + (f", {precision}" if precision else ""),
             conversations=conversations,
+            abstain_below=abstain_below,
             on_progress=lambda n_utterances: progress.advance(task, n_utterances),
         )

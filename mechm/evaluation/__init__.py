@@ -1,6 +1,7 @@
 """Scores: the task's pair score, emotion recognition, and reports of both."""
 
 from mechm.evaluation.scorer import (
+    DISTANCES,
     SCORED_EMOTIONS,
     ClassScore,
     DistanceRecall,
@@ -12,6 +13,7 @@ from mechm.evaluation.scorer import (
 )
 
 __all__ = [
+    "DISTANCES",
     "SCORED_EMOTIONS",
     "ClassScore",
     "DistanceRecall",

@@ -13,10 +13,14 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from mechm.evaluation.scorer import ClassScore, EmotionScores, PairScores, Prf
+from mechm.evaluation.abstention import AbstentionScores, RiskCoverage
+from mechm.evaluation.reliability import Reliability
+from mechm.evaluation.scorer import DISTANCES, ClassScore, EmotionScores, PairScores, Prf
 from mechm_runtime.types import EMOTIONS
 
-_NEAR = 3  # utterances; causes that lie further back are rare and share a row
+DISTANCE_NAMES = dict(
+    zip(DISTANCES, ("the same utterance", "1 back", "2 back", "3 or more back", "ahead"), strict=True)
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +33,22 @@ class Speed:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """emotions: of each utterance's likeliest emotion, whatever was decided. pairs: of the pairs that were found."""
+
+    emotions: Reliability
+    pairs: Reliability
+
+
+@dataclass(frozen=True, slots=True)
 class ScoreReport:
     """The scores of one system on one gold file.
 
     gold: the gold file's name, which says which split this is.
     system: what was scored: a submission's file name, or a bundle's id and precision.
     modalities: "text" or "text + clips" for a bundle, "" for a submission.
-    emotions: None for a submission, which has no label per utterance.
+    emotions, calibration, risk_coverage: None for a submission, which has neither labels nor probabilities.
+    abstention: one for each threshold that was asked for.
     n_missing_clips: utterances without a clip where clips were asked for.
     """
 
@@ -46,6 +59,9 @@ class ScoreReport:
     n_utterances: int
     pairs: PairScores
     emotions: EmotionScores | None = None
+    calibration: Calibration | None = None
+    risk_coverage: RiskCoverage | None = None
+    abstention: tuple[AbstentionScores, ...] = ()
     speed: Speed | None = None
     n_missing_clips: int = 0
 
@@ -65,10 +81,15 @@ def _parts(report: ScoreReport) -> Iterator[RenderableType]:
     yield Text(f"Gold    {report.gold} ({size})")
     yield Text(f"System  {report.system}" + (f" ({report.modalities})" if report.modalities else ""))
     yield _pair_table(report)
-    yield _distance_table(pairs)
+    yield _distance_table(report)
     if report.emotions is not None:
         yield _emotion_table(report.emotions, report.gold)
         yield _confusion_table(report.emotions, report.gold)
+    if report.calibration is not None and report.risk_coverage is not None:
+        yield Text(_calibration_line(report.calibration))
+        yield Text(_risk_line(report.risk_coverage))
+    if report.abstention:
+        yield _abstention_table(report)
     if report.speed is not None:
         speed = report.speed
         yield Text(
@@ -101,18 +122,43 @@ def _pair_table(report: ScoreReport) -> Table:
     return table
 
 
-def _distance_table(pairs: PairScores) -> Table:
-    table = _table("Where the cause lies", "utterances from the emotion", "recall", "gold", "right")
-    groups = [(f"{-_NEAR - 1} or further", [d for d in pairs.by_distance if d.distance < -_NEAR])]
-    groups += [
-        ("0, itself" if offset == 0 else f"{offset:+d}", [d for d in pairs.by_distance if d.distance == offset])
-        for offset in range(-_NEAR, 1)
-    ]
-    groups.append(("after it", [d for d in pairs.by_distance if d.distance > 0]))
-    for name, distances in groups:
-        n_gold, n_correct = sum(d.n_gold for d in distances), sum(d.n_correct for d in distances)
-        recall = f"{n_correct / n_gold:.4f}" if n_gold else "-"
-        table.add_row(name, recall, f"{n_gold:,}", f"{n_correct:,}")
+def _distance_table(report: ScoreReport) -> Table:
+    title = f"Where the cause lies, seen from the emotion, on {report.gold}"
+    table = _table(title, "", "precision", "recall", "F1", "gold", "found", "right")
+    for distance, score in report.pairs.per_distance.items():
+        table.add_row(DISTANCE_NAMES[distance], *_numbers(score), *_counts(score))
+    return table
+
+
+def _calibration_line(calibration: Calibration) -> str:
+    return (
+        f"Calibration error (ECE)  {calibration.emotions.ece:.4f} of {calibration.emotions.n:,} emotions, "
+        f"{calibration.pairs.ece:.4f} of {calibration.pairs.n:,} pairs that were found"
+    )
+
+
+def _risk_line(risk: RiskCoverage) -> str:
+    at = ", ".join(
+        f"{float(coverage):.0%}: " + ("not answered" if accuracy is None else f"{accuracy:.4f}")
+        for coverage, accuracy in risk.accuracy_at.items()
+    )
+    return f"Risk and coverage  AURC {risk.aurc:.4f}; accuracy on the surest {at}"
+
+
+def _abstention_table(report: ScoreReport) -> Table:
+    table = _table(
+        f"If it abstained below a probability, on {report.gold}",
+        "below",
+        *("coverage", "answered", "accuracy", "emotion F1", "pair F1", "of answered"),
+    )
+    for one in report.abstention:
+        table.add_row(
+            f"{one.abstain_below:g}",
+            f"{one.coverage:.1%}",
+            f"{one.n_answered:,}",
+            *(f"{value:.4f}" for value in (one.accuracy, one.emotion_weighted_f1)),
+            *(f"{value:.4f}" for value in (one.weighted_f1, one.weighted_f1_answered)),
+        )
     return table
 
 

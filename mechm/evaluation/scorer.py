@@ -22,6 +22,9 @@ from mechm_runtime.types import EMOTIONS, LabelledConversation
 SCORED_EMOTIONS = EMOTIONS[1:]
 """The six emotions that the task scores: all but neutral."""
 
+DISTANCES = ("self", "1_back", "2_back", "3_or_more_back", "ahead")
+"""Where a cause lies, seen from its emotion: in the same utterance, before it, or after it."""
+
 
 class PairLike(Protocol):
     """What a pair has to have: `GoldPair` and `Pair` of mechm_runtime do."""
@@ -54,7 +57,7 @@ class Prf:
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
-    """One emotion's score: how often it is annotated, predicted, and predicted rightly."""
+    """The score of one emotion, or of one distance: how often it is annotated, predicted, and predicted rightly."""
 
     precision: float
     recall: float
@@ -81,7 +84,8 @@ class PairScores:
     weighted: averages over the six emotions, weighted by how often each is annotated; its F1 is the task's ranking.
     micro: over all pairs. macro: plain averages over the six emotions.
     per_emotion: emotion -> its score, in the order of `SCORED_EMOTIONS`.
-    by_distance: recall by where the cause lies, in rising order.
+    per_distance: one of `DISTANCES` -> the score of the pairs whose cause lies there, in that order.
+    by_distance: recall by how many utterances away the cause lies, in rising order.
     n_ignored_neutral: predicted pairs with the emotion neutral, which the task does not score.
     n_ignored_conversations: predicted conversations that have no gold.
     """
@@ -90,6 +94,7 @@ class PairScores:
     micro: Prf
     macro: Prf
     per_emotion: Mapping[str, ClassScore]
+    per_distance: Mapping[str, ClassScore]
     by_distance: tuple[DistanceRecall, ...]
     n_gold: int
     n_predicted: int
@@ -130,10 +135,11 @@ def score_pairs(gold: Pairs, predicted: Pairs) -> PairScores:
             hint="predict every conversation of the gold file, with an empty list where there are no pairs",
         )
     n_gold, n_predicted, n_correct = Counter[str](), Counter[str](), Counter[str]()
-    distance_gold, distance_correct = Counter[int](), Counter[int]()
+    distance_gold, distance_predicted, distance_correct = Counter[int](), Counter[int](), Counter[int]()
     for name, gold_pairs in gold_by_conversation.items():
         predicted_pairs = predicted_by_conversation[name]
         n_predicted.update(emotion for _, emotion, _ in predicted_pairs)
+        distance_predicted.update(cause - at for at, emotion, cause in predicted_pairs if emotion in SCORED_EMOTIONS)
         for pair in gold_pairs:
             emotion_utterance, emotion, cause_utterance = pair
             n_gold[emotion] += 1
@@ -151,6 +157,7 @@ def score_pairs(gold: Pairs, predicted: Pairs) -> PairScores:
         micro=_prf(*totals),
         macro=_average(scores, [1] * len(scores)),
         per_emotion=per_emotion,
+        per_distance=_per_distance(distance_gold, distance_predicted, distance_correct),
         by_distance=tuple(
             DistanceRecall(distance, count, distance_correct[distance], distance_correct[distance] / count)
             for distance, count in sorted(distance_gold.items())
@@ -202,6 +209,17 @@ def score_emotions(
         abstained=tuple(abstained),
         n_utterances=n_utterances,
     )
+
+
+def _per_distance(
+    n_gold: Mapping[int, int], n_predicted: Mapping[int, int], n_correct: Mapping[int, int]
+) -> dict[str, ClassScore]:
+    """The scores of `DISTANCES` from counts by how many utterances after the emotion the cause lies."""
+    totals = {name: [0, 0, 0] for name in DISTANCES}
+    for column, counts in enumerate((n_gold, n_predicted, n_correct)):
+        for offset, n_pairs in counts.items():
+            totals[DISTANCES[-1] if offset > 0 else DISTANCES[min(-offset, 3)]][column] += n_pairs
+    return {name: _class_score(*counts) for name, counts in totals.items()}
 
 
 def _keyed(pairs: Pairs) -> dict[str, frozenset[tuple[int, str, int]]]:

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from mechm.cli import main
 from mechm.cli.evaluate import evaluate
+from mechm_runtime.types import Analysis, Conversation, Pair, UtteranceAnalysis
 
 GOLD = (
     "7 2\n(1,1),(2,1)\n1 | Ross | joy | We won ! |\n2 | Joey | surprise | Really ? |\n"
@@ -63,7 +64,10 @@ def test_a_limit_is_named_beside_the_score(folder: Path) -> None:
     assert "first" not in whole.output
 
 
-@pytest.mark.parametrize("option", [["--bundle", "b"], ["--precision", "int8"], ["--clips", "c"]])
+@pytest.mark.parametrize(
+    "option",
+    [["--bundle", "b"], ["--precision", "int8"], ["--clips", "c"], ["--figures", "f"], ["--abstain-below", "0.5"]],
+)
 def test_options_that_a_submission_cannot_follow(folder: Path, option: list[str]) -> None:
     arguments = [str(folder / "dev[1].txt"), "--submission", str(folder / "system.json"), *option]
     result = CliRunner().invoke(evaluate, arguments)
@@ -95,6 +99,82 @@ def test_bad_input_is_one_line_and_exit_code_2(
     assert words in errors[0]
     assert errors[0].startswith("error: ")
     assert len(errors) <= 2
+
+
+class Rule:
+    """In place of a pipeline: joy caused by itself where somebody won, else neutral; never quite sure."""
+
+    bundle_id = "rule-1"
+
+    def analyze(self, conversation: Conversation) -> Analysis:
+        utterances = []
+        for u in conversation.utterances:
+            emotion, probability = ("joy", 0.8) if "won" in (u.text or "") else ("neutral", 0.4)
+            probabilities = {emotion: probability, "anger": 1 - probability}
+            if probability < 0.5:
+                probabilities = {emotion: probability, "anger": 0.3, "fear": 0.3}
+            utterances.append(UtteranceAnalysis(u.id, u.speaker, u.text, None, None, emotion, probabilities, ("text",)))
+        pairs = tuple(Pair(u.id, "joy", u.id, 0.6) for u in utterances if u.emotion == "joy")
+        return Analysis(conversation.id, tuple(utterances), pairs, {}, self.bundle_id)
+
+
+def test_a_bundle_is_scored_with_its_probabilities(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechm_runtime.pipeline.Pipeline.from_bundle", lambda *_, **__: Rule())
+    arguments = [
+        str(folder / "dev[1].txt"),
+        "--json",
+        str(folder / "scores.json"),
+        "--figures",
+        str(folder / "figures"),
+    ]
+    result = CliRunner().invoke(
+        evaluate, [*arguments, "--abstain-below", "0.5", "--abstain-below", "0"], env={"COLUMNS": "120"}
+    )
+    assert result.exit_code == 0, result.output
+    assert "System  bundle rule-1 (text)" in result.output
+    # Right: joy (0.8) and one neutral (0.4); wrong: the neutral (0.4) that is a surprise.
+    assert "AURC 0.1944; accuracy on the surest 50%: 0.7500, 80%: 0.6667, 90%: 0.6667" in result.output
+    # Joy is 0.2 too unsure; the two neutrals are 0.4 sure and half of them right. The pair is 0.4 too unsure.
+    assert "0.1333 of 3 emotions, 0.4000 of 1 pairs" in " ".join(result.output.split())
+    rows = [line.replace("│", " ").split() for line in result.output.splitlines()]
+    assert ["the", "same", "utterance", "1.0000", "1.0000", "1.0000", "1", "1", "1"] in rows
+    assert ["1", "back", "0.0000", "0.0000", "0.0000", "1", "0", "0"] in rows
+    assert ["0.5", "33.3%", "1", "1.0000", "1.0000", "0.5000", "1.0000"] in rows
+    assert sorted(path.name for path in (folder / "figures").iterdir()) == [
+        *("confusion.svg", "reliability.svg", "risk_coverage.svg"),
+    ]
+
+
+def test_the_names_in_the_json_stay(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechm_runtime.pipeline.Pipeline.from_bundle", lambda *_, **__: Rule())
+    path = folder / "scores.json"
+    arguments = [str(folder / "dev[1].txt"), "--json", str(path), "--abstain-below", "0.5"]
+    assert CliRunner().invoke(evaluate, arguments).exit_code == 0
+    report = json.loads(path.read_text())
+    assert list(report) == [
+        *("gold", "system", "modalities", "n_conversations", "n_utterances", "pairs", "emotions", "calibration"),
+        *("risk_coverage", "abstention", "speed", "n_missing_clips"),
+    ]
+    assert (report["gold"], report["system"], report["modalities"]) == ("dev[1].txt", "bundle rule-1", "text")
+    assert list(report["pairs"]["per_distance"]) == ["self", "1_back", "2_back", "3_or_more_back", "ahead"]
+    counts = ["precision", "recall", "f1", "n_gold", "n_predicted", "n_correct"]
+    assert list(report["pairs"]["per_distance"]["self"]) == list(report["pairs"]["per_emotion"]["joy"]) == counts
+    assert len(report["emotions"]["confusion"]) == 7
+    assert list(report["calibration"]) == ["emotions", "pairs"]
+    assert list(report["calibration"]["emotions"]) == ["ece", "n", "bins"]
+    assert list(report["risk_coverage"]) == ["aurc", "accuracy_at", "curve"]
+    assert report["risk_coverage"]["curve"][0] == {"threshold": 0.8, "coverage": pytest.approx(1 / 3), "risk": 0.0}
+    assert list(report["abstention"][0]) == [
+        *("abstain_below", "coverage", "n_answered", "accuracy", "emotion_weighted_f1", "weighted_f1"),
+        "weighted_f1_answered",
+    ]
+
+
+def test_figures_go_into_a_folder(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["evaluate", str(folder / "dev[1].txt"), "--figures", str(folder / "system.json")])
+    assert caught.value.code == 2
+    assert "is a file" in capsys.readouterr().err
 
 
 def test_a_bundle_that_is_not_there(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

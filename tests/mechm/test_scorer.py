@@ -29,7 +29,7 @@ from mechm_runtime.types import (
 
 Annotation = Mapping[str, frozenset[GoldPair]]
 
-PAIRS = st.frozensets(st.builds(GoldPair, st.integers(1, 3), st.sampled_from(EMOTIONS), st.integers(1, 3)), max_size=8)
+PAIRS = st.frozensets(st.builds(GoldPair, st.integers(1, 6), st.sampled_from(EMOTIONS), st.integers(1, 6)), max_size=8)
 
 
 @st.composite
@@ -64,7 +64,21 @@ def test_counted_by_hand() -> None:
     assert math.isclose(scores.weighted.f1, (3 * 0.4 + 1 * 1) / 4)
     assert math.isclose(scores.macro.f1, (0.4 + 1) / 6)
     assert [(d.distance, d.n_gold, d.n_correct) for d in scores.by_distance] == [(-1, 1, 0), (0, 3, 2)]
+    counted = {name: (d.n_gold, d.n_predicted, d.n_correct) for name, d in scores.per_distance.items()}
+    nothing = (0, 0, 0)
+    assert counted == {
+        "self": (3, 2, 2),
+        "1_back": (1, 2, 0),
+        **dict.fromkeys(("2_back", "3_or_more_back", "ahead"), nothing),
+    }
     assert (scores.n_ignored_neutral, scores.n_ignored_conversations) == (1, 1)
+
+
+def test_distances_are_counted_where_they_belong() -> None:
+    causes = {6: "self", 5: "1_back", 4: "2_back", 3: "3_or_more_back", 1: "3_or_more_back", 7: "ahead", 9: "ahead"}
+    for cause, name in causes.items():
+        scores = score_pairs({"1": [GoldPair(6, "joy", cause)]}, {"1": [GoldPair(6, "joy", cause)]})
+        assert [one for one, score in scores.per_distance.items() if score.f1 == 1] == [name]
 
 
 def in_unit_interval(scores: PairScores) -> bool:
@@ -84,6 +98,12 @@ def test_laws_of_the_pair_score(both: tuple[Annotation, Annotation]) -> None:
     assert math.isclose(scores.weighted.recall, scores.micro.recall)
     assert sum(d.n_gold for d in scores.by_distance) == scores.n_gold
     assert sum(d.n_correct for d in scores.by_distance) == scores.n_correct
+    distances = scores.per_distance.values()
+    totals = [sum(column) for column in zip(*((d.n_gold, d.n_predicted, d.n_correct) for d in distances), strict=True)]
+    assert totals == [scores.n_gold, scores.n_predicted, scores.n_correct]
+    assert {name: d.n_gold for name, d in swapped.per_distance.items()} == {
+        name: d.n_predicted for name, d in scores.per_distance.items()
+    }
     # Neutral pairs change nothing, on either side, and neither does the order or a repetition.
     scored = {name: [pair for pair in found if pair.emotion != "neutral"] for name, found in predicted.items()}
     without = score_pairs(gold, {name: list(found) * 2 for name, found in scored.items()})
