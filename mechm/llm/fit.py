@@ -18,6 +18,16 @@ from mechm_runtime.decision import DecisionConfig
 from mechm_runtime.errors import WeightsError
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+PLAIN_STARTS = (True, False, "gaussian")
+"""Starts of an adapter that leave the base as it is; PiSSA, OLoRA and others change its weights when it is loaded."""
+
+NOT_PLAIN = (
+    *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "modules_to_save", "layer_replication", "target_parameters"),
+    *("trainable_token_indices", "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config"),
+    *("monteclora_config", "megatron_config"),
+)
+"""Settings of peft 0.21's `LoraConfig` that make more of an adapter than a product added to a layer's weights."""
+
 SHOWN = 3
 """How many layers an error names."""
 
@@ -47,6 +57,14 @@ def read_adapter(folder: Path) -> StoredAdapter:
     config = read_json(folder / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise WeightsError(f"{folder} is a {config.get('peft_type')!r} adapter, not LoRA")
+    unusual = [name for name in NOT_PLAIN if config.get(name)]
+    unusual += ["bias"] if config.get("bias", "none") != "none" else []
+    unusual += ["init_lora_weights"] if config.get("init_lora_weights", True) not in PLAIN_STARTS else []
+    if unusual:
+        raise WeightsError(
+            f"{folder} is no plain LoRA adapter: its {ADAPTER_CONFIG} sets {unusual[0]}",
+            hint="merge an adapter that mechm train llm wrote, or this one with peft",
+        )
     targets = config.get("target_modules")
     if not isinstance(targets, list) or not targets:
         raise WeightsError(

@@ -111,7 +111,7 @@ def merge_adapter(
     tokenizer = QuestionTokenizer(base_folder / "tokenizer.json")
     _check_vocabulary(base)
     _check_space(out, base.n_parameters * DTYPES[dtype].itemsize)
-    with quiet_transformers():
+    with quiet_transformers(), _enough_memory(base, device):
         reference, merged, llama = _merge(adapter, base, tokenizer, asked, device, report)
         difference = compare_answers(reference, merged, adapter.decision)
         _require_equal(difference, name)
@@ -212,6 +212,18 @@ def _beside(out: Path) -> Iterator[Path]:
         raise WeightsError(f"cannot write {out}: {reason}", hint="free some space or choose another --out") from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def _enough_memory(base: StoredBase, device: str) -> Iterator[None]:
+    """Raises: WeightsError: the device's memory does not hold the model in fp32."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise WeightsError(
+            f"the memory of {device} is too small: {base.n_parameters * 4 / 1e9:.1f} GB of weights, and the answers",
+            hint="choose --device cpu",
+        ) from error
 
 
 def _check_vocabulary(base: StoredBase) -> None:

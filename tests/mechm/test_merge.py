@@ -280,6 +280,12 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         "model.layers.1.self_attn.q_proj is not in the adapter",
     ),
     "not LoRA": (lambda adapter, _: edit(adapter / "adapter_config.json", peft_type="IA3"), "'IA3' adapter, not LoRA"),
+    "DoRA": (lambda adapter, _: edit(adapter / "adapter_config.json", use_dora=True), "sets use_dora"),
+    "biases": (lambda adapter, _: edit(adapter / "adapter_config.json", bias="all"), "sets bias"),
+    "PiSSA": (
+        lambda adapter, _: edit(adapter / "adapter_config.json", init_lora_weights="pissa"),
+        "sets init_lora_weights",
+    ),
     "no targets": (
         lambda adapter, _: edit(adapter / "adapter_config.json", target_modules=None),
         "lists no target_modules",
@@ -399,6 +405,16 @@ def test_a_full_disk_leaves_nothing_behind(
     with pytest.raises(WeightsError, match=r"the merged model takes 0\.0 GB"):
         merge_adapter(adapter, base, tmp_path / "merged", conversations=("c", CONVERSATIONS))
     assert [path.name for path in tmp_path.iterdir()] == ["adapter"]
+
+
+def test_a_device_that_is_too_small(base: Path, adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(AnswerScores, "to", full)
+    with pytest.raises(WeightsError, match="is too small") as caught:
+        merge_adapter(adapter, base, tmp_path / "merged", conversations=("c", CONVERSATIONS))
+    assert "--device cpu" in caught.value.hint
 
 
 def test_an_out_that_exists_and_a_preset_that_is_not_the_adapters(base: Path, adapter: Path, tmp_path: Path) -> None:
