@@ -30,7 +30,7 @@ from mechm.training.checkpoint import (
 )
 from mechm.training.interrupt import deferred_signals
 from mechm.training.processes import share_weights, sum_gradients
-from mechm.training.record import run_record
+from mechm.training.record import run_record, update_card
 from mechm.training.schedule import learning_rate
 from mechm.training.stages import Epoch, Group, Stage
 from mechm.training.tracking import TrackingConfig, tracking
@@ -217,12 +217,13 @@ def run_training(
                     best = f1
                     if accelerator.is_main_process:
                         seconds = time.monotonic() - started
-                        record = run_record(learner.model, accelerator, batches_a_step, seconds)
-                        task.keep(report, scores, record)
+                        task.keep(report, scores, run_record(learner.model, accelerator, batches_a_step, seconds))
             position = Position(index + 1, seconds=time.monotonic() - started, best=best)
             save()
             if on_epoch is not None:
                 on_epoch(report)
+        if accelerator.is_main_process:
+            update_card(out, run_record(learner.model, accelerator, batches_a_step, position.seconds))
         accelerator.wait_for_everyone()
         if interruption.requested:
             interruption.leave()

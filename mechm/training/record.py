@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import platform
 import sys
 from importlib.metadata import version
@@ -11,6 +12,9 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import nn
+
+from mechm.model.build import CARD_FILE
+from mechm_runtime.errors import WeightsError
 
 PACKAGES = ("mechm", "torch", "transformers", "peft", "accelerate", "numpy")
 
@@ -40,6 +44,24 @@ def run_record(model: nn.Module, accelerator: Accelerator, batches_a_step: int, 
     if device.type == "cuda":
         record["peak_gpu_memory_mb"] = round(torch.cuda.max_memory_allocated(device) / 2**20)
     return record
+
+
+def update_card(out: Path, record: dict[str, Any]) -> None:
+    """Bring the record in the card of the weights in `out` up to date; without a card there is nothing to do.
+
+    Raises: WeightsError: the card cannot be written; the old one is still there.
+    """
+    card = out / CARD_FILE
+    if not card.is_file():
+        return
+    part = card.with_name(f"{CARD_FILE}.part")
+    content = json.loads(card.read_text(encoding="utf-8")) | {"run": record}
+    try:
+        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        part.replace(card)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise WeightsError(f"cannot write {card}: {error.strerror or error}", hint="free disk space") from error
 
 
 def cpu_name() -> str:

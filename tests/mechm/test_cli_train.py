@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner, Result
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from mechm.cli import cli, progress
 from mechm.training.loop import StepReport
@@ -73,6 +74,11 @@ def test_a_training_leaves_weights_a_card_and_curves_and_no_checkpoint(corpus: P
     assert written["limits"][0].startswith("No utterance of the target corpus is labelled disgust or fear or surprise")
     assert written["limits"][0] in ran.stderr
     assert "step 4/4 (100 %)" in ran.stderr
+    events = EventAccumulator(str(out / "tensorboard"))
+    events.Reload()
+    tags = {"loss", "learning_rate", "gradient_norm", "dev/weighted_f1", "dev/emotion_accuracy"}
+    assert tags == set(events.Tags()["scalars"])
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4]
     assert str(tmp_path) not in (out / "card.json").read_text(encoding="utf-8")
 
     before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}

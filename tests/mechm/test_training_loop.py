@@ -245,6 +245,8 @@ def test_two_processes_learn_what_one_does_from_both_their_batches(tokenizer_fil
     assert two.returncode == 0, two.stderr
     steps: list[StepReport] = []
     tiny.train(tmp_path / "one", tokenizer_file, LoopConfig(accumulate=2), steps.append)
+    # Epochs of 4, 13 and 13 batches: in the last step of two of them there is none for the second process.
+    assert len(steps) == 2 + 7 + 7
     # Loss, gradient norm and utterances of every step, in both processes.
     expected = np.array([(s.loss, s.gradient_norm, s.utterances) for s in steps])
     for rank in range(2):
@@ -252,6 +254,8 @@ def test_two_processes_learn_what_one_does_from_both_their_batches(tokenizer_fil
     a, b = state(tmp_path / "one"), state(tmp_path / "two")
     assert a.keys() == b.keys()
     assert max((a[name].float() - b[name].float()).abs().max().item() for name in a) < 1e-5
+    scores = [json.loads((tmp_path / name / "card.json").read_text(encoding="utf-8"))["dev"] for name in ("one", "two")]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-3)
     assert '"wrote"' in (tmp_path / "two.log.0").read_text(encoding="utf-8")
     assert '"wrote"' not in (tmp_path / "two.log.1").read_text(encoding="utf-8")
     # What two processes left, one goes on with, as long as a step holds as many batches.

@@ -11,6 +11,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from mechm_export.data import check_conversations
 from mechm_runtime.text import ConversationTokenizer, TextConfig
 
 CONFIG = fusion.FusionTrainingConfig(
-    stages=(Stage("warm-up", ("more",), 1), Stage("target", ("target",), 2)),
+    stages=(Stage("warm-up", ("comments",), 1), Stage("target", ("target", "comments"), 2)),
     max_tokens=150,
     text_lr=1e-3,
     fusion_lr=1e-3,
@@ -46,7 +47,8 @@ def train(
     some = check_conversations()[:n_conversations]
     tokenizer = ConversationTokenizer(tokenizer_file, TextConfig(TINY.text.max_tokens, 16))
     evidence = EvidenceSampler(TINY, {}, config.evidence)
-    corpora = {"target": some, "more": some[:4]}
+    # Without causes: the pair head gets no gradient from them.
+    corpora = {"target": some, "comments": [replace(one, pairs=frozenset()) for one in some[:4]]}
     return fusion.train_fusion(
         build_network(TINY, None), tokenizer, corpora, some[:3], evidence, config, out, {}, on_step, loop=loop
     )
