@@ -24,7 +24,11 @@ BUNDLE_SOURCES = (
     "mechm/weights/parts.py",
     "export/mechm_export",
     "runtime/mechm_runtime/features",
-    *(f"runtime/mechm_runtime/{module}.py" for module in ("bundle", "decision", "pipeline", "text", "types")),
+    "mechm/llm/packed.py",
+    *(
+        f"runtime/mechm_runtime/{module}.py"
+        for module in ("bundle", "combination", "decision", "pipeline", "questions", "text", "types")
+    ),
 )
 """What a bundle's content depends on, besides base weights (pinned), trained weights and `BUNDLE_PACKAGES`."""
 
@@ -87,15 +91,40 @@ def mechm_data() -> Path:
 
 @pytest.fixture(scope="session")
 def small_weights() -> Path:
-    """The folder with the base weights of the preset `small`, fetched first where they are missing."""
+    """The folder with the base weights of the preset `small`, its Llama's too, fetched first where they are missing."""
     cache = cache_dir()
     cache.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, "-c", "from mechm.cli import main; main()", "weights", "fetch", "--preset", "small"]
+    mechm = [sys.executable, "-c", "from mechm.cli import main; main()"]
+    command = [*mechm, "weights", "fetch", "--preset", "small", "--llm"]
     with FileLock(cache / "tests.lock"):  # the test workers start at the same time
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         pytest.fail(f"the base weights could not be fetched:\n{done.stdout}{done.stderr}")
     return cache / "weights" / "small"
+
+
+@pytest.fixture(scope="session")
+def llama_base(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A two-layer Llama with random weights and SmolLM2's tokenizer, in the Hugging Face layout. Treat as read-only."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    folder = tmp_path_factory.mktemp("llama")
+    config = LlamaConfig(
+        vocab_size=49152,
+        hidden_size=64,
+        intermediate_size=160,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        bos_token_id=0,
+        eos_token_id=0,
+        tie_word_embeddings=True,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        LlamaForCausalLM(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
+    shutil.copy(small_weights / "llm" / "tokenizer.json", folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

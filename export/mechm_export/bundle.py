@@ -15,9 +15,17 @@ from pathlib import Path
 
 from mechm_export.gate import TaskCheck, ValueCheck, check_values
 from mechm_export.judge import CheckSet, ask_torch, compare, judge, problems_of, shipped_check_set
-from mechm_export.manifest import graph_name, text_preprocessing, weights_hashes, write_manifest
+from mechm_export.manifest import (
+    LLAMA_TOKENIZER,
+    graph_name,
+    llama_files,
+    text_preprocessing,
+    weights_hashes,
+    write_manifest,
+)
 from mechm_export.onnx_graph import export_graph
-from mechm_export.parts import ExportPart, Feeds, ModelParts, build_parts
+from mechm_export.part import ExportPart, Feeds
+from mechm_export.parts import ModelParts, build_parts
 from mechm_export.quantize import quantize_int8
 from mechm_runtime.bundle import MANIFEST, Bundle, open_bundle, read_manifest
 from mechm_runtime.errors import BundleError, VerificationError
@@ -46,11 +54,20 @@ class BundleReport:
 
 
 def export_bundle(
-    preset: str, out: Path, *, trained: Path | None, check_set: CheckSet | None = None, on_step: Step | None = None
+    preset: str,
+    out: Path,
+    *,
+    trained: Path | None,
+    adapter: Path | None = None,
+    llm_base: Path | None = None,
+    check_set: CheckSet | None = None,
+    on_step: Step | None = None,
 ) -> BundleReport:
     """Export a preset to a bundle folder.
 
     trained: folder of trained weights; None leaves fusion and heads random.
+    adapter: folder of the Llama's trained adapter; None makes a bundle without a Llama.
+    llm_base: the Llama it is for; None for the preset's.
     check_set: what precisions are judged on; None for the shipped conversations.
     Raises: BundleError: `out` exists and is not a bundle, or cannot be written. WeightsError: weights are missing.
         VerificationError: fp32 does not match torch.
@@ -60,11 +77,14 @@ def export_bundle(
     step = on_step or (lambda _what: None)
     checks = check_set or shipped_check_set()
     step("loading weights")
-    model = build_parts(preset, trained)
+    model = build_parts(preset, trained, adapter, llm_base)
     with _written(out), _staging(out) as staging:
         calibration = {"text": _text_inputs(model, checks)}
         values = [check for part in model for check in _write_part(part, staging, calibration.get(part.name, []), step)]
-        for source, name in ((model.tokenizer, TOKENIZER_FILE), (model.detector, DETECTOR_FILE)):
+        carried = [(model.tokenizer, TOKENIZER_FILE), (model.detector, DETECTOR_FILE)]
+        if model.llama is not None:
+            carried.append((model.llama.tokenizer, LLAMA_TOKENIZER))
+        for source, name in carried:
             target = staging.joinpath(*name.split("/"))
             target.parent.mkdir()
             shutil.copyfile(source, target)
@@ -83,11 +103,17 @@ def export_bundle(
 
 
 def verify_bundle(
-    folder: Path, *, trained: Path | None, check_set: CheckSet | None = None, on_step: Step | None = None
+    folder: Path,
+    *,
+    trained: Path | None,
+    adapter: Path | None = None,
+    llm_base: Path | None = None,
+    check_set: CheckSet | None = None,
+    on_step: Step | None = None,
 ) -> BundleReport:
     """Repeat every check on a bundle: hashes, names, axes, values on random inputs, answers on conversations.
 
-    trained: the weights it was made from. check_set: None for the shipped conversations.
+    trained, adapter, llm_base: the weights it was made from. check_set: None for the shipped conversations.
     Returns: the comparison; answers that differ too much are its `problems`.
     Raises: BundleError: damaged. VerificationError: names, axes, constants or fp32 values do not match torch's.
     """
@@ -95,13 +121,13 @@ def verify_bundle(
     step("checking hashes")
     bundle = open_bundle(folder)
     step("loading weights")
-    model = build_parts(bundle.preset, trained)
+    model = build_parts(bundle.preset, trained, adapter, llm_base)
     if bundle.manifest.get("weights") != weights_hashes(model):
         raise VerificationError(
             "the bundle was made from other weights than those at hand",
-            hint="name its trained weights: --trained DIR; and fetch its base weights: mechm weights fetch",
+            hint="name its trained weights: --trained DIR --llm DIR; and fetch its base weights: mechm weights fetch",
         )
-    if (bundle.decision, bundle.fusion) != (model.decision, model.fusion_windows):
+    if (bundle.decision, bundle.fusion, bundle.llama) != (model.decision, model.fusion_windows, llama_files(model)):
         raise VerificationError("the bundle decides with other constants, or reads other sizes, than its weights do")
     if absent := sorted({part.name for part in model} - set(bundle.parts)):
         raise VerificationError(f"the bundle lacks the parts {', '.join(absent)}")

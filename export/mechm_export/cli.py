@@ -25,6 +25,19 @@ _trained = click.option(
     metavar="DIR",
     help="Weights that `mechm train fusion` wrote. Default: those shipped with the preset.",
 )
+_llm = click.option(
+    "--llm",
+    "adapter",
+    metavar="DIR",
+    help="The Llama's adapter that `mechm train llm` wrote and `mechm train combination` weighed against the fusion; "
+    "`none` for no Llama. Default: the folder `llm` of the trained weights, where there is one.",
+)
+_llm_base = click.option(
+    "--llm-base",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="The Llama that the adapter is for. Default: the preset's, see mechm weights.",
+)
 _conversations = click.option(
     "--conversations",
     type=click.Path(path_type=Path),
@@ -51,12 +64,16 @@ def export() -> None:
 @click.option("--preset", type=click.Choice(PRESETS), default="small", show_default=True, help="Which model.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The bundle's folder.")
 @_trained
+@_llm
+@_llm_base
 @_conversations
 @_recording
 def bundle(
     preset: str,
     out: Path,
     trained: Path | None,
+    adapter: str | None,
+    llm_base: Path | None,
     conversations: Path | None,
     recordings: tuple[tuple[Path, Path], ...],
 ) -> None:
@@ -77,9 +94,11 @@ def bundle(
     check_target(out)
     check_set = _check_set(conversations, recordings)
     console = Console(stderr=True)
+    trained = _trained_folder(preset, trained)
+    llama = _adapter_folder(trained, adapter)
     with _steps(console) as on_step:
         report = export_bundle(
-            preset, out, trained=_trained_folder(preset, trained), check_set=check_set, on_step=on_step
+            preset, out, trained=trained, adapter=llama, llm_base=llm_base, check_set=check_set, on_step=on_step
         )
     _print(report)
     click.echo(f"wrote {out} ({report.bundle.id})")
@@ -88,10 +107,17 @@ def bundle(
 @export.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @_trained
+@_llm
+@_llm_base
 @_conversations
 @_recording
 def verify(
-    folder: Path, trained: Path | None, conversations: Path | None, recordings: tuple[tuple[Path, Path], ...]
+    folder: Path,
+    trained: Path | None,
+    adapter: str | None,
+    llm_base: Path | None,
+    conversations: Path | None,
+    recordings: tuple[tuple[Path, Path], ...],
 ) -> None:
     """Repeat every check on a bundle: hashes, names, axes, values, answers.
 
@@ -104,10 +130,14 @@ def verify(
     from mechm_runtime.bundle import open_bundle
     from mechm_runtime.errors import VerificationError
 
-    preset = open_bundle(folder, check_hashes=False).preset
+    opened = open_bundle(folder, check_hashes=False)
     check_set = _check_set(conversations, recordings)
+    trained = _trained_folder(opened.preset, trained)
+    llama = None if opened.llama is None else _adapter_folder(trained, adapter)
     with _steps(Console(stderr=True)) as on_step:
-        report = verify_bundle(folder, trained=_trained_folder(preset, trained), check_set=check_set, on_step=on_step)
+        report = verify_bundle(
+            folder, trained=trained, adapter=llama, llm_base=llm_base, check_set=check_set, on_step=on_step
+        )
     _print(report)
     if report.problems:
         raise VerificationError("; ".join(report.problems))
@@ -133,6 +163,24 @@ def _trained_folder(preset: str, given: Path | None) -> Path | None:
     if given is not None or preset == "tiny":
         return given
     return pretrained_folder(preset)
+
+
+def _adapter_folder(trained: Path | None, given: str | None) -> Path | None:
+    """The Llama's adapter to use, or None.
+
+    Raises: InputError: the folder that was given is no adapter's.
+    """
+    from mechm.llm.combination import LLAMA_FOLDER, is_adapter
+    from mechm_runtime.errors import InputError
+
+    if given == "none":
+        return None
+    if given is not None:
+        if not is_adapter(Path(given)):
+            raise InputError(f"{given} is no folder that `mechm train llm` wrote", hint="mechm train llm --help")
+        return Path(given)
+    beside = None if trained is None else trained / LLAMA_FOLDER
+    return beside if beside is not None and is_adapter(beside) else None
 
 
 def _check_set(conversations: Path | None, recordings: tuple[tuple[Path, Path], ...]) -> CheckSet | None:

@@ -16,7 +16,8 @@ import numpy.typing as npt
 
 from mechm.evaluation import score_emotions, score_pairs
 from mechm_export.onnx_graph import check_signature
-from mechm_export.parts import ExportPart, ModelParts
+from mechm_export.part import ExportPart
+from mechm_export.parts import ModelParts
 from mechm_runtime.bundle import Bundle, PartFiles
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import VerificationError

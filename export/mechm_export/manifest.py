@@ -12,13 +12,14 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from mechm.llm.combination import ADAPTER_FILE
 from mechm.model.build import CARD_FILE
 from mechm.model.config import ModelConfig
 from mechm.weights import part_of, weights_path
 from mechm.weights.fetch import read_provenance
 from mechm_export.gate import TaskCheck, ValueCheck
 from mechm_export.parts import ModelParts
-from mechm_runtime.bundle import MANIFEST, SCHEMA_VERSION, file_sha256, manifest_id
+from mechm_runtime.bundle import LLAMA, MANIFEST, SCHEMA_VERSION, LlamaFiles, file_sha256, manifest_id
 from mechm_runtime.features.faces import FaceConfig
 from mechm_runtime.features.log_mel import LogMelConfig
 from mechm_runtime.features.scene import SceneConfig
@@ -26,6 +27,9 @@ from mechm_runtime.text import TextConfig
 from mechm_runtime.types import EMOTIONS
 
 VERSIONED = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+LLAMA_TOKENIZER = "llm/tokenizer.json"
 
 
 def graph_name(part: str, precision: str) -> str:
@@ -78,10 +82,20 @@ def write_manifest(
             for path in files
         },
     }
+    if (files_of_llama := llama_files(model)) is not None and model.llama is not None:
+        manifest[LLAMA] = {**asdict(files_of_llama), "card": _card(model.llama.adapter)}
     manifest = json.loads(json.dumps(manifest))
     manifest["id"] = manifest_id(config.preset, manifest)
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     (staging / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def llama_files(model: ModelParts) -> LlamaFiles | None:
+    """What the bundle says of its Llama, None where it has none."""
+    source = model.llama
+    if source is None:
+        return None
+    return LlamaFiles(LLAMA_TOKENIZER, source.questions, source.fitted.combination, source.fitted.decision)
 
 
 def text_preprocessing(config: ModelConfig) -> TextConfig:
@@ -100,6 +114,8 @@ def _scene_preprocessing(config: ModelConfig) -> SceneConfig:
 def weights_hashes(model: ModelParts) -> dict[str, str]:
     """sha256 of what the graphs were made from, so that a verifier knows whether it holds the same."""
     hashes = {"tokenizer": file_sha256(model.tokenizer), "detector": file_sha256(model.detector)}
+    if model.llama is not None:
+        hashes["adapter"] = file_sha256(model.llama.adapter / ADAPTER_FILE)
     if model.trained is not None:
         hashes["trained"] = file_sha256(model.trained / "model.safetensors")
     for part, provenance in _provenances(model).items():
@@ -121,7 +137,7 @@ def _provenances(model: ModelParts) -> dict[str, Any]:
     if model.config.preset == "tiny":
         return {}
     found = {
-        part.name: read_provenance(weights_path(part.name, model.config.preset))
+        part.name: read_provenance(weights_path("llm" if part.name == LLAMA else part.name, model.config.preset))
         for part in model
         if part.name != "fusion"
     }

@@ -24,7 +24,7 @@ from torch import nn
 from mechm_runtime.errors import VerificationError
 
 if TYPE_CHECKING:
-    from mechm_export.parts import ExportPart
+    from mechm_export.part import ExportPart
 
 GraphKind = Literal["portable", "fused"]
 OPSETS: dict[GraphKind, int] = {"portable": 18, "fused": 23}

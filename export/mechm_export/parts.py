@@ -1,17 +1,15 @@
 """The parts of a bundle: which module each is, its inputs and outputs, and inputs to try it on.
 
-Assembled here from base weights and trained weights; how a part is converted is not known here (`onnx_graph`,
-`quantize`).
+Assembled here from base weights and trained weights; what a part is, is `part`, and how it is converted is not known
+here (`onnx_graph`, `quantize`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -19,65 +17,13 @@ from mechm.model.build import build_audio_encoder, build_network, build_scene_en
 from mechm.model.config import ModelConfig, preset_config
 from mechm.model.expression import ExpressionConfig, ExpressionNetwork
 from mechm.weights import weights_path
+from mechm_export.llama import LlamaSource, llama_part, load_llama_source
+from mechm_export.part import ExportPart
 from mechm_export.quantize import Int8Recipe
 from mechm_runtime.bundle import FusionWindows, Tensor
 from mechm_runtime.decision import DecisionConfig
+from mechm_runtime.errors import WeightsError
 from mechm_runtime.types import EMOTIONS
-
-Feeds = dict[str, npt.NDArray[np.generic]]
-
-
-@dataclass(frozen=True, slots=True)
-class ExportPart:
-    """A module to export.
-
-    module: in eval mode; takes the inputs in order as positional arguments.
-    inputs, outputs: names, numpy dtypes and axes; an axis that is a name is dynamic.
-    trial_sizes: sizes of the dynamic axes to compare on, the first of which the graph is traced with.
-    n_heads: attention heads, for graphs whose attention is fused; 0 where there is none to fuse.
-    integer_limits: exclusive upper limit of integer inputs' values; an axis' name means that axis' size (lengths: at
-        least 1 up to that size).
-    int8: how the part becomes int8.
-    """
-
-    name: str
-    module: nn.Module
-    inputs: tuple[Tensor, ...]
-    outputs: tuple[Tensor, ...]
-    trial_sizes: tuple[Mapping[str, int], ...]
-    n_heads: int = 0
-    integer_limits: Mapping[str, int | str] | None = None
-    int8: Int8Recipe = field(default_factory=Int8Recipe)
-
-    def trial_inputs(self, sizes: Mapping[str, int], random: np.random.Generator) -> Feeds:
-        """Random inputs of the given sizes; masks have holes, lengths differ inside a batch."""
-        feeds: Feeds = {}
-        for tensor in self.inputs:
-            shape = [axis if isinstance(axis, int) else sizes[axis] for axis in tensor.axes]
-            limit = (self.integer_limits or {}).get(tensor.name)
-            if tensor.dtype == "bool":
-                mask = random.random(shape) < 0.7
-                mask[..., 0] = True
-                feeds[tensor.name] = mask
-            elif tensor.dtype == "int64" and isinstance(limit, str):
-                lengths = random.integers(max(1, sizes[limit] // 2), sizes[limit] + 1, shape)
-                lengths[0] = sizes[limit]
-                feeds[tensor.name] = lengths.astype(np.int64)
-            elif tensor.dtype == "int64" and isinstance(limit, int):
-                feeds[tensor.name] = random.integers(0, limit, shape).astype(np.int64)
-            elif tensor.dtype == "int64":  # an attention mask: ones, then padding
-                lengths = random.integers(max(1, shape[1] // 2), shape[1] + 1, (shape[0], 1))
-                feeds[tensor.name] = (np.arange(shape[1])[None] < lengths).astype(np.int64)
-            else:
-                feeds[tensor.name] = random.normal(0.0, 1.0, shape).astype(np.float32)
-        return feeds
-
-    def reference(self, feeds: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.generic]]:
-        """What the torch module answers, by output name."""
-        with torch.inference_mode():
-            answer = self.module(*(torch.from_numpy(np.ascontiguousarray(feeds[t.name])) for t in self.inputs))
-        values = answer if isinstance(answer, tuple) else (answer,)
-        return {t.name: value.numpy() for t, value in zip(self.outputs, values, strict=True)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +36,7 @@ class ModelParts:
     tokenizer: Path
     detector: Path
     trained: Path | None
+    llama: LlamaSource | None = None
 
     def __iter__(self) -> Iterator[ExportPart]:
         return iter(self.parts)
@@ -111,10 +58,14 @@ class ModelParts:
         )
 
 
-def build_parts(preset: str, trained: Path | None) -> ModelParts:
+def build_parts(
+    preset: str, trained: Path | None, adapter: Path | None = None, llm_base: Path | None = None
+) -> ModelParts:
     """Load a preset's weights and describe its parts.
 
     trained: folder that `mechm train fusion` wrote; None leaves fusion and heads random (preset `tiny`).
+    adapter: folder that `mechm train llm` and `mechm train combination` wrote; None makes a bundle without a Llama.
+    llm_base: the Llama that the adapter is for; None for the preset's.
     Raises: WeightsError: base weights are missing, or the trained ones do not fit.
     """
     config = preset_config(preset)
@@ -133,7 +84,7 @@ def build_parts(preset: str, trained: Path | None) -> ModelParts:
         if expression_folder is None
         else ExpressionNetwork.from_pretrained(expression_folder)
     )
-    parts = (
+    parts: tuple[ExportPart, ...] = (
         _text_part(config, network.text),
         _audio_part(config, build_audio_encoder(config, folders["audio"])),
         _scene_part(config, build_scene_encoder(config, folders["scene"])),
@@ -148,9 +99,15 @@ def build_parts(preset: str, trained: Path | None) -> ModelParts:
         ),
         _fusion_part(config, network.fusion),
     )
+    llama = None
+    if adapter is not None:
+        if trained is None:
+            raise WeightsError("a Llama is weighed against trained fusion weights", hint="give --trained DIR too")
+        llama = load_llama_source(llm_base or weights_path("llm", preset), adapter, trained)
+        parts += (llama_part(llama),)
     # It has no random form either: it is carried as it is, and the export converts nothing in it.
     detector = weights_path("detector", "small" if random_weights else preset) / "model.onnx"
-    return ModelParts(config, parts, decision, text_folder / "tokenizer.json", detector, trained)
+    return ModelParts(config, parts, decision, text_folder / "tokenizer.json", detector, trained, llama)
 
 
 def _text_part(config: ModelConfig, module: nn.Module) -> ExportPart:

@@ -78,9 +78,14 @@ def quantize_int8(
 
 
 def down_projections(model: onnx.ModelProto) -> list[str]:
-    """Names of the linear layers whose output is narrower than their input."""
+    """Names of the linear layers that narrow the widest states there are: the second of each MLP.
+
+    A Llama's key and value projections narrow too, but not from the MLP's width.
+    """
     shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
-    return [node.name for node in linear_layers(model) if shapes[node.input[1]][0] > shapes[node.input[1]][1]]
+    layers = {node.name: shapes[node.input[1]] for node in linear_layers(model)}
+    widest = max((rows for rows, _ in layers.values()), default=0)
+    return [name for name, (rows, columns) in layers.items() if rows == widest > columns]
 
 
 def quantize_embeddings(model: onnx.ModelProto) -> None:

@@ -61,21 +61,36 @@ class AnswerScores(nn.Module):
 
     def forward(self, batch: QuestionBatch) -> tuple[Tensor, Tensor]:
         """Returns: float32 logits (N, 7) of the emotions and (N, answers) of the causes, `NO_CAUSE` last."""
-        causal = self.llama.get_base_model() if hasattr(self.llama, "get_base_model") else self.llama
+        states = self.states(batch)
+        # In fp32: differences between answers are small beside the logits.
+        with torch.autocast(self.device.type, enabled=False):
+            emotion = states[batch.emotion_at].float() @ self.head(self.emotion_answers).T
+            cause = states[batch.cause_at].float() @ self.head(self.cause_answers).T
+        return emotion, cause
+
+    def states(self, batch: QuestionBatch) -> Tensor:
+        """Last hidden states, (B * T, D), in the Llama's own precision."""
+        causal = self.causal
         # Additive, since transformers' eager attention adds what it is given.
-        mask = torch.zeros(batch.visible.shape, dtype=causal.dtype, device=self.device)
-        states = causal.model(
+        mask = torch.zeros(batch.visible.shape, dtype=causal.dtype, device=batch.visible.device)
+        answered = causal.model(
             input_ids=batch.input_ids,
             position_ids=batch.position_ids,
             attention_mask=mask.masked_fill(~batch.visible, MASKED),
             use_cache=False,
-        ).last_hidden_state.flatten(0, 1)
-        # In fp32: differences between answers are small beside the logits.
-        with torch.autocast(self.device.type, enabled=False):
-            head = causal.lm_head.weight.float()
-            emotion = states[batch.emotion_at].float() @ head[self.emotion_answers].T
-            cause = states[batch.cause_at].float() @ head[self.cause_answers].T
-        return emotion, cause
+        )
+        states: Tensor = answered.last_hidden_state.flatten(0, 1)
+        return states
+
+    def head(self, answers: Tensor) -> Tensor:
+        """float32 (answers, D), the rows of the vocabulary's matrix that score these tokens."""
+        rows: Tensor = self.causal.lm_head.weight[answers].float()
+        return rows
+
+    @property
+    def causal(self) -> Any:
+        """The language model, with its adapter where it has one."""
+        return self.llama.get_base_model() if hasattr(self.llama, "get_base_model") else self.llama
 
 
 def make_question_batch(packed: Sequence[PackedQuestions]) -> QuestionBatch:

@@ -18,16 +18,20 @@ from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mechm_runtime.cache import cache_dir
+from mechm_runtime.combination import CombinationConfig
 from mechm_runtime.decision import DecisionConfig
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.features.faces import FaceConfig
 from mechm_runtime.features.log_mel import LogMelConfig
 from mechm_runtime.features.scene import SceneConfig
+from mechm_runtime.questions import QuestionConfig
 from mechm_runtime.text import TextConfig
 from mechm_runtime.types import EMOTIONS
 
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
+LLAMA = "llama"
+"""The part that is the Llama."""
 MAX_MANIFEST_BYTES = 4 << 20
 REBUILD = "make it again: mechm export bundle --preset small --out DIR"
 MAX_SHOWN = 200
@@ -84,8 +88,22 @@ class PartFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class LlamaFiles:
+    """What a bundle with a Llama carries beside its part `llama`.
+
+    tokenizer: path inside the bundle. questions: how it is asked. combination: how its scores and the fusion's become
+    one. decision: constants for those, in place of the fusion's own.
+    """
+
+    tokenizer: str
+    questions: QuestionConfig
+    combination: CombinationConfig
+    decision: DecisionConfig
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened bundle; `manifest` is all of `bundle.json`."""
+    """An opened bundle; `manifest` is all of `bundle.json`, `llama` is None where it has no Llama."""
 
     folder: Path
     id: str
@@ -97,6 +115,7 @@ class Bundle:
     faces: FaceConfig
     fusion: FusionWindows
     decision: DecisionConfig
+    llama: LlamaFiles | None
     manifest: Mapping[str, Any]
 
     def path(self, name: str) -> Path:
@@ -219,7 +238,20 @@ def _build(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         faces=_config(FaceConfig, preprocessing["faces"]),
         fusion=_config(FusionWindows, preprocessing["fusion"]),
         decision=_config(DecisionConfig, manifest["decision"]),
+        llama=_llama(manifest["llama"], parts, listed) if "llama" in manifest else None,
         manifest=manifest,
+    )
+
+
+def _llama(values: Mapping[str, Any], parts: Mapping[str, PartFiles], listed: set[str]) -> LlamaFiles:
+    tokenizer = _typed(values["tokenizer"], str)
+    if LLAMA not in parts or tokenizer not in listed:
+        raise ValueError("the Llama's graph or tokenizer is not listed")
+    return LlamaFiles(
+        tokenizer,
+        _config(QuestionConfig, values["questions"]),
+        _config(CombinationConfig, values["combination"]),
+        _config(DecisionConfig, values["decision"]),
     )
 
 

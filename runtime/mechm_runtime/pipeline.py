@@ -2,7 +2,8 @@
 
 Assembled once from a bundle (`Pipeline.from_bundle`); every part gets finished parts. The order of work is: the text,
 while the decoding process starts; then voice, frames and faces utterance by utterance as they are decoded; then the
-fusion over all, then the decision. A modality that is absent or broken is masked and named in the result.
+fusion over all, the Llama where the bundle has one, then the decision. A modality that is absent or broken is masked
+and named in the result.
 """
 
 from __future__ import annotations
@@ -17,18 +18,22 @@ from typing import Literal
 
 import numpy as np
 
-from mechm_runtime.bundle import Bundle, PartFiles, open_bundle
+from mechm_runtime.bundle import LLAMA, Bundle, PartFiles, open_bundle
+from mechm_runtime.combination import CombinationConfig, combine
 from mechm_runtime.decision import Decision, decide
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
 from mechm_runtime.errors import BundleError, InputError, MediaError
 from mechm_runtime.features.faces import FaceFinder
-from mechm_runtime.fusion import FusionInputs, run_fusion
+from mechm_runtime.fusion import FusionInputs, FusionScores, run_fusion
+from mechm_runtime.llama import LlamaReader
 from mechm_runtime.media import MediaLimits, MediaReader, Segment
 from mechm_runtime.perception import FrameReader, TextReader, VoiceReader
+from mechm_runtime.questions import QuestionTokenizer, pair_logits
 from mechm_runtime.text import ConversationTokenizer
 from mechm_runtime.types import EMOTIONS, MODALITIES, Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
 
 Precision = Literal["fp32", "int8"]
+Llm = Literal["none", "onnx"]
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the utterances done and their number."""
 
@@ -61,7 +66,7 @@ class Pipeline:
     """Analyses conversations with one bundle. One pipeline may serve several threads.
 
     Engines of modalities that no conversation has used yet are not loaded: text alone never pays for the encoders of
-    voice and picture.
+    voice and picture. Where the bundle has a Llama, it is asked about what was said and weighed against the fusion.
     """
 
     def __init__(
@@ -72,11 +77,13 @@ class Pipeline:
         engine: EngineConfig | None = None,
         modalities: Sequence[str] = MODALITIES,
         limits: MediaLimits | None = None,
+        llm: Llm | None = None,
         load_part: Callable[[PartFiles], GraphRunner] | None = None,
     ) -> None:
         """Build a pipeline from an opened bundle.
 
         precisions: part -> precision; the bundle's default for parts that are not named or have None.
+        llm: `none` for the fusion alone, `onnx` for the bundle's Llama; None for that where the bundle has one.
         load_part: what runs a part; None runs the bundle's own graphs. Export compares against torch with it.
         Raises: InputError: unknown modalities, or none. BundleError: a precision or part that the bundle lacks.
         """
@@ -98,6 +105,11 @@ class Pipeline:
         if "text" in self.modalities:
             tokenizer = ConversationTokenizer(bundle.path(TOKENIZER_FILE), bundle.text)
             self._text = TextReader(tokenizer, self._engine("text"))
+        self.llm: Llm = self._chosen_llm(llm)
+        self._llama: LlamaReader | None = None
+        if self.llm == "onnx" and bundle.llama is not None:
+            questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
+            self._llama = LlamaReader(questions, self._engine(LLAMA))
         self._voice: VoiceReader | None = None
         self._frames: FrameReader | None = None
 
@@ -110,6 +122,7 @@ class Pipeline:
         engine: EngineConfig | None = None,
         modalities: Sequence[str] = MODALITIES,
         limits: MediaLimits | None = None,
+        llm: Llm | None = None,
     ) -> Pipeline:
         """Open a bundle and load it.
 
@@ -117,11 +130,12 @@ class Pipeline:
         precision: of every part; None takes the bundle's default part by part.
         modalities: which to use; the others count as absent.
         limits: on recordings; None for the defaults.
+        llm: `none` for the fusion alone, `onnx` for the bundle's Llama; None for that where the bundle has one.
         Raises: BundleError, ProviderError, MissingExtraError.
         """
         bundle = open_bundle(None if path is None else Path(path))
         precisions = dict.fromkeys(bundle.parts, precision)
-        return cls(bundle, precisions=precisions, engine=engine, modalities=modalities, limits=limits)
+        return cls(bundle, precisions=precisions, engine=engine, modalities=modalities, limits=limits, llm=llm)
 
     @property
     def bundle_id(self) -> str:
@@ -155,8 +169,13 @@ class Pipeline:
             scores = run_fusion(
                 self._fusion, work.inputs, self.bundle.fusion, lambda done, total: report("fusion", done, total)
             )
+        constants = self.bundle.decision
+        if self._llama is not None and self.bundle.llama is not None and work.inputs.text_mask.any():
+            with work.timed("llm"):
+                scores = self._ask_llama(self._llama, self.bundle.llama.combination, utterances, scores, work, report)
+            constants = self.bundle.llama.decision
         with work.timed("decide"):
-            decision = decide(scores.emotion_logits, scores.pair_logits, self.bundle.decision, scores.first_cause)
+            decision = decide(scores.emotion_logits, scores.pair_logits, constants, scores.first_cause)
         work.timings_ms["total"] = 1000 * (time.perf_counter() - start)
         return self._answer(conversation, work, decision)
 
@@ -167,6 +186,26 @@ class Pipeline:
         for index in (~work.inputs.text_mask).nonzero()[0]:
             work.missing[index]["text"] = "no words known"
         report("text", len(utterances), len(utterances))
+
+    @staticmethod
+    def _ask_llama(
+        llama: LlamaReader,
+        combination: CombinationConfig,
+        utterances: Sequence[Utterance],
+        fusion: FusionScores,
+        work: _Work,
+        report: Progress,
+    ) -> FusionScores:
+        """The fusion's scores with the Llama's weighed in."""
+        answers = llama.read(utterances, lambda done, total: report("llm", done, total))
+        for index, n_tokens in llama.overlong(utterances).items():
+            work.missing[index]["llm"] = f"the middle of its {n_tokens} tokens"
+        causes = pair_logits(answers.causes, fusion.first_cause, fusion.pair_logits.shape[1])
+        causes[~answers.asked] = -np.inf
+        emotions, pairs = combine(
+            (fusion.emotion_logits, fusion.pair_logits), (answers.emotions, causes), combination, answers.asked
+        )
+        return FusionScores(emotions, pairs, fusion.first_cause)
 
     def _read_media(self, conversation: Conversation, reader: MediaReader, work: _Work, report: Progress) -> None:
         wanted = [m for m in self.modalities if m != "text"]
@@ -295,6 +334,19 @@ class Pipeline:
         )
         timings = {stage: round(value, 3) for stage, value in work.timings_ms.items()}
         return Analysis(conversation.id, answers, pairs, timings, self.bundle.id)
+
+    def _chosen_llm(self, asked: Llm | None) -> Llm:
+        """Which Llama answers. Without words there is nothing to ask it.
+
+        Raises: BundleError: the bundle lacks the one that was asked for.
+        """
+        if asked == "onnx" and self.bundle.llama is None:
+            raise BundleError(
+                "the bundle has no Llama", hint="mechm export bundle --llm DIR adds one; or use --llm none"
+            )
+        if asked is None:
+            asked = "none" if self.bundle.llama is None else "onnx"
+        return asked if "text" in self.modalities else "none"
 
     def _engine(self, part: str) -> GraphRunner:
         if part not in self.bundle.parts:

@@ -37,6 +37,26 @@ CONVERSATION = -1
 
 
 @dataclass(frozen=True, slots=True)
+class QuestionConfig:
+    """How a conversation is cut for the Llama.
+
+    max_tokens: of one forward pass, questions included; attention's memory grows with its square.
+    context_before, context_after: utterances around a window's core, where a conversation needs several windows. Causes
+        up to nine turns back have an answer.
+    max_utterance_tokens: of an utterance's line; of a longer one the start and the end are read.
+    """
+
+    max_tokens: int = 2048
+    context_before: int = 12
+    context_after: int = 3
+    max_utterance_tokens: int = 256
+
+    def __post_init__(self) -> None:
+        if min(self.max_tokens, self.context_before + 1, self.context_after + 1, self.max_utterance_tokens) < 1:
+            raise ValueError("a size of the Llama's windows is not positive")
+
+
+@dataclass(frozen=True, slots=True)
 class PackedQuestions:
     """Questions on one conversation, packed for one forward pass.
 
@@ -61,7 +81,8 @@ class PackedQuestions:
 class QuestionTokenizer:
     """Turns utterances and questions into tokens, with the Llama's own tokenizer file (`tokenizer.json`)."""
 
-    def __init__(self, tokenizer_file: Path) -> None:
+    def __init__(self, tokenizer_file: Path, config: QuestionConfig | None = None) -> None:
+        self.config = config or QuestionConfig()
         try:
             self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         except Exception as error:  # tokenizers raises bare Exception
@@ -80,12 +101,40 @@ class QuestionTokenizer:
     def conversation(self, utterances: Sequence[Utterance]) -> list[list[int]]:
         """The tokens of each utterance's line."""
         lines = [f"[{number}] {_line(u)}\n" for number, u in enumerate(utterances, 1)]
-        return [encoding.ids for encoding in self._tokenizer.encode_batch(lines, add_special_tokens=False)]
+        return [self._shortened(one.ids) for one in self._tokenizer.encode_batch(lines, add_special_tokens=False)]
+
+    def overlong(self, utterances: Sequence[Utterance]) -> dict[int, int]:
+        """Positions of utterances of which only the start and the end are read, and how many tokens they have."""
+        lines = self._tokenizer.encode_batch([_line(u) for u in utterances], add_special_tokens=False)
+        return {i: len(line.ids) for i, line in enumerate(lines) if len(line.ids) > self.config.max_utterance_tokens}
+
+    def windows(self, utterances: Sequence[Utterance]) -> list[tuple[int, int, int, int]]:
+        """Windows as (first, last, core first, core last), ends exclusive; cores tile the conversation.
+
+        A window with the questions on its core has at most `max_tokens` tokens, or a core of one utterance.
+        """
+        n, config = len(utterances), self.config
+        lines = np.array([0, *(len(line) for line in self.conversation(utterances))]).cumsum()
+        # A question repeats the line: with other words around it, that are at most these many tokens more.
+        asked = lines + _QUESTION_TOKENS * np.arange(n + 1)
+        spans = []
+        start = 0
+        while start < n:
+            first = max(0, start - config.context_before)
+            stop, last = start, start
+            while stop < n:
+                wider = min(n, stop + 1 + config.context_after)
+                if stop > start and lines[wider] - lines[first] + asked[stop + 1] - asked[start] > config.max_tokens:
+                    break
+                stop, last = stop + 1, wider
+            spans.append((first, last, start, stop))
+            start = stop
+        return spans
 
     def question(self, utterances: Sequence[Utterance], position: int) -> tuple[list[int], int]:
         """The tokens of the question on an utterance, and how many of them there are up to the emotion's answer."""
         asked = f"Question: [{position + 1}] {_line(utterances[position])}\nEmotion:"
-        first = self._tokenizer.encode(asked, add_special_tokens=False).ids
+        first = self._shortened(self._tokenizer.encode(asked, add_special_tokens=False).ids)
         second = self._tokenizer.encode("\nCause:", add_special_tokens=False).ids
         return [*first, *second], len(first)
 
@@ -104,6 +153,11 @@ class QuestionTokenizer:
             segments += [number] * len(question)
         return PackedQuestions(*(np.array(x, np.int64) for x in (tokens, positions, segments, emotion_at, cause_at)))
 
+    def _shortened(self, ids: list[int]) -> list[int]:
+        excess = len(ids) - self.config.max_utterance_tokens
+        half = self.config.max_utterance_tokens // 2
+        return ids if excess <= 0 else [*ids[:half], *ids[half + excess :]]
+
     def _after(self, prompt: str, answer: str) -> list[int]:
         return list(self._tokenizer.encode(f"{prompt}{answer}", add_special_tokens=False).ids)
 
@@ -118,23 +172,36 @@ class QuestionTokenizer:
         return both[-1]
 
 
+_QUESTION_TOKENS = 24
+"""More than the words around an utterance in a question are tokens, in SmolLM2's tokenizer (11) and Llama-2's (16)."""
+
+
 def cause_offsets() -> npt.NDArray[np.int64]:
     """int64 (answers,): the offset that each cause answer but the last, `NO_CAUSE`, stands for."""
     return np.array([offset for _, offset in CAUSE_ANSWERS], np.int64)
 
 
-def pair_logits(cause_log_probabilities: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+def pair_logits(
+    cause_log_probabilities: npt.NDArray[np.float32],
+    first_cause: npt.NDArray[np.int64] | None = None,
+    width: int | None = None,
+) -> npt.NDArray[np.float32]:
     """Log-odds of every cause, -inf where no answer stands for the distance.
 
     cause_log_probabilities: float32 (U, answers), of every utterance of a conversation in order, `NO_CAUSE` last.
-    Returns: float32 (U, U); [i, j] is utterance j as a cause of i's emotion.
+    first_cause: int64 (U,), the position that column 0 of each row stands for; None for 0 everywhere.
+    width: columns; None for U.
+    Returns: float32 (U, width); [i, j] is utterance first_cause[i] + j as a cause of i's emotion.
     """
     n = len(cause_log_probabilities)
-    logits = np.full((n, n), -np.inf, np.float32)
+    columns = n if width is None else width
+    logits = np.full((n, columns), -np.inf, np.float32)
     odds = cause_log_probabilities[:, :-1] - cause_log_probabilities[:, -1:]
-    for column, offset in enumerate(cause_offsets()):
+    for answer, offset in enumerate(cause_offsets()):
         rows = np.arange(max(0, -offset), min(n, n - offset))
-        logits[rows, rows + offset] = odds[rows, column]
+        at = rows + offset - (0 if first_cause is None else first_cause[rows])
+        inside = (at >= 0) & (at < columns)
+        logits[rows[inside], at[inside]] = odds[rows[inside], answer]
     return logits
 
 

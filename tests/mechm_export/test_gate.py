@@ -14,7 +14,8 @@ from onnx import numpy_helper
 
 from mechm_export.data import check_conversations
 from mechm_export.gate import TaskCheck, TorchRunner, check_task, check_values, torch_pipeline
-from mechm_export.parts import ExportPart, ModelParts
+from mechm_export.part import ExportPart
+from mechm_export.parts import ModelParts
 from mechm_runtime.bundle import open_bundle
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import VerificationError

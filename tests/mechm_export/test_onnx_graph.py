@@ -14,7 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mechm_export.gate import check_values
 from mechm_export.onnx_graph import MICROSOFT, check_signature, export_graph, fuse_attention, strip_provenance
-from mechm_export.parts import ExportPart, ModelParts
+from mechm_export.part import ExportPart
+from mechm_export.parts import ModelParts
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import VerificationError
 

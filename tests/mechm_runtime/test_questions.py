@@ -93,6 +93,18 @@ def test_pair_logits_put_odds_where_the_distance_points() -> None:
                 assert logits[i, j] == -np.inf
 
 
+def test_pair_logits_are_aligned_with_the_fusion_s_window() -> None:
+    random = np.random.default_rng(1)
+    n, width = 20, 8
+    answers = random.normal(size=(n, len(CAUSE_ANSWERS) + 1)).astype(np.float32)
+    whole = pair_logits(answers)
+    first = np.clip(np.arange(n) - 3, 0, n - width)
+    windowed = pair_logits(answers, first, width)
+    assert windowed.shape == (n, width)
+    for i in range(n):
+        assert np.array_equal(windowed[i], whole[i, first[i] : first[i] + width])
+
+
 def test_a_tokenizer_that_splits_an_answer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match=r"surprise.*not one token"):
         QuestionTokenizer(_tokenizer_file(tmp_path, EMOTIONS[:-1]))

@@ -1,0 +1,86 @@
+"""How a trained adapter's scores and a fusion's become one: what was fitted, kept beside the adapter.
+
+Fitting is `mechm.training.combination`, using it `mechm_runtime.combination`.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mechm.model.build import WEIGHTS_FILE, read_decision
+from mechm_runtime.bundle import file_sha256
+from mechm_runtime.combination import CombinationConfig
+from mechm_runtime.decision import DecisionConfig
+from mechm_runtime.errors import WeightsError
+
+LLAMA_FOLDER = "llm"
+"""Where an adapter lies beside the fusion's trained weights that it goes with."""
+ADAPTER_FILE = "adapter_model.safetensors"
+COMBINATION_FILE = "combination.json"
+FIT = "mechm train combination --adapter DIR --fusion DIR --dev FILE fits it"
+
+
+@dataclass(frozen=True, slots=True)
+class FittedCombination:
+    """Weights of both models and the decision on the combined scores.
+
+    fusion_sha256: of the fusion weights that they were fitted with; they mean nothing with others.
+    """
+
+    combination: CombinationConfig
+    decision: DecisionConfig
+    fusion_sha256: str
+
+
+def is_adapter(folder: Path) -> bool:
+    """Whether a folder holds a trained adapter."""
+    return (folder / ADAPTER_FILE).is_file()
+
+
+def fusion_sha256(fusion: Path) -> str:
+    """sha256 of a folder's trained fusion weights.
+
+    Raises: WeightsError: there are none.
+    """
+    file = fusion / WEIGHTS_FILE
+    if not file.is_file():
+        raise WeightsError(f"{fusion} has no trained fusion weights", hint="mechm train fusion --help")
+    return file_sha256(file)
+
+
+def write_combination(fitted: FittedCombination, adapter: Path) -> None:
+    """Write `combination.json` into an adapter's folder, whole or not at all.
+
+    Raises: WeightsError: it cannot be written.
+    """
+    target = adapter / COMBINATION_FILE
+    beside = target.with_suffix(".part")
+    try:
+        beside.write_text(json.dumps(asdict(fitted), indent=2) + "\n", encoding="utf-8")
+        beside.replace(target)
+    except OSError as error:
+        beside.unlink(missing_ok=True)
+        raise WeightsError(f"cannot write {target}: {error.strerror or error}", hint="free disk space") from error
+
+
+def read_combination(adapter: Path, fusion: Path) -> FittedCombination:
+    """What was fitted for an adapter and a fusion.
+
+    Raises: WeightsError: nothing was, it was with another fusion, or the file is damaged.
+    """
+    try:
+        values = json.loads((adapter / COMBINATION_FILE).read_text(encoding="utf-8"))
+        fitted = FittedCombination(
+            CombinationConfig(**values["combination"]),
+            read_decision(json.dumps(values["decision"])),
+            str(values["fusion_sha256"]),
+        )
+    except FileNotFoundError as error:
+        raise WeightsError(f"{adapter} says not how to weigh it against a fusion", hint=FIT) from error
+    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise WeightsError(f"{adapter / COMBINATION_FILE} is damaged: {error}", hint=FIT) from error
+    if fitted.fusion_sha256 != fusion_sha256(fusion):
+        raise WeightsError(f"{adapter} was weighed against another fusion than {fusion}", hint=FIT)
+    return fitted

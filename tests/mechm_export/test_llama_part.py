@@ -1,0 +1,161 @@
+"""A bundle with a Llama: its graph answers as torch does, and it is weighed against the fusion it was fitted with."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from mechm.cli import cli
+from mechm.llm.adapter import save_adapter
+from mechm.llm.combination import FittedCombination, fusion_sha256, write_combination
+from mechm.llm.packed import TorchLlama
+from mechm.llm.scorer import add_adapter, load_llama
+from mechm.model.build import build_network, save_trained
+from mechm.model.config import TINY
+from mechm_export.bundle import BundleReport, export_bundle, verify_bundle
+from mechm_export.data import check_conversations
+from mechm_export.llama import load_llama_source
+from mechm_runtime.bundle import LLAMA, MANIFEST, manifest_id, open_bundle
+from mechm_runtime.combination import CombinationConfig, combine
+from mechm_runtime.decision import DecisionConfig, decide
+from mechm_runtime.engine import EngineConfig
+from mechm_runtime.errors import BundleError, InputError, WeightsError
+from mechm_runtime.llama import LlamaReader
+from mechm_runtime.pipeline import Pipeline
+from mechm_runtime.questions import QuestionTokenizer, pair_logits
+from mechm_runtime.types import EMOTIONS, Conversation, Utterance
+
+COMBINATION = CombinationConfig(0.4, 1.1, 0.3, 0.8, pair_bias=0.1)
+DECISION = DecisionConfig(pair_threshold=0.05, neutral_log_bias=-1.0)
+ONE_THREAD = EngineConfig(n_threads=1)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("trained")
+    save_trained(build_network(TINY, None), DecisionConfig(), {"data": "none"}, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(llama_base: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An adapter that changes answers, as training writes it."""
+    torch.manual_seed(1)
+    adapted = add_adapter(load_llama(llama_base, torch.float32))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.normal_(0.0, 0.05)
+    folder = tmp_path_factory.mktemp("adapter") / "llm"
+    save_adapter(adapted, DecisionConfig(), {"data": "none"}, folder)
+    write_combination(FittedCombination(COMBINATION, DECISION, fusion_sha256(trained)), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def report(
+    trained: Path, adapter: Path, llama_base: Path, tmp_path_factory: pytest.TempPathFactory, small_weights: Path
+) -> BundleReport:
+    out = tmp_path_factory.mktemp("bundle") / "tiny"
+    return export_bundle("tiny", out, trained=trained, adapter=adapter, llm_base=llama_base)
+
+
+def test_the_graph_equals_torch_and_the_bundle_says_how_it_is_asked(report: BundleReport) -> None:
+    (check,) = (c for c in report.values if (c.part, c.precision) == (LLAMA, "fp32"))
+    assert check.largest_difference < 1e-4
+    bundle = report.bundle
+    assert bundle.llama is not None
+    assert (bundle.llama.combination, bundle.llama.decision) == (COMBINATION, DECISION)
+    assert bundle.manifest[LLAMA]["card"] == {"data": "none"}
+    assert "adapter" in bundle.manifest["weights"]
+
+
+def test_answers_are_those_of_fusion_and_llama_weighed(
+    report: BundleReport, adapter: Path, trained: Path, llama_base: Path
+) -> None:
+    source = load_llama_source(llama_base, adapter, trained)
+    reader = LlamaReader(QuestionTokenizer(source.tokenizer), TorchLlama(source.scores))
+    both = Pipeline(report.bundle, precisions=dict.fromkeys(report.bundle.parts, "fp32"), engine=ONE_THREAD)
+    alone = Pipeline(
+        replace(report.bundle, decision=DecisionConfig(pair_threshold=1e-9, neutral_log_bias=-100.0)),
+        precisions=dict.fromkeys(report.bundle.parts, "fp32"),
+        engine=ONE_THREAD,
+        llm="none",
+    )
+    conversation = check_conversations()[0].conversation
+    n = len(conversation.utterances)
+    # Every pair is found by the fusion under these constants, so its scores can be read back from its answers.
+    fusion = alone.analyze(conversation)
+    logits = np.log([[u.probabilities[e] for e in EMOTIONS] for u in fusion.utterances]).astype(np.float32)
+    pairs = np.full((n, n), -np.inf, np.float32)
+    for pair in fusion.pairs:
+        row = pair.emotion_utterance - 1
+        given = pair.probability / fusion.utterances[row].probabilities[pair.emotion]
+        pairs[row, pair.cause_utterance - 1] = np.log(given / (1 - given))
+    assert np.isfinite(pairs).all()
+    answers = reader.read(conversation.utterances)
+    weighed = combine((logits, pairs), (answers.emotions, pair_logits(answers.causes)), COMBINATION)
+    expected = decide(*weighed, DECISION)
+    found = both.analyze(conversation)
+    probabilities = np.array([[u.probabilities[e] for e in EMOTIONS] for u in found.utterances])
+    np.testing.assert_allclose(probabilities, expected.probabilities, atol=1e-4)
+    assert [u.emotion for u in found.utterances] == [EMOTIONS[label] for label in expected.labels]
+    assert {(p.emotion_utterance - 1, p.cause_utterance - 1) for p in found.pairs} == {
+        (i, j) for i, j, _ in expected.pairs
+    }
+    assert found.timings_ms["llm"] > 0
+    assert "llm" not in fusion.timings_ms
+
+
+def test_without_words_the_fusion_answers_alone(report: BundleReport, repository: Path) -> None:
+    sample = repository / "sample" / "conversation.mp4"
+    pipeline = Pipeline(report.bundle, engine=ONE_THREAD)
+    conversation = Conversation("c", (Utterance(1, "A", None, 0.0, 2.0),), sample)
+    assert "llm" not in pipeline.analyze(conversation).timings_ms
+    assert Pipeline(report.bundle, modalities=("audio",)).llm == "none"
+
+
+def test_a_bundle_without_a_llama_says_so(tiny_bundle: Path) -> None:
+    assert Pipeline.from_bundle(tiny_bundle, engine=ONE_THREAD).llm == "none"
+    with pytest.raises(BundleError, match="no Llama") as caught:
+        Pipeline.from_bundle(tiny_bundle, engine=ONE_THREAD, llm="onnx")
+    assert "--llm" in (caught.value.hint or "")
+
+
+def test_verify_repeats_the_checks(report: BundleReport, trained: Path, adapter: Path, llama_base: Path) -> None:
+    again = verify_bundle(report.bundle.folder, trained=trained, adapter=adapter, llm_base=llama_base)
+    assert [c.part for c in again.values].count(LLAMA) == len(report.bundle.parts[LLAMA].files)
+
+
+def test_a_fusion_that_it_was_not_weighed_against_is_refused(adapter: Path, llama_base: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    save_trained(build_network(TINY, None, seed=5), DecisionConfig(), {}, other)
+    with pytest.raises(WeightsError, match="another fusion"):
+        load_llama_source(llama_base, adapter, other)
+    with pytest.raises(WeightsError, match="no trained fusion"):
+        load_llama_source(llama_base, adapter, tmp_path)
+
+
+def test_what_is_no_adapter_is_refused_before_the_export(tmp_path: Path, trained: Path) -> None:
+    arguments = ["export", "bundle", "--preset", "tiny", "--trained", str(trained), "--out", str(tmp_path / "out")]
+    done = CliRunner().invoke(cli, [*arguments, "--llm", str(tmp_path)])
+    assert isinstance(done.exception, InputError)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_manifest_that_names_no_graph_for_its_llama_is_damaged(report: BundleReport, tmp_path: Path) -> None:
+    folder = tmp_path / "bundle"
+    shutil.copytree(report.bundle.folder, folder)
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    del manifest["parts"][LLAMA]
+    manifest["id"] = manifest_id(manifest["preset"], manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    with pytest.raises(BundleError, match="Llama"):
+        open_bundle(folder)
