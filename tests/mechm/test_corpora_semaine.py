@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from mechm.data.corpora import Problem, SemaineConfig, read_semaine
+from mechm.data.corpora import Problem, SemaineConfig, read_semaine, read_semaine_config
 from mechm_runtime.errors import InputError, LabelError, MediaError
 
 HAPPY, CROSS, GLOOMY, CALM = (0.6, 0.5), (-0.6, 0.5), (-0.6, -0.5), (0.6, -0.5)
@@ -254,3 +254,43 @@ def test_a_config_that_contradicts_itself_is_refused() -> None:
     for speakers in ((), ("Poppy",)):
         with pytest.raises(InputError, match="speakers"):
             SemaineConfig(speakers=speakers)
+
+
+def test_a_config_comes_from_a_file(tmp_path: Path) -> None:
+    path = tmp_path / "labels.json"
+    path.write_text(
+        '{"neutral_radius": 0, "pleasant_active": "surprise", "pleasant_passive": null, "min_raters": 2, '
+        '"speakers": ["User", "Operator"]}'
+    )
+    assert read_semaine_config(path) == SemaineConfig(
+        neutral_radius=0, pleasant_active="surprise", pleasant_passive=None, min_raters=2, speakers=("User", "Operator")
+    )
+    path.write_text("{}")
+    assert read_semaine_config(path) == SemaineConfig()
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("{", "labels.json: not JSON"),
+        ("[]", "labels.json: not a JSON object"),
+        ('{"radius": 1}', "labels.json: unknown setting 'radius'"),
+        ('{"neutral_radius": "1"}', "labels.json: neutral_radius is '1'"),
+        ('{"neutral_radius": true}', "labels.json: neutral_radius is 'True'"),
+        ('{"min_raters": 1.5}', r"labels.json: min_raters is '1\.5'"),
+        ('{"speakers": "User"}', "labels.json: speakers is 'User'"),
+        ('{"pleasant_active": 3}', "labels.json: pleasant_active is '3'"),
+        ('{"pleasant_active": "rage"}', "pleasant_active: unknown emotion 'rage'"),
+        ('{"neutral_radius": -1}', "neutral_radius is -1"),
+    ],
+)
+def test_a_file_that_is_no_config_is_refused(tmp_path: Path, content: str, message: str) -> None:
+    path = tmp_path / "labels.json"
+    path.write_text(content)
+    with pytest.raises(InputError, match=message):
+        read_semaine_config(path)
+
+
+def test_a_config_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read labels\.json"):
+        read_semaine_config(tmp_path / "labels.json")
