@@ -67,18 +67,18 @@ def apply_gain(samples: Samples, gain_db: float) -> Samples:
 
 def telephone(samples: Samples) -> Samples:
     """The telephone band at 8 kHz, through mu-law of eight bits at 3 dB below full scale, as exchanges level it."""
-    n = len(samples)
-    peak = float(np.abs(samples).max(initial=0.0))
+    n, (low, high) = len(samples), TELEPHONE_BAND_HZ
+    even = np.pad(samples, (0, n % 2))
+    narrow = _band(even, low, high)[::2]  # nothing above 3.4 kHz is left to alias
+    peak = float(np.abs(narrow).max(initial=0.0))
     if peak == 0.0:
-        return samples.copy()
-    low, high = TELEPHONE_BAND_HZ
-    narrow = _band(samples, low, high)[::2]  # nothing above 3.4 kHz is left to alias
-    level = 0.7 / float(np.abs(narrow).max())
+        return np.zeros_like(samples)
+    level = 0.7 / peak
     decoded = _mu_law(narrow * level) / level
     # Back to 16 kHz by an empty upper half of the spectrum; the line passes the quantisation noise of its band only.
     spectrum = np.fft.rfft(decoded)
-    wide = np.fft.irfft(np.pad(spectrum, (0, n // 2 + 1 - len(spectrum))), n) * (n / len(decoded))
-    return _band(np.asarray(wide, np.float32), low, high)
+    wide = 2.0 * np.fft.irfft(np.pad(spectrum, (0, len(even) // 2 + 1 - len(spectrum))), len(even))
+    return _band(np.asarray(wide, np.float32), low, high)[:n]
 
 
 def clip(samples: Samples, share: float) -> Samples:
@@ -107,8 +107,11 @@ def reverberate(
     rt60_s: time in which the reverberation falls by 60 dB. The length stays, what rings on after the end is cut.
     """
     n = len(samples)
-    n_tail = min(max(1, int(rt60_s * SAMPLE_RATE)), n)
+    if n < 2:
+        return samples.copy()
+    n_tail = min(max(2, int(rt60_s * SAMPLE_RATE)), n)
     tail = random.standard_normal(n_tail) * 10.0 ** (-3.0 * np.arange(n_tail) / (rt60_s * SAMPLE_RATE))
+    tail[0] = 0.0  # there is the sound itself
     tail *= np.sqrt(10.0 ** (-direct_to_reverberant_db / 10.0) / np.sum(tail**2))
     size = n + n_tail
     ringing = np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(tail, size), size)[:n]
@@ -179,6 +182,8 @@ def _power(samples: Samples) -> float:
 
 
 def _band(samples: Samples, low_hz: float, high_hz: float) -> Samples:
+    if not len(samples):
+        return samples.copy()
     spectrum = np.fft.rfft(samples)
     frequencies = np.fft.rfftfreq(len(samples), 1 / SAMPLE_RATE)
     spectrum[(frequencies < low_hz) | (frequencies > high_hz)] = 0.0

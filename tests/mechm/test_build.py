@@ -18,6 +18,7 @@ from mechm.model.build import (
     CARD_FILE,
     CONFIG_FILE,
     DECISION_FILE,
+    VOICE,
     WEIGHTS_FILE,
     build_audio_encoder,
     build_network,
@@ -82,6 +83,28 @@ def test_weights_are_small_and_without_embeddings(trained: Folder) -> None:
     state = load_file(trained / WEIGHTS_FILE)
     assert not any("embeddings" in name for name in state)
     assert all(value.dtype in (torch.float16, torch.bool) for value in state.values())
+
+
+def test_weights_from_before_the_voice_head_load_with_a_silent_one(trained: Folder) -> None:
+    state = load_file(trained / WEIGHTS_FILE)
+    del state["fusion.audio_attended"]
+    for name in [name for name in state if name.startswith(VOICE)]:
+        del state[name]
+    save_file(state, trained / WEIGHTS_FILE)
+    network = build_network(TINY, None)
+    network.fusion.audio_attended.fill_(False)
+    network.fusion.voice_head.heard.fill_(True)
+    load_trained(network, trained)
+    assert not network.fusion.voice_head.heard.any()
+    assert network.fusion.audio_attended
+
+
+def test_half_a_voice_head_is_refused(trained: Folder) -> None:
+    state = load_file(trained / WEIGHTS_FILE)
+    del state[f"{VOICE}bias"]
+    save_file(state, trained / WEIGHTS_FILE)
+    with pytest.raises(WeightsError, match=r"voice_head\.bias"):
+        load_trained(build_network(TINY, None), trained)
 
 
 def test_random_networks_depend_on_the_seed_alone() -> None:

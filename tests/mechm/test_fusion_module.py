@@ -37,6 +37,19 @@ def inputs(config: ModelConfig = TINY, batch: int = 2, utterances: int = 5, seed
     }
 
 
+@pytest.fixture(scope="module")
+def hearing() -> Fusion:
+    """A fusion whose voice head is fitted, so that text attends to no audio."""
+    torch.manual_seed(5)
+    fusion = Fusion(TINY).eval()
+    head, random = fusion.voice_head, torch.Generator().manual_seed(6)
+    head.weight.copy_(0.1 * torch.randn(head.weight.shape, generator=random))
+    head.heard[:6] = True
+    head.doubt.fill_(0.7)
+    fusion.audio_attended.fill_(False)
+    return fusion
+
+
 def run(fusion: Fusion, given: Inputs) -> FusionOutput:
     with torch.inference_mode():
         output: FusionOutput = fusion(**given)
@@ -65,6 +78,49 @@ def test_an_absent_modality_has_no_influence_whatever_stands_there(fusion: Fusio
     expected = run(fusion, given)
     assert all(torch.isfinite(part).all() for part in expected)
     assert same(expected, run(fusion, absent))
+
+
+def test_a_fitted_voice_head_changes_nothing_where_there_is_no_voice(fusion: Fusion, hearing: Fusion) -> None:
+    given = inputs()
+    given["audio_mask"] = torch.zeros_like(given["audio_mask"])
+    silent = run(fusion, given)
+    assert same(silent, run(hearing, given))
+    assert same(silent, run(hearing, {**given, "audio": torch.full_like(given["audio"], float("nan"))}))
+
+
+def test_a_fitted_voice_head_changes_the_emotions_of_utterances_with_a_voice_alone(hearing: Fusion) -> None:
+    given = inputs()
+    given["audio_mask"] = torch.zeros_like(given["audio_mask"])
+    silent = run(hearing, given)
+    given["audio_mask"][0, 2] = True
+    given["audio"][~given["audio_mask"]] = float("nan")
+    voiced = run(hearing, given)
+    assert torch.equal(silent.pair_logits, voiced.pair_logits)
+    assert torch.equal(silent.hidden_states, voiced.hidden_states)
+    changed = (silent.emotion_logits - voiced.emotion_logits).abs().amax(-1)
+    assert changed[0, 2] > 0.01
+    changed[0, 2] = 0.0
+    assert not changed.any()
+
+
+def test_a_voice_head_that_was_never_fitted_changes_nothing(fusion: Fusion) -> None:
+    given = inputs()
+    other = Fusion(TINY).eval()
+    other.load_state_dict(fusion.state_dict())
+    other.voice_head.doubt.fill_(0.1)
+    assert same(run(fusion, given), run(other, given))
+
+
+def test_gradients_are_finite_beside_absent_voices(hearing: Fusion) -> None:
+    given = inputs()
+    given["audio_mask"][0, :3] = False
+    given["text_mask"][1, 2] = False
+    given["audio"][~given["audio_mask"]] = float("nan")
+    output: FusionOutput = hearing(**given)
+    (output.emotion_logits.square().sum() + output.pair_logits.square().sum()).backward()
+    gradients = [p.grad for p in hearing.parameters() if p.grad is not None]
+    assert gradients
+    assert all(torch.isfinite(gradient).all() for gradient in gradients)
 
 
 @pytest.mark.parametrize("modality", MODALITIES)
