@@ -83,7 +83,11 @@ def write_manifest(
         },
     }
     if (files_of_llama := llama_files(model)) is not None and model.llama is not None:
-        manifest[LLAMA] = {**asdict(files_of_llama), "card": _card(model.llama.adapter)}
+        manifest[LLAMA] = {
+            **asdict(files_of_llama),
+            "card": _card(model.llama.adapter),
+            "scores": model.llama.fitted.scores,
+        }
     manifest = json.loads(json.dumps(manifest))
     manifest["id"] = manifest_id(config.preset, manifest)
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mechm.cli.recordings import RecordingOptions, recording_options, recordings_progress
+from mechm.cli.train_combination import combination
 from mechm.cli.train_llm import llm
 from mechm.cli.training import check_out, epoch_line, loop_options, score_line, training_processes
 
@@ -31,10 +32,11 @@ _file = click.Path(path_type=Path)
 
 @click.group()
 def train() -> None:
-    """Train the fusion and its heads, or the Llama's adapter."""
+    """Train the fusion and its heads, or the Llama's adapter, and weigh the two."""
 
 
 train.add_command(llm)
+train.add_command(combination)
 
 
 @train.command()

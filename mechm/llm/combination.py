@@ -6,8 +6,10 @@ Fitting is `mechm.training.combination`, using it `mechm_runtime.combination`.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from mechm.model.build import WEIGHTS_FILE, read_decision
 from mechm_runtime.bundle import file_sha256
@@ -27,11 +29,13 @@ class FittedCombination:
     """Weights of both models and the decision on the combined scores.
 
     fusion_sha256: of the fusion weights that they were fitted with; they mean nothing with others.
+    scores: split -> `fusion`, `llama` or `both` -> what that reaches there, see `mechm.training.card.split_scores`.
     """
 
     combination: CombinationConfig
     decision: DecisionConfig
     fusion_sha256: str
+    scores: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def is_adapter(folder: Path) -> bool:
@@ -76,9 +80,10 @@ def read_combination(adapter: Path, fusion: Path) -> FittedCombination:
             CombinationConfig(**values["combination"]),
             read_decision(json.dumps(values["decision"])),
             str(values["fusion_sha256"]),
+            dict(values["scores"]),
         )
     except FileNotFoundError as error:
-        raise WeightsError(f"{adapter} says not how to weigh it against a fusion", hint=FIT) from error
+        raise WeightsError(f"{adapter} does not say how to weigh it against a fusion", hint=FIT) from error
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise WeightsError(f"{adapter / COMBINATION_FILE} is damaged: {error}", hint=FIT) from error
     if fitted.fusion_sha256 != fusion_sha256(fusion):

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mechm.llm.packed import TorchLlama
 from mechm.llm.scorer import AnswerScores, make_question_batch
 from mechm.training.calibration import ScoredConversation
 from mechm.training.checkpoint import Learner, corpora_digests
@@ -26,6 +27,7 @@ from mechm.training.losses import class_weights
 from mechm.training.processes import in_parts, start_processes
 from mechm.training.speakers import rename_speakers
 from mechm.training.stages import Group, Stage, check_corpora, plan_epochs
+from mechm_runtime.llama import LlamaReader
 from mechm_runtime.questions import QuestionTokenizer, cause_offsets, pair_logits
 from mechm_runtime.types import EMOTIONS, LabelledConversation
 
@@ -110,24 +112,24 @@ def train_llama(
 def score_with_llama(
     scores: AnswerScores, tokenizer: QuestionTokenizer, conversations: Sequence[LabelledConversation]
 ) -> list[ScoredConversation]:
-    """The Llama's scores, in the order given; pairs at distances that no answer names have -inf."""
+    """The Llama's scores as the runtime reads them, in the order given.
+
+    Pairs at distances that no answer names have -inf, and those of an utterance without words.
+    """
     scores.eval()
+    reader = LlamaReader(tokenizer, TorchLlama(scores))
     scored = []
-    with torch.inference_mode():
-        for labelled in conversations:
-            utterances = labelled.conversation.utterances
-            batch = make_question_batch([tokenizer.pack(utterances, range(len(utterances)))])
-            emotion, cause = (logits.cpu() for logits in scores(batch.to(scores.device)))
-            position = {u.id: i for i, u in enumerate(utterances)}
-            causes = np.zeros((len(utterances),) * 2, bool)
-            for pair in labelled.pairs:
-                causes[position[pair.emotion_utterance], position[pair.cause_utterance]] = True
-            emotions = np.array([EMOTIONS.index(e) for e in labelled.emotions], np.int64)
-            scored.append(
-                ScoredConversation(
-                    emotion.log_softmax(-1).numpy(), pair_logits(cause.log_softmax(-1).numpy()), emotions, causes
-                )
-            )
+    for labelled in conversations:
+        utterances = labelled.conversation.utterances
+        answers = reader.read(utterances)
+        position = {u.id: i for i, u in enumerate(utterances)}
+        causes = np.zeros((len(utterances),) * 2, bool)
+        for pair in labelled.pairs:
+            causes[position[pair.emotion_utterance], position[pair.cause_utterance]] = True
+        emotions = np.array([EMOTIONS.index(e) for e in labelled.emotions], np.int64)
+        found = pair_logits(answers.causes)
+        found[~answers.asked] = -np.inf
+        scored.append(ScoredConversation(answers.emotions, found, emotions, causes))
     return scored
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from mechm.training.calibration import ScoredConversation, fit_decision
-from mechm.training.combination import combined, fit_combination
+from mechm.training.combination import choose_shares, combined, cross_validated_f1, fit_combination
 from mechm.training.fusion import decision_scores
 from mechm_runtime.combination import CombinationConfig, combine
 
@@ -87,3 +87,24 @@ def test_an_utterance_that_was_not_asked_about_counts_as_the_fusion_says() -> No
     assert np.array_equal(emotions[asked], everywhere[asked])
     assert np.allclose(emotions[1], agreed[1])
     assert np.allclose(pairs[1], 2.0 * fusion[1][1] - 1.0)
+
+
+def test_shares_are_chosen_for_the_metric() -> None:
+    random = np.random.default_rng(4)
+    fusion = _scored(random, None, 2.0)
+    llama = _scored(random, fusion, 0.6)
+    worst = CombinationConfig(emotion_fusion=0.9, emotion_llama=0.1, pair_fusion=0.9, pair_llama=0.1)
+    chosen = choose_shares(fusion, llama, worst)
+    assert chosen.emotion_llama > chosen.emotion_fusion
+    assert chosen.emotion_fusion + chosen.emotion_llama == pytest.approx(1.0)
+    assert chosen.pair_fusion + chosen.pair_llama == pytest.approx(1.0)
+    reached, before = (cross_validated_f1(combined(fusion, llama, config)) for config in (chosen, worst))
+    assert reached > before
+
+
+def test_cross_validation_looks_at_no_fold_it_was_fitted_on() -> None:
+    # Scores that say nothing: what is fitted to them on other conversations finds nothing but chance here.
+    random = np.random.default_rng(5)
+    noise = _scored(random, _scored(random, None, 0.1), 50.0)
+    fitted = decision_scores(noise, fit_decision(noise))[0]
+    assert cross_validated_f1(noise) <= fitted + 1e-9
