@@ -5,7 +5,8 @@ readings of the expression network, frames are noise that carries no label: the 
 and that frames say nothing yet. The model card says so. What is attached to a text is wrong on purpose more often than
 not (`mismatch`): acted speech is read almost without error, in a real conversation voice and face often disagree with
 the annotated emotion, and a fusion that was never misled follows a strange voice against plain words. An utterance read
-from its voice alone is a recording with its own, true label.
+from its voice alone is a recording with its own, true label. What these voices mean is read by the voice head, which is
+fitted on them before (`mechm.training.voice`); the fusion learns what is left to tell beside its opinion.
 """
 
 from __future__ import annotations
