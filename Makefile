@@ -13,7 +13,7 @@ STAMP := .venv/.installed
 MECHM := $(BIN)/mechm
 
 # What a bundle is made from: when one of these is newer than the bundle, `make bundle` exports again.
-BUNDLE_SOURCES := mechm/model mechm/weights mechm/pretrained export/mechm_export runtime/mechm_runtime/features
+BUNDLE_SOURCES := mechm/model mechm/llm/packed.py mechm/weights mechm/pretrained export/mechm_export runtime/mechm_runtime/features
 
 .PHONY: help env weights bundle demo test lint format types contracts pytest clean
 .DEFAULT_GOAL := help
@@ -35,7 +35,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 weights: env ## the base weights of the preset small, into the cache folder
-	$(MECHM) weights fetch --preset small
+	$(MECHM) weights fetch --preset small --llm
 
 bundle: env ## the default bundle, into the cache folder, unless it is newer than what it is made from
 	@bundle="$$($(BIN)/python -c 'from mechm_runtime.cache import cache_dir; print(cache_dir() / "bundles" / "small")')" && \
@@ -43,7 +43,7 @@ bundle: env ## the default bundle, into the cache folder, unless it is newer tha
 		[ -z "$$(find $(BUNDLE_SOURCES) -type f ! -name '*.pyc' -newer "$$bundle/bundle.json" 2>/dev/null)" ]; then \
 		echo "The bundle in $$bundle is up to date."; \
 	else \
-		$(MECHM) weights fetch --preset small && \
+		$(MECHM) weights fetch --preset small --llm && \
 		$(MECHM) export bundle --preset small --out "$$bundle"; \
 	fi
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mechm.cli.outputs import Outputs
     from mechm_runtime.errors import InputError
     from mechm_runtime.media import MediaLimits
-    from mechm_runtime.pipeline import Pipeline, Precision
+    from mechm_runtime.pipeline import Llm, Pipeline, Precision
     from mechm_runtime.types import Analysis, Conversation
 
 EXAMPLES = """\b
@@ -35,7 +35,7 @@ Examples:
 INTERRUPTED = 130
 """What shells report for a command that Ctrl-C ended: 128 and the signal's number."""
 
-STAGES = {"text": 1, "media": 10, "fusion": 1}
+STAGES = {"text": 1, "media": 10, "fusion": 1, "llm": 10}
 """The pipeline's stages in their order, with how long an utterance takes in each, roughly and in proportion."""
 
 MAX_LISTED = 20
@@ -58,10 +58,9 @@ _File = click.Path(path_type=Path)
 @click.option("--precision", type=click.Choice(["fp32", "int8"]), help="Which of the bundle's precisions to run.")
 @click.option(
     "--llm",
-    type=click.Choice(["none"]),
-    default="none",
-    expose_value=False,  # one value has one meaning; the option keeps scripts that name it working
-    help="Which Llama helps to find causes. Default: none, the bundle's pair head alone.",
+    type=click.Choice(["none", "onnx"]),
+    help="Which Llama is asked about what was said: the bundle's own (onnx), or none, which is faster and finds less. "
+    "Default: the bundle's own, where it has one.",
 )
 @click.option(
     "--modality",
@@ -90,6 +89,7 @@ def analyze(
     transcript: Path | None,
     bundle: Path | None,
     precision: Precision | None,
+    llm: Llm | None,
     modalities: tuple[str, ...],
     threads: int | None,
     limit_duration_s: float | None,
@@ -129,7 +129,7 @@ def analyze(
             raise click.UsageError("--quiet shows nothing: give --json, --vtt, --submission or --report with it")
         limits = MediaLimits() if limit_duration_s is None else MediaLimits(max_duration_s=limit_duration_s)
         conversations = read_input(source, transcript, outputs, limits, modalities or MODALITIES)
-        pipeline = load_pipeline(bundle, precision, modalities or MODALITIES, threads, limits)
+        pipeline = load_pipeline(bundle, precision, llm, modalities or MODALITIES, threads, limits)
         show = Printer(outputs, heading=len(conversations) > 1, quiet=quiet)
         analyses, failures = analyze_all(pipeline, conversations, show, quiet=quiet)
         finish(outputs, conversations, analyses, failures, title=source.stem or source.resolve().name, quiet=quiet)
@@ -163,6 +163,7 @@ def read_input(
 def load_pipeline(
     bundle: Path | None,
     precision: Precision | None,
+    llm: Llm | None,
     modalities: Sequence[str],
     threads: int | None,
     limits: MediaLimits,
@@ -175,7 +176,9 @@ def load_pipeline(
     from mechm_runtime.pipeline import Pipeline
 
     engine = EngineConfig() if threads is None else EngineConfig(n_threads=threads)
-    return Pipeline.from_bundle(bundle, precision=precision, engine=engine, modalities=modalities, limits=limits)
+    return Pipeline.from_bundle(
+        bundle, precision=precision, engine=engine, modalities=modalities, limits=limits, llm=llm
+    )
 
 
 def analyze_all(
@@ -190,7 +193,7 @@ def analyze_all(
 
     analyses: list[Analysis] = []
     failures: list[tuple[Conversation, InputError]] = []
-    with Bar(conversations, pipeline.modalities, hidden=quiet) as bar:
+    with Bar(conversations, pipeline.modalities, pipeline.llm, hidden=quiet) as bar:
         for conversation in conversations:
             try:
                 analysis = pipeline.analyze(conversation, progress=bar.begin(conversation))
@@ -301,7 +304,9 @@ class Bar:
     It counts an utterance in each stage that it will go through, so that it also moves inside a long conversation.
     """
 
-    def __init__(self, conversations: Sequence[Conversation], modalities: Sequence[str], *, hidden: bool) -> None:
+    def __init__(
+        self, conversations: Sequence[Conversation], modalities: Sequence[str], llm: Llm, *, hidden: bool
+    ) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
@@ -310,6 +315,7 @@ class Bar:
         self._shown = console.is_terminal and not hidden
         self._progress: Progress = Progress(*columns, console=console, transient=True, disable=not self._shown)
         self._with_text = "text" in modalities
+        self._with_llm = llm != "none"
         self._with_media = tuple(modalities) != ("text",)
         self._n_conversations = len(conversations)
         self._n_begun = 0
@@ -362,4 +368,6 @@ class Bar:
             del stages["text"]
         if not (self._with_media and has_media):
             del stages["media"]
+        if not self._with_llm:
+            del stages["llm"]
         return {stage: units * len(conversation.utterances) for stage, units in stages.items()}

@@ -459,6 +459,14 @@ def test_a_refusal_has_no_stack_trace_in_a_process_of_its_own(folder: Path) -> N
     assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
 
 
+def test_a_llama_that_the_bundle_lacks_is_no_silent_none(folder: Path, run: Run) -> None:
+    ended = run(folder / "call.srt", "--llm", "onnx")
+    assert ended.code == 1
+    assert "no Llama" in ended.err[0]
+    assert "--llm none" in ended.err[1]
+    assert run(folder / "call.srt", "--llm", "none").code == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
