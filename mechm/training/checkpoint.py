@@ -64,7 +64,8 @@ class Position:
 
 def check_unused(out: Path) -> None:
     """Raises: WeightsError: there is something in `out`, which a new training would overwrite."""
-    if out.is_file() or (out.is_dir() and any(out.iterdir())):
+    # A checkpoint that was never finished is nothing to lose.
+    if out.is_file() or (out.is_dir() and (has_checkpoint(out) or any(path.name != FOLDER for path in out.iterdir()))):
         hint = "choose another --out, or remove it first"
         if has_checkpoint(out):
             hint = "go on with --resume, choose another --out, or remove it first"

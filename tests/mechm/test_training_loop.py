@@ -185,6 +185,16 @@ def test_what_is_there_is_neither_overwritten_nor_resumed_without_a_checkpoint(
     assert [path.name for path in tmp_path.iterdir()] == ["card.json"]
 
 
+def test_a_first_checkpoint_that_was_never_finished_is_in_nobodys_way(tmp_path: Path) -> None:
+    (tmp_path / FOLDER).mkdir()
+    (tmp_path / FOLDER / f"{STATE_FILE}.part").write_bytes(b"half a checkpoint")
+    checkpoint.check_unused(tmp_path)
+    checkpoint.check_unused(tmp_path / "absent")
+    (tmp_path / FOLDER / STATE_FILE).touch()
+    with pytest.raises(WeightsError, match="exists"):
+        checkpoint.check_unused(tmp_path)
+
+
 def test_a_broken_checkpoint_is_an_error_and_not_a_new_start(tokenizer_file: Path, tmp_path: Path) -> None:
     (tmp_path / FOLDER).mkdir()
     (tmp_path / FOLDER / STATE_FILE).write_bytes(b"half a checkpoint")
