@@ -459,14 +459,6 @@ def test_a_refusal_has_no_stack_trace_in_a_process_of_its_own(folder: Path) -> N
     assert [line.partition(":")[0] for line in done.stderr.splitlines()] == ["error", "hint"]
 
 
-def test_a_llama_that_the_bundle_lacks_is_no_silent_none(folder: Path, run: Run) -> None:
-    ended = run(folder / "call.srt", "--llm", "onnx")
-    assert ended.code == 1
-    assert "no Llama" in ended.err[0]
-    assert "--llm none" in ended.err[1]
-    assert run(folder / "call.srt", "--llm", "none").code == 0
-
-
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -702,6 +694,14 @@ def test_when_all_fail_nothing_is_written(folder: Path, analyze: Run) -> None:
     assert ended.code == 2
     assert ended.err[-2] == "error: 2 of 2 conversations could not be analysed"
     assert not (folder / "out.html").exists()
+
+
+def test_a_llama_that_the_bundle_lacks_is_no_silent_none(analyze: Run, folder: Path) -> None:
+    ended = analyze(folder / "call.srt", "--llm", "onnx")
+    assert ended.code == 2
+    assert "no Llama" in ended.err[0]
+    assert "--llm none" in ended.err[1]
+    assert analyze(folder / "call.srt", "--llm", "none").code == 0
 
 
 def test_5000_utterances(tmp_path: Path, tiny_bundle: Path) -> None:
