@@ -129,6 +129,7 @@ def load_trained(network: Network, folder: Path) -> DecisionConfig:
         differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise WeightsError(f"trained weights do not fit: {', '.join(differing[:8])}")
     network.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
+    network.fusion.voice_head.follow(decision)
     return decision
 
 
