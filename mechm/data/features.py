@@ -21,6 +21,7 @@ from torch import nn
 from mechm.model.build import build_audio_encoder, build_scene_encoder
 from mechm.model.config import ModelConfig
 from mechm.model.expression import ExpressionConfig, ExpressionNetwork
+from mechm.model.preprocessing import fusion_windows, log_mel_config, scene_config
 from mechm.weights import weights_path
 from mechm.weights.fetch import read_provenance
 from mechm_runtime.bundle import FusionWindows
@@ -134,7 +135,7 @@ class FeatureExtractor:
         tiny = config.preset == "tiny"
         folders = {name: None if tiny else weights_path(name, config.preset) for name in ENCODERS}
         detector = weights_path("detector", "small" if tiny else config.preset)
-        log_mel, scene, faces = LogMelConfig(n_mels=config.audio.n_mels), scene_config(config), FaceConfig()
+        log_mel, scene, faces = log_mel_config(config), scene_config(config), FaceConfig()
         sizes = fusion_windows(config)
         voice = build_audio_encoder(config, folders["audio"])
         frames = build_scene_encoder(config, folders["scene"])
@@ -195,30 +196,6 @@ def build_expression(folder: Path | None) -> ExpressionNetwork:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return ExpressionNetwork(ExpressionConfig()).eval()
-
-
-def scene_config(config: ModelConfig) -> SceneConfig:
-    """How a preset's scene encoder wants its frames."""
-    side = config.scene.image_size
-    if config.scene.architecture == "dinov2":
-        return SceneConfig(image_size=side)
-    # EVA-CLIP was trained with the constants of OpenAI's CLIP.
-    return SceneConfig(side, side, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
-
-
-def fusion_windows(config: ModelConfig) -> FusionWindows:
-    """A preset's sizes, as the runtime knows them."""
-    return FusionWindows(
-        window=config.fusion.window,
-        window_context=config.fusion.window_context,
-        n_frames=config.n_frames,
-        max_faces=config.max_faces,
-        audio_tokens=len(config.audio.pooled_layers),
-        audio_width=2 * config.audio.hidden_size,
-        scene_width=config.scene.hidden_size,
-        text_width=config.text.hidden_size,
-        face_width=config.fusion.face_width,
-    )
 
 
 def _fingerprint(

@@ -11,8 +11,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from mechm.data.features import FeatureExtractor, Features, Span, fusion_windows, scene_config, span_of
+from mechm.data.features import FeatureExtractor, Features, Span, span_of
 from mechm.model.config import LLAMA2_7B, SMALL, TINY
+from mechm.model.preprocessing import fusion_windows, log_mel_config, scene_config
 from mechm_runtime.bundle import PartFiles, open_bundle
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
 from mechm_runtime.errors import InputError, MediaError
@@ -145,6 +146,7 @@ def test_a_file_that_is_no_recording_is_refused(extractor: FeatureExtractor, tmp
 
 
 def test_a_preset_is_read_with_the_constants_of_its_bundle(runtime: PipelineInputs) -> None:
+    assert log_mel_config(TINY) == runtime.bundle.log_mel
     assert scene_config(TINY) == runtime.bundle.scene
     assert fusion_windows(TINY) == runtime.bundle.fusion
     assert scene_config(LLAMA2_7B).image_size == 448

@@ -1,0 +1,37 @@
+"""How a preset's inputs are made: constants that its bundle carries, and that features for training are made with."""
+
+from __future__ import annotations
+
+from mechm.model.config import ModelConfig
+from mechm_runtime.bundle import FusionWindows
+from mechm_runtime.features.log_mel import LogMelConfig
+from mechm_runtime.features.scene import SceneConfig
+
+
+def log_mel_config(config: ModelConfig) -> LogMelConfig:
+    """The spectrogram of a preset's speech encoder."""
+    return LogMelConfig(n_mels=config.audio.n_mels)
+
+
+def scene_config(config: ModelConfig) -> SceneConfig:
+    """The pixels of a preset's scene encoder."""
+    side = config.scene.image_size
+    if config.scene.architecture == "dinov2":
+        return SceneConfig(image_size=side)
+    # EVA-CLIP was trained with the constants of OpenAI's CLIP.
+    return SceneConfig(side, side, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+
+
+def fusion_windows(config: ModelConfig) -> FusionWindows:
+    """The sizes of what a preset's fusion reads."""
+    return FusionWindows(
+        window=config.fusion.window,
+        window_context=config.fusion.window_context,
+        n_frames=config.n_frames,
+        max_faces=config.max_faces,
+        audio_tokens=len(config.audio.pooled_layers),
+        audio_width=2 * config.audio.hidden_size,
+        scene_width=config.scene.hidden_size,
+        text_width=config.text.hidden_size,
+        face_width=config.fusion.face_width,
+    )
