@@ -70,6 +70,10 @@ def merge(
         raise WeightsError(
             f"the adapter in {adapter} was trained for preset {named}, not {preset}", hint="leave --preset out"
         )
+    if base is None and named not in ("small", "llama2-7b"):
+        raise WeightsError(
+            f"the card of {adapter} names no preset", hint="give the base that it was trained on: --base"
+        )
     if device == "cuda" and not torch.cuda.is_available():
         raise click.UsageError("--device cuda: torch finds no CUDA device here")
     folder = weights_path("llm", str(named)) if base is None else base

@@ -98,14 +98,25 @@ def read_json(path: Path) -> dict[str, Any]:
     Raises: WeightsError: no such file, or something else in it.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
-    except ValueError as error:
+        values = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"{path} is not JSON") from error
     if not isinstance(values, dict):
         raise WeightsError(f"{path} does not hold a JSON object")
     return values
+
+
+def read_text(path: Path) -> str:
+    """A file's text.
+
+    Raises: WeightsError: no such file, or no UTF-8 text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise WeightsError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise WeightsError(f"{path} is not text") from error
 
 
 def read_shapes(file: Path) -> dict[str, StoredTensor]:

@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from mechm.llm.base import StoredBase, base_fingerprint, read_json, read_shapes
-from mechm.model.build import CARD_FILE, DECISION_FILE
+from mechm.llm.base import StoredBase, base_fingerprint, read_json, read_shapes, read_text
+from mechm.llm.combination import ADAPTER_FILE
+from mechm.model.build import CARD_FILE, DECISION_FILE, read_decision
 from mechm_runtime.decision import DecisionConfig
 from mechm_runtime.errors import WeightsError
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
 PLAIN_STARTS = (True, False, "gaussian")
 """Starts of an adapter that leave the base as it is; PiSSA, OLoRA and others change its weights when it is loaded."""
 
@@ -70,10 +71,7 @@ def read_adapter(folder: Path) -> StoredAdapter:
         raise WeightsError(
             f"{folder / ADAPTER_CONFIG} lists no target_modules", hint="merge an adapter that mechm train llm wrote"
         )
-    try:
-        decision = DecisionConfig(**read_json(folder / DECISION_FILE))
-    except (TypeError, ValueError) as error:
-        raise WeightsError(f"{folder / DECISION_FILE} holds no decision: {error}") from error
+    decision = read_decision(read_text(folder / DECISION_FILE))
     card = read_json(folder / CARD_FILE)
     # peft writes whole names where there are few layers, and their last parts else.
     last_parts = frozenset(str(target).rpartition(".")[2] for target in targets)
@@ -106,7 +104,7 @@ def check_fit(adapter: StoredAdapter, base: StoredBase) -> str:
 
 
 def _read_layers(folder: Path) -> dict[str, tuple[int, int]]:
-    file = folder / ADAPTER_WEIGHTS
+    file = folder / ADAPTER_FILE
     if not file.is_file():
         pickled = sorted(path.name for path in folder.glob("*.bin"))
         if pickled:
@@ -114,7 +112,7 @@ def _read_layers(folder: Path) -> dict[str, tuple[int, int]]:
                 f"{folder} holds a pickled adapter ({pickled[0]}), which runs code when it is read",
                 hint="train it again with mechm train llm, which writes safetensors",
             )
-        raise WeightsError(f"{folder} has no {ADAPTER_WEIGHTS}", hint="merge an adapter that mechm train llm wrote")
+        raise WeightsError(f"{folder} has no {ADAPTER_FILE}", hint="merge an adapter that mechm train llm wrote")
     sides: dict[str, dict[str, tuple[int, ...]]] = {}
     for name, tensor in read_shapes(file).items():
         match = _LORA.fullmatch(name)

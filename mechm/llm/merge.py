@@ -23,8 +23,9 @@ import torch
 from safetensors import SafetensorError
 
 from mechm.llm.base import StoredBase, read_base
+from mechm.llm.combination import ADAPTER_FILE, COMBINATION_FILE
 from mechm.llm.comparison import AnswerDifference, Answers, answer, compare_answers
-from mechm.llm.fit import ADAPTER_WEIGHTS, StoredAdapter, check_fit, read_adapter
+from mechm.llm.fit import StoredAdapter, check_fit, read_adapter
 from mechm.llm.scorer import AnswerScores, load_llama
 from mechm.model.build import CARD_FILE, DECISION_FILE
 from mechm.quiet import quiet_transformers
@@ -132,13 +133,16 @@ def merge_adapter(
                 dtype,
                 base.n_parameters,
                 fingerprint,
-                sha256_of(adapter_folder / ADAPTER_WEIGHTS),
+                sha256_of(adapter_folder / ADAPTER_FILE),
                 name,
                 len(asked),
                 difference,
                 written,
             )
             shutil.copyfile(adapter_folder / DECISION_FILE, folder / DECISION_FILE)
+            # Weights beside the fusion's answers: merging changes neither side's.
+            if (adapter_folder / COMBINATION_FILE).is_file():
+                shutil.copyfile(adapter_folder / COMBINATION_FILE, folder / COMBINATION_FILE)
             card = {**adapter.card, "merged": asdict(made) | {"versions": _versions()}}
             (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     return made

@@ -164,6 +164,7 @@ def test_the_card_and_the_config_say_how_it_was_merged(
     base: Path, adapter: Path, tmp_path: Path, dtype: Any, torch_dtype: torch.dtype
 ) -> None:
     out = tmp_path / "merged"
+    (adapter / "combination.json").write_text('{"fitted": "beside the fusion"}')
     steps: list[str] = []
     made = merge_adapter(
         adapter,
@@ -174,6 +175,7 @@ def test_the_card_and_the_config_say_how_it_was_merged(
         on_progress=lambda s, _d, _n: steps.append(s),
     )
     assert AutoModelForCausalLM.from_pretrained(out).dtype == torch_dtype
+    assert (out / "combination.json").read_text() == (adapter / "combination.json").read_text()
     card = json.loads((out / "card.json").read_text())
     assert card["preset"] == "small"
     assert card["merged"]["dtype"] == dtype
@@ -290,7 +292,7 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         lambda adapter, _: edit(adapter / "adapter_config.json", target_modules=None),
         "lists no target_modules",
     ),
-    "no decision": (lambda adapter, _: (adapter / "decision.json").write_text('{"x": 1}'), "holds no decision"),
+    "no decision": (lambda adapter, _: (adapter / "decision.json").write_text('{"x": 1}'), "not decision constants"),
     "no card": (lambda adapter, _: (adapter / "card.json").write_text("[]"), "does not hold a JSON object"),
     "other weights": (
         lambda adapter, _: edit(adapter / "card.json", base_fingerprint="ab" * 32),
@@ -425,6 +427,10 @@ def test_an_out_that_exists_and_a_preset_that_is_not_the_adapters(base: Path, ad
     arguments = ["merge", "--adapter", str(adapter), "--preset", "llama2-7b", "--out", str(tmp_path / "other")]
     ran = CliRunner().invoke(cli, arguments)
     assert "trained for preset small, not llama2-7b" in str(ran.exception)
+    edit(adapter / "card.json", preset=None)
+    ran = CliRunner().invoke(cli, ["merge", "--adapter", str(adapter), "--out", str(tmp_path / "other")])
+    assert isinstance(ran.exception, WeightsError)
+    assert "names no preset" in str(ran.exception)
 
 
 def test_differences_counted_by_hand() -> None:
