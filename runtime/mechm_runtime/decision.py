@@ -42,8 +42,9 @@ class DecisionConfig:
             raise ValueError(f"emotion_temperature={self.emotion_temperature} is not a positive number")
         if not 0 < self.pair_threshold <= 1:
             raise ValueError(f"pair_threshold={self.pair_threshold} is not in (0, 1]")
-        if not all(map(math.isfinite, (*self.emotion_bias, self.pair_scale, self.pair_bias, self.neutral_log_bias))):
-            raise ValueError("a calibration constant is not finite")
+        constants = (self.pair_scale, self.pair_bias, self.neutral_log_bias, self.abstain_below)
+        if not all(map(math.isfinite, (*self.emotion_bias, *constants))):
+            raise ValueError("a constant of calibration or decision is not finite")
         if len(self.emotion_bias) != len(EMOTIONS):
             raise ValueError(f"emotion_bias has {len(self.emotion_bias)} values, not {len(EMOTIONS)}")
 

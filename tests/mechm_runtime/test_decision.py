@@ -120,6 +120,7 @@ def test_calibration_is_applied() -> None:
         {"pair_threshold": 0.0},
         {"pair_threshold": 1.5},
         {"pair_threshold": float("nan")},
+        {"abstain_below": float("nan")},
     ],
 )
 def test_constants_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
