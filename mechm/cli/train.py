@@ -15,14 +15,12 @@ from mechm.cli.training import check_out, epoch_line, loop_options, score_line, 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
-    import numpy.typing as npt
-
     from mechm.data.assembly import RecordedEvidence
-    from mechm.data.corpora import CorpusReport, SpeechRecording
+    from mechm.data.corpora import CorpusReport, Problem, SpeechRecording
     from mechm.model.config import ModelConfig
     from mechm.model.network import Network
     from mechm.training.loop import LoopConfig
+    from mechm.training.speech import SpeechFeatures
     from mechm_runtime.text import ConversationTokenizer
     from mechm_runtime.types import LabelledConversation
 
@@ -48,7 +46,12 @@ train.add_command(combination)
 @recording_options
 @click.option("--goemotions", type=_folder, metavar="DIR", help="Warm the text encoder up on GoEmotions (train.tsv).")
 @click.option("--reccon", type=_folder, metavar="DIR", help="Add RECCON's DailyDialog dialogues, train split.")
-@click.option("--speech", type=_folder, metavar="DIR", help="Teach the voice with EmoDB recordings (03a01Fa.wav ...).")
+@click.option(
+    "--speech",
+    type=_folder,
+    metavar="DIR",
+    help="Teach the voice with recordings named as EmoDB's (03a01Fa.wav ...) or listed in a labels.csv.",
+)
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the weights go.")
 @click.option("--warmup-epochs", type=click.IntRange(min=0), default=1, show_default=True, help="On GoEmotions.")
 @click.option(
@@ -92,18 +95,20 @@ def fusion(
         --out runs/clips
     torchrun --nproc-per-node 2 --no-python mechm train fusion --train ecf/train.txt ...
     """
+    from dataclasses import asdict
+
     import torch
 
     from mechm.cli.progress import training_progress
     from mechm.data.assembly import TrainingSources, load_training_data, recorded_evidence
-    from mechm.data.corpora import read_emodb
     from mechm.data.evidence import EvidenceSampler
     from mechm.model.build import build_network
     from mechm.model.config import preset_config
     from mechm.training.card import NO_VOICE, make_card, unseen_note
     from mechm.training.fusion import FusionTrainingConfig, train_fusion
-    from mechm.training.speech import standardise_audio
+    from mechm.training.speech import read_speech_corpus, speech_lines, standardise_audio
     from mechm.training.stages import Stage
+    from mechm.training.voice import VoiceConfig, check_speech, fit_voice
     from mechm.weights import weights_path
     from mechm_runtime.readers import read_labelled
     from mechm_runtime.text import ConversationTokenizer, TextConfig
@@ -139,8 +144,15 @@ def fusion(
         if "goemotions" in corpora and warmup_epochs:
             stages.insert(0, Stage("warm-up", ("goemotions",), warmup_epochs))
         training = FusionTrainingConfig(tuple(stages), seed=seed, text_lr=text_lr, fusion_lr=fusion_lr)
-        spoken = (*(() if speech is None else read_emodb(speech)), *data.speech)
-        voices = _speech(spoken, config) if spoken else {}
+        corpus = None if speech is None else read_speech_corpus(speech)
+        spoken = (*(() if corpus is None else corpus.items), *data.speech)
+        features, unusable = _speech(spoken, config, seed, shown=main) if spoken else (None, ())
+        if features is not None:
+            check_speech(features)
+            absent = () if corpus is None else corpus.report.problems
+            for line in speech_lines(features, (*absent, *unusable)) if main else ():
+                click.echo(line, err=True)
+        voices = {} if features is None else features.by_emotion()
         evidence = EvidenceSampler(config, voices, training.evidence)
         with recordings_progress(shown=main) as on_recording:
             recorded = recorded_evidence(
@@ -167,8 +179,13 @@ def fusion(
             n_recorded=0 if recorded is None else len(recorded.table.row_of),
         )
         network = build_network(config, None if preset == "tiny" else text_folder, seed=seed)
-        if voices or heard:
-            standardise_audio(network.fusion, {**voices, **heard})
+        if features is not None:
+            voice = VoiceConfig()
+            card["voice"] = {**asdict(voice), "temperature": fit_voice(network.fusion, features, voice)}
+            # Voices of other people's texts are for the voice head alone; the texts' own are worth attending to.
+            network.fusion.audio_attended.fill_(bool(heard))
+        elif heard:
+            standardise_audio(network.fusion, heard)
         with training_progress(shown=main) as (on_step, say):
             train_fusion(
                 network,
@@ -229,20 +246,14 @@ def _read_lines(reports: Sequence[CorpusReport], recorded: RecordedEvidence | No
     return lines if recorded is None else [*lines, *recorded.lines()]
 
 
-def _speech(recordings: Sequence[SpeechRecording], config: ModelConfig) -> dict[str, npt.NDArray[np.float32]]:
-    """Features of recordings, by emotion."""
-    import numpy as np
-    from rich.console import Console
-    from rich.progress import track
-
+def _speech(
+    recordings: Sequence[SpeechRecording], config: ModelConfig, seed: int, *, shown: bool
+) -> tuple[SpeechFeatures, tuple[Problem, ...]]:
+    """Features of recordings and of degraded copies, and which recordings are not among them."""
     from mechm.model.build import build_audio_encoder
-    from mechm.training.speech import speech_features
+    from mechm.training.speech import N_COPIES, read_speech
     from mechm.weights import weights_path
 
     encoder = build_audio_encoder(config, None if config.preset == "tiny" else weights_path("audio", config.preset))
-    by_emotion: dict[str, list[npt.NDArray[np.float32]]] = {}
-    console = Console(stderr=True)
-    shown = track(recordings, "Reading speech", console=console, disable=not console.is_terminal)
-    for recording, features in zip(shown, speech_features(recordings, encoder), strict=True):
-        by_emotion.setdefault(recording.emotion, []).append(features)
-    return {emotion: np.stack(features) for emotion, features in by_emotion.items()}
+    with recordings_progress(shown=shown) as on_recording:
+        return read_speech(recordings, encoder, n_copies=N_COPIES, seed=seed, on_recording=on_recording)

@@ -7,7 +7,7 @@ the features is not known here (`mechm.training.voice`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -160,22 +160,6 @@ def speech_lines(speech: SpeechFeatures, problems: Sequence[Problem]) -> tuple[s
 def _rows(speech: SpeechFeatures, emotion: int) -> list[int]:
     rows: list[int] = np.flatnonzero(speech.emotions == emotion).tolist()
     return rows
-
-
-def speech_features(recordings: Iterable[SpeechRecording], encoder: nn.Module) -> Iterator[npt.NDArray[np.float32]]:
-    """Audio tokens of recordings, one by one, each at its own length as the runtime's pipeline computes them.
-
-    Yields: float32 (audio tokens, audio width).
-    Raises: MediaError: a recording cannot be decoded or has no sound.
-    """
-    with MediaReader() as reader:
-        for recording in recordings:
-            samples = reader.read_segments(recording.path, [(0.0, MAX_RECORDING_S)], n_frames=0).segments[0].samples
-            if samples is None:
-                raise MediaError(f"{recording.path.name} has no sound", hint="take it out of the folder")
-            mel = torch.from_numpy(log_mel_spectrogram(samples))[None]
-            with torch.inference_mode():
-                yield encoder(mel, torch.tensor([mel.shape[-1]]))[0].numpy()
 
 
 def standardise_audio(fusion: Fusion, speech: Mapping[str, npt.NDArray[np.float32]]) -> None:
