@@ -15,14 +15,13 @@ from typing import Any
 from mechm.llm.combination import ADAPTER_FILE
 from mechm.model.build import CARD_FILE
 from mechm.model.config import ModelConfig
+from mechm.model.preprocessing import log_mel_config, scene_config
 from mechm.weights import part_of, weights_path
 from mechm.weights.fetch import read_provenance
 from mechm_export.gate import TaskCheck, ValueCheck
 from mechm_export.parts import ModelParts
 from mechm_runtime.bundle import LLAMA, MANIFEST, SCHEMA_VERSION, LlamaFiles, file_sha256, manifest_id
 from mechm_runtime.features.faces import FaceConfig
-from mechm_runtime.features.log_mel import LogMelConfig
-from mechm_runtime.features.scene import SceneConfig
 from mechm_runtime.text import TextConfig
 from mechm_runtime.types import EMOTIONS
 
@@ -65,8 +64,8 @@ def write_manifest(
         },
         "preprocessing": {
             "text": asdict(text_preprocessing(config)),
-            "log_mel": asdict(LogMelConfig(n_mels=config.audio.n_mels)),
-            "scene": asdict(_scene_preprocessing(config)),
+            "log_mel": asdict(log_mel_config(config)),
+            "scene": asdict(scene_config(config)),
             "faces": asdict(FaceConfig()),
             "fusion": asdict(model.fusion_windows),
         },
@@ -105,14 +104,6 @@ def llama_files(model: ModelParts) -> LlamaFiles | None:
 def text_preprocessing(config: ModelConfig) -> TextConfig:
     """How a preset's text is cut into windows."""
     return TextConfig(max_tokens=config.text.max_tokens, context_tokens=config.text.max_tokens // 4)
-
-
-def _scene_preprocessing(config: ModelConfig) -> SceneConfig:
-    if config.scene.architecture == "dinov2":
-        return SceneConfig(image_size=config.scene.image_size)
-    # EVA-CLIP was trained with the constants of OpenAI's CLIP.
-    side = config.scene.image_size
-    return SceneConfig(side, side, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
 
 
 def weights_hashes(model: ModelParts) -> dict[str, str]:

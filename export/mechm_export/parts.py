@@ -16,6 +16,7 @@ from torch import nn
 from mechm.model.build import build_audio_encoder, build_network, build_scene_encoder, load_trained
 from mechm.model.config import ModelConfig, preset_config
 from mechm.model.expression import ExpressionConfig, ExpressionNetwork
+from mechm.model.preprocessing import fusion_windows
 from mechm.weights import weights_path
 from mechm_export.llama import LlamaSource, llama_part, load_llama_source
 from mechm_export.part import ExportPart
@@ -44,18 +45,7 @@ class ModelParts:
     @property
     def fusion_windows(self) -> FusionWindows:
         """Sizes the runtime needs."""
-        config = self.config
-        return FusionWindows(
-            window=config.fusion.window,
-            window_context=config.fusion.window_context,
-            n_frames=config.n_frames,
-            max_faces=config.max_faces,
-            audio_tokens=len(config.audio.pooled_layers),
-            audio_width=2 * config.audio.hidden_size,
-            scene_width=config.scene.hidden_size,
-            text_width=config.text.hidden_size,
-            face_width=config.fusion.face_width,
-        )
+        return fusion_windows(self.config)
 
 
 def build_parts(
