@@ -145,6 +145,7 @@ def fusion(
             stages.insert(0, Stage("warm-up", ("goemotions",), warmup_epochs))
         training = FusionTrainingConfig(tuple(stages), seed=seed, text_lr=text_lr, fusion_lr=fusion_lr)
         corpus = None if speech is None else read_speech_corpus(speech)
+        spoken_in = (None if corpus is None else corpus.report.corpus, "AESI" if data.speech else None)
         spoken = (*(() if corpus is None else corpus.items), *data.speech)
         features, unusable = _speech(spoken, config, seed, shown=main) if spoken else (None, ())
         if features is not None:
@@ -176,7 +177,8 @@ def fusion(
             corpora,
             sum(len(features) for features in voices.values()),
             training,
-            n_recorded=0 if recorded is None else len(recorded.table.row_of),
+            speech=tuple(dict.fromkeys(name for name in spoken_in if name is not None)),
+            recorded=None if recorded is None else recorded.counts,
         )
         network = build_network(config, None if preset == "tiny" else text_folder, seed=seed)
         if features is not None:

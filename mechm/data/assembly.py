@@ -161,10 +161,15 @@ def load_training_data(sources: TrainingSources, *, max_utterances: int) -> Trai
 
 @dataclass(frozen=True, slots=True)
 class RecordedEvidence:
-    """What recordings give. source: for training; its `of` for scoring. table: the features, and what is unusable."""
+    """What recordings give.
+
+    source: for training; its `of` for scoring. table: the features, and what is unusable.
+    counts: `audio`, `face` and `scene` -> utterances of the corpora, without dev, whose recording has it.
+    """
 
     source: ClipEvidence
     table: FeatureTable
+    counts: Mapping[str, int]
 
     def lines(self, *, max_problems: int = 10) -> tuple[str, ...]:
         """What reading the recordings came to, a line each."""
@@ -197,7 +202,14 @@ def recorded_evidence(
     extractor = FeatureExtractor.from_preset(model, device)
     folder = folder or cache_dir() / "features" / f"{model.preset}-{extractor.fingerprint}"
     table = read_features(spans, extractor, folder, n_jobs=n_jobs, progress=progress)
-    return RecordedEvidence(ClipEvidence(model, table, config or ClipEvidenceConfig(), fallback), table)
+    # A recording that several utterances share counts for each.
+    found = (table.row_of.get(span) for span in _spans(one for some in data.corpora.values() for one in some))
+    rows = [row for row in found if row is not None]
+    counts = {
+        name: int(table.arrays[f"{name}_mask"][rows].reshape(len(rows), -1).any(1).sum()) if rows else 0
+        for name in ("audio", "face", "scene")
+    }
+    return RecordedEvidence(ClipEvidence(model, table, config or ClipEvidenceConfig(), fallback), table, counts)
 
 
 def _spans(conversations: Iterable[LabelledConversation]) -> Iterator[Span]:

@@ -23,25 +23,29 @@ LICENCES = {
     "goemotions": "GoEmotions, Apache-2.0",
     "meld": "MELD (declare-lab/MELD, GPL-3.0 repository), research use only",
     "semaine": "SEMAINE, by agreement with its authors, research use only",
-    "aesi": "AESI, by agreement with its authors, research use only",
-    "speech": "EmoDB, free for research",
+}
+
+SPEECH_LICENCES = {
+    "EmoDB": "EmoDB, free for research",
+    "AESI": "AESI, by agreement with its authors, research use only",
 }
 
 PAIRED_VOICE = (
     "Voice: paired with ECF text by emotion from acted German speech (EmoDB), since no aligned recordings were at "
     "hand; boredom left out, surprise never heard."
 )
-RECORDED = "Voice, faces and frames: learned from recordings of the utterances themselves; what is missing is masked."
+OTHER_VOICE = "Voice: paired with text by emotion from acted speech ({}); emotions that it lacks were never heard."
+RECORDED = "{}: learned from recordings of {} utterances themselves."
 NO_VOICE = "Voice: not trained, its branch still has random weights. Analyse without it: mechm analyze --modality text"
 
-SIMULATED = (
-    "Faces: learned from simulated readings of the expression network, not from labelled faces.",
-    "Scene: learned from noise that carries no label; it tells nothing until trained on clips.",
-)
+SIMULATED = {
+    "face": "Faces: learned from simulated readings of the expression network, not from labelled faces.",
+    "scene": "Scene: learned from noise that carries no label; it tells nothing until trained on clips.",
+}
+"""What holds of a modality of which no utterance had a recording."""
 
 LIMITS = (
     "Trained on scripted TV dialogue and everyday text in English; other domains and languages are unmeasured.",
-    *SIMULATED,
     "Not for diagnosis, for deciding about a person, or for inferring what somebody feels at work or school.",
 )
 
@@ -73,19 +77,28 @@ def make_card(
     n_recordings: int,
     config: FusionTrainingConfig,
     *,
-    n_recorded: int = 0,
+    speech: Sequence[str] = ("EmoDB",),
+    recorded: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """The card before training; scores are added after it.
 
-    n_recordings: of emotional speech. n_recorded: utterances of the corpora that have a recording of their own.
+    n_recordings: of emotional speech, from the corpora that `speech` names. recorded: modality -> utterances of the
+    corpora that have it in a recording of their own.
     """
     data = corpora_table(corpora)
+    limits = []
     if n_recordings:
-        data["speech"] = {"recordings": n_recordings, "licence": LICENCES["speech"]}
-    limits = [PAIRED_VOICE if n_recordings else NO_VOICE, *LIMITS]
-    if n_recorded:
-        data["recordings"] = {"utterances": n_recorded}
-        limits = [RECORDED, *(limit for limit in LIMITS if limit not in SIMULATED)]
+        licence = "; ".join(SPEECH_LICENCES[name] for name in speech)
+        data["speech"] = {"recordings": n_recordings, "licence": licence}
+        limits.append(PAIRED_VOICE if tuple(speech) == ("EmoDB",) else OTHER_VOICE.format(", ".join(speech)))
+    own = {modality: n for modality, n in (recorded or {}).items() if n}
+    if own:
+        data["recordings"] = own
+        limits += [RECORDED.format(modality.capitalize(), n) for modality, n in own.items()]
+    if not n_recordings and "audio" not in own:
+        limits.append(NO_VOICE)
+    limits += [said for modality, said in SIMULATED.items() if modality not in own]
+    limits += LIMITS
     if unseen := unseen_note(corpora[config.stages[-1].corpora[0]]):
         limits.insert(0, unseen)
     return {"preset": preset, "data": data, "training": asdict(config), "limits": limits, "scores": {}}

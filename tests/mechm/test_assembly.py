@@ -290,6 +290,7 @@ def test_recordings_become_evidence_and_the_broken_ones_are_named(
     evidence, _ = found.source.sample([first, second], emotions, np.random.default_rng(0))
     assert evidence.audio_mask.tolist() == [[True, True, False], [False, False, False]]
     assert found.source.of(data.dev, 3).audio_mask.tolist() == [[True, False, False]]
+    assert found.counts == {"audio": 2, "face": 0, "scene": 2}
     lines = found.lines()
     assert lines[:2] == ("recordings: 4 read, 3 with a recording", "  not used: 1 files")
     assert lines[2].startswith("  dia2utt1.mp4: ")

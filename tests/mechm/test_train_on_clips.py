@@ -77,7 +77,7 @@ def test_what_only_the_voice_says_is_learnt(small_weights: Path, corpus: Path, t
     assert both["emotion_accuracy"] > 0.9
     assert both["weighted_f1"] > text["weighted_f1"] + 0.2
     assert (text["modalities"], both["modalities"]) == ("text", "text, audio, face, scene")
-    assert card["data"]["recordings"] == {"utterances": 16}
+    assert card["data"]["recordings"] == {"audio": 899, "scene": 899}
     assert f"  {BROKEN}: is not media" in done.stderr
     assert done.stderr.splitlines()[-1] == "1 recordings could not be used, see above"
     assert "their scores say nothing" not in done.stderr
@@ -118,7 +118,8 @@ def test_further_corpora_are_heard(small_weights: Path, corpus: Path, write_clip
     card = json.loads((tmp_path / "out" / "card.json").read_text(encoding="utf-8"))
     assert card["data"]["semaine"]["utterances"] == 4
     assert card["data"]["speech"]["recordings"] == 4
-    assert card["data"]["recordings"] == {"utterances": 4}
+    assert card["data"]["speech"]["licence"].startswith("AESI")
+    assert card["data"]["recordings"] == {"audio": 4}
     assert "SEMAINE: 4 read, 4 with a recording" in done.stderr
     assert "AESI: 4 read, 4 with a recording" in done.stderr
     assert "pairs 1: loss" in done.stderr
