@@ -10,7 +10,7 @@ import click
 
 if TYPE_CHECKING:
     from mechm.evaluation.report import ScoreReport
-    from mechm_runtime.pipeline import Precision
+    from mechm_runtime.pipeline import Llm, Precision
     from mechm_runtime.types import LabelledConversation
 
 
@@ -26,6 +26,11 @@ if TYPE_CHECKING:
     help="Analyse with this bundle. Default: the one that `make demo` built, or MECHM_BUNDLE.",
 )
 @click.option("--precision", type=click.Choice(["fp32", "int8"]), help="Which of the bundle's precisions to run.")
+@click.option(
+    "--llm",
+    type=click.Choice(["none", "onnx"]),
+    help="As for mechm analyze. Default: onnx, where the bundle has a Llama.",
+)
 @click.option(
     "--clips",
     type=click.Path(path_type=Path),
@@ -52,6 +57,7 @@ def evaluate(
     submission: Path | None,
     bundle: Path | None,
     precision: Precision | None,
+    llm: Llm | None,
     clips: Path | None,
     limit: int | None,
     abstain_below: tuple[float, ...],
@@ -67,7 +73,7 @@ def evaluate(
     A bundle's emotions and probabilities are scored too: confusion, calibration error, risk against coverage.
     """
     if submission is not None:
-        options = {"--bundle": bundle, "--precision": precision, "--clips": clips, "--figures": figures}
+        options = {"--bundle": bundle, "--precision": precision, "--llm": llm, "--clips": clips, "--figures": figures}
         for name, value in (options | {"--abstain-below": abstain_below or None}).items():
             if value is not None:
                 raise click.UsageError(f"--submission is scored as it is: leave {name} out")
@@ -97,7 +103,14 @@ def evaluate(
         )
     else:
         report = _run_bundle(
-            gold, labelled, gold_name, bundle=bundle, precision=precision, clips=clips, abstain_below=abstain_below
+            gold,
+            labelled,
+            gold_name,
+            bundle=bundle,
+            precision=precision,
+            llm=llm,
+            clips=clips,
+            abstain_below=abstain_below,
         )
     Console().print(render(report))
     if json_path is not None:
@@ -114,6 +127,7 @@ def _run_bundle(
     *,
     bundle: Path | None,
     precision: Precision | None,
+    llm: Llm | None,
     clips: Path | None,
     abstain_below: Sequence[float],
 ) -> ScoreReport:
@@ -128,7 +142,7 @@ def _run_bundle(
     conversations = None
     if clips is not None:
         conversations = clips_for([one.conversation for one in labelled], clips, names=clip_names(gold))
-    pipeline = Pipeline.from_bundle(bundle, precision=precision)
+    pipeline = Pipeline.from_bundle(bundle, precision=precision, llm=llm)
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -143,7 +157,7 @@ def _run_bundle(
             labelled,
             pipeline.analyze,
             gold_name=gold_name,
-            system=f"bundle {pipeline.bundle_id}" + (f", {precision}" if precision else ""),
+            system=f"bundle {pipeline.bundle_id}" + (f", {precision}" if precision else "") + f", llm {pipeline.llm}",
             conversations=conversations,
             abstain_below=abstain_below,
             on_progress=lambda n_utterances: progress.advance(task, n_utterances),

@@ -105,6 +105,7 @@ class Rule:
     """In place of a pipeline: joy caused by itself where somebody won, else neutral; never quite sure."""
 
     bundle_id = "rule-1"
+    llm = "none"
 
     def analyze(self, conversation: Conversation) -> Analysis:
         utterances = []
@@ -131,7 +132,7 @@ def test_a_bundle_is_scored_with_its_probabilities(folder: Path, monkeypatch: py
         evaluate, [*arguments, "--abstain-below", "0.5", "--abstain-below", "0"], env={"COLUMNS": "120"}
     )
     assert result.exit_code == 0, result.output
-    assert "System  bundle rule-1 (text)" in result.output
+    assert "System  bundle rule-1, llm none (text)" in result.output
     # Right: joy (0.8) and one neutral (0.4); wrong: the neutral (0.4) that is a surprise.
     assert "AURC 0.1944; accuracy on the surest 50%: 0.7500, 80%: 0.6667, 90%: 0.6667" in result.output
     # Joy is 0.2 too unsure; the two neutrals are 0.4 sure and half of them right. The pair is 0.4 too unsure.
@@ -155,7 +156,7 @@ def test_the_names_in_the_json_stay(folder: Path, monkeypatch: pytest.MonkeyPatc
         *("gold", "system", "modalities", "n_conversations", "n_utterances", "pairs", "emotions", "calibration"),
         *("risk_coverage", "abstention", "speed", "n_missing_clips"),
     ]
-    assert (report["gold"], report["system"], report["modalities"]) == ("dev[1].txt", "bundle rule-1", "text")
+    assert (report["gold"], report["system"], report["modalities"]) == ("dev[1].txt", "bundle rule-1, llm none", "text")
     assert list(report["pairs"]["per_distance"]) == ["self", "1_back", "2_back", "3_or_more_back", "ahead"]
     counts = ["precision", "recall", "f1", "n_gold", "n_predicted", "n_correct"]
     assert list(report["pairs"]["per_distance"]["self"]) == list(report["pairs"]["per_emotion"]["joy"]) == counts
