@@ -115,7 +115,11 @@ def load_checkpoint(out: Path, learner: Learner, identity: Mapping[str, Any]) ->
     try:
         with safe_open(out / FOLDER / STATE_FILE, "pt") as file:
             header = file.metadata()
-            _compare(json.loads(header["identity"]), json.loads(json.dumps(identity)))
+            if differ := differences(json.loads(header["identity"]), identity, "now"):
+                raise WeightsError(
+                    f"the training to go on with differs: {'; '.join(differ)}",
+                    hint="repeat the command that started it and add --resume, or choose another --out",
+                )
             _restore(learner, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no mapping
             return Position(**json.loads(header["position"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
@@ -150,6 +154,16 @@ def corpora_digests(corpora: Mapping[str, Sequence[LabelledConversation]]) -> di
     return digests
 
 
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], when: str) -> list[str]:
+    """What differs between two identities, by dotted name; `when` says of which the second value is."""
+    one, other = (dict(_flat(json.loads(json.dumps(identity)))) for identity in (before, now))
+    return [
+        f"{name} was {one.get(name, 'absent')} and {when} is {other.get(name, 'absent')}"
+        for name in sorted({*one, *other})
+        if one.get(name) != other.get(name)
+    ]
+
+
 def _tensors(learner: Learner) -> Iterator[tuple[str, Tensor]]:
     trained = learner.trained()
     for name, parameter in trained.items():
@@ -180,20 +194,6 @@ def _restore(learner: Learner, tensors: dict[str, Tensor]) -> None:
             moments.setdefault(int(index), {})[key] = tensor
     groups = learner.optimizer.state_dict()["param_groups"]
     learner.optimizer.load_state_dict({"state": moments, "param_groups": groups})
-
-
-def _compare(saved: Mapping[str, Any], now: Mapping[str, Any]) -> None:
-    before, after = (dict(_flat(x)) for x in (saved, now))
-    differ = [
-        f"{name} was {before.get(name, 'absent')} and is {after.get(name, 'absent')}"
-        for name in sorted({*before, *after})
-        if before.get(name) != after.get(name)
-    ]
-    if differ:
-        raise WeightsError(
-            f"the training to go on with differs: {'; '.join(differ)}",
-            hint="repeat the command that started it and add --resume, or choose another --out",
-        )
 
 
 def _flat(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -29,7 +29,7 @@ from mechm.training.checkpoint import (
     save_checkpoint,
 )
 from mechm.training.interrupt import deferred_signals
-from mechm.training.processes import share_weights, sum_gradients
+from mechm.training.processes import check_agreement, sum_gradients
 from mechm.training.record import run_record, update_card
 from mechm.training.schedule import learning_rate
 from mechm.training.stages import Epoch, Group, Stage
@@ -138,19 +138,20 @@ def run_training(
 
     The checkpoint stays in `out`, so that what comes after the training can be repeated; `discard_checkpoint` ends it.
     Several processes share `out`. SIGINT and SIGTERM save and leave, see `deferred_signals`.
-    Raises: TrainingDivergedError: a loss or gradient is not finite. WeightsError: `out` is not empty, or, to go on,
-        holds no checkpoint of this training; or a checkpoint cannot be written.
+    Raises: TrainingDivergedError: a loss or gradient is not finite. InputError: the processes differ in what they
+        train. WeightsError: `out` is not empty, or, to go on, holds no checkpoint of this training; or a checkpoint
+        cannot be written.
     """
     learner, plan = task.learner, task.plan
     batches_a_step = config.accumulate * accelerator.num_processes
     identity = {**task.identity, "batches a step": batches_a_step, "base weights": fingerprint(learner.model)}
+    check_agreement(accelerator, identity)
     position = Position()
     if config.resume:
         position = load_checkpoint(out, learner, identity)
     elif accelerator.is_main_process:
         check_unused(out)
     accelerator.wait_for_everyone()  # no process writes before the folder was found empty
-    share_weights(accelerator, list(learner.trained().values()))
 
     n_steps_of = [math.ceil(len(epoch.groups) / batches_a_step) for epoch in plan]
     first_step = list(itertools.accumulate(n_steps_of, initial=0))

@@ -8,15 +8,16 @@ backward twice, none of which its hooks like. What travels is small: the adapter
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs, broadcast, gather_object
+from accelerate.utils import InitProcessGroupKwargs, gather_object
 from torch import Tensor, nn
 
+from mechm.training.checkpoint import differences
 from mechm_runtime.errors import InputError
 
 Item = TypeVar("Item")
@@ -47,13 +48,15 @@ def start_processes() -> Accelerator:
     return accelerator
 
 
-def share_weights(accelerator: Accelerator, parameters: Sequence[nn.Parameter]) -> None:
-    """Give every process the main process's weights, in place."""
+def check_agreement(accelerator: Accelerator, identity: Mapping[str, Any]) -> None:
+    """Raises: InputError: what this process trains, or on what, differs from the main process's `identity`."""
     if accelerator.num_processes == 1:
         return
-    with torch.no_grad():
-        for parameter in parameters:
-            parameter.copy_(broadcast(parameter.detach().contiguous()))
+    if differ := differences(gather_object([identity])[0], identity, "here it"):
+        raise InputError(
+            f"process {accelerator.process_index} differs from the main one: {'; '.join(differ)}",
+            hint="give every process the same command, data and base weights",
+        )
 
 
 def sum_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter], values: Tensor) -> Tensor:

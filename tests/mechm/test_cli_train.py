@@ -120,7 +120,7 @@ def test_a_stopped_training_says_how_to_go_on_and_does(
     assert "--resume" in refused.exception.hint
     differs = run(*arguments(corpus, out, "--resume", "--seed", "1"))
     assert isinstance(differs.exception, WeightsError)
-    assert "training.seed was 0 and is 1" in str(differs.exception)
+    assert "training.seed was 0 and now is 1" in str(differs.exception)
     assert run(*arguments(corpus, out, "--resume")).exit_code == 0
     assert run(*arguments(corpus, whole)).exit_code == 0
     for name in ("model.safetensors", "decision.json"):

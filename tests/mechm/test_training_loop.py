@@ -157,12 +157,12 @@ def test_a_training_at_its_end_can_be_resumed_and_does_nothing(
 def test_another_training_is_not_gone_on_with(whole: tuple[Path, list[StepReport]], tokenizer_file: Path) -> None:
     out, _ = whole
     resume = LoopConfig(resume=True)
-    with pytest.raises(WeightsError, match=r"training\.fusion_lr was 0\.001 and is 0\.002") as refused:
+    with pytest.raises(WeightsError, match=r"training\.fusion_lr was 0\.001 and now is 0\.002") as refused:
         tiny.train(out, tokenizer_file, resume, config=replace(tiny.CONFIG, fusion_lr=2e-3))
     assert "seed" not in str(refused.value)
-    with pytest.raises(WeightsError, match=r"corpora\.target was 9 conversations, \w+ and is 8 conversations"):
+    with pytest.raises(WeightsError, match=r"corpora\.target was 9 conversations, \w+ and now is 8 conversations"):
         tiny.train(out, tokenizer_file, resume, n_conversations=8)
-    with pytest.raises(WeightsError, match="batches a step was 1 and is 2"):
+    with pytest.raises(WeightsError, match="batches a step was 1 and now is 2"):
         tiny.train(out, tokenizer_file, replace(resume, accumulate=2))
 
 
@@ -270,6 +270,14 @@ def test_two_processes_learn_what_one_does_from_both_their_batches(tokenizer_fil
     assert '"wrote"' not in (tmp_path / "two.log.1").read_text(encoding="utf-8")
     # What two processes left, one goes on with, as long as a step holds as many batches.
     tiny.train(tmp_path / "two", tokenizer_file, LoopConfig(accumulate=2, resume=True))
+
+
+def test_processes_that_differ_do_not_train_together(tokenizer_file: Path, tmp_path: Path) -> None:
+    arguments = {"tokenizer": str(tokenizer_file), "out": str(tmp_path / "out"), "log": str(tmp_path / "log")}
+    ran = run({**arguments, "seed_by_rank": True}, processes=2)
+    assert ran.returncode != 0
+    assert "process 1 differs from the main one: base weights was" in ran.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_accumulated_batches_make_one_step(

@@ -1,7 +1,7 @@
 """A training of the preset `tiny`, as a script that tests run in processes of their own, to kill them or to have two.
 
-python tiny_training.py '{"out": …, "tokenizer": …, "log": …, …}': `kill_at` a step, `accumulate`, `save_every_s`. Every
-process appends what it did to LOG.RANK: a line of JSON a step, and a line a file that it wrote.
+python tiny_training.py '{"out": …, "tokenizer": …, "log": …, …}', where more is `kill_at` a step, `seed_by_rank`, and
+fields of `LoopConfig`. Every process appends what it did to LOG.RANK: a line of JSON a step, and one a file it wrote.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ def train(
     on_step: Callable[[StepReport], None] | None = None,
     config: fusion.FusionTrainingConfig = CONFIG,
     n_conversations: int = 9,
+    seed: int = 0,
 ) -> float:
     """Train on a few conversations, with dropout, other names and evidence, so that every kind of chance takes part."""
     some = check_conversations()[:n_conversations]
@@ -50,13 +51,25 @@ def train(
     # Without causes: the pair head gets no gradient from them.
     corpora = {"target": some, "comments": [replace(one, pairs=frozenset()) for one in some[:4]]}
     return fusion.train_fusion(
-        build_network(TINY, None), tokenizer, corpora, some[:3], evidence, config, out, {}, on_step, loop=loop
+        build_network(TINY, None, seed=seed),
+        tokenizer,
+        corpora,
+        some[:3],
+        evidence,
+        config,
+        out,
+        {},
+        on_step,
+        loop=loop,
     )
 
 
-def main(out: str, tokenizer: str, log: str, kill_at: int | None = None, **loop: Any) -> None:
+def main(
+    out: str, tokenizer: str, log: str, kill_at: int | None = None, seed_by_rank: bool = False, **loop: Any
+) -> None:
     """Train and log; die at a step where one is given."""
-    file = Path(f"{log}.{os.environ.get('RANK', '0')}")
+    rank = int(os.environ.get("RANK", "0"))
+    file = Path(f"{log}.{rank}")
 
     def note(value: Any) -> None:
         with file.open("a", encoding="utf-8") as lines:
@@ -77,7 +90,7 @@ def main(out: str, tokenizer: str, log: str, kill_at: int | None = None, **loop:
         if report.step == kill_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    train(Path(out), Path(tokenizer), LoopConfig(**loop), on_step)
+    train(Path(out), Path(tokenizer), LoopConfig(**loop), on_step, seed=rank if seed_by_rank else 0)
     start_processes().end_training()
 
 
