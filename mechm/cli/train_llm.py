@@ -81,6 +81,7 @@ def llm(
     from mechm.cli.progress import training_progress
     from mechm.data.corpora import read_goemotions, read_reccon
     from mechm.llm.adapter import adapter_card, save_adapter
+    from mechm.llm.base import base_fingerprint, read_base
     from mechm.llm.scorer import AnswerScores, add_adapter, load_llama
     from mechm.llm.training import LlamaTrainingConfig, score_with_llama, train_llama
     from mechm.model.build import CARD_FILE
@@ -122,7 +123,7 @@ def llm(
         with quiet_transformers():
             llama = load_llama(folder, torch.bfloat16)
         scores = AnswerScores(add_adapter(llama), tokenizer)
-        card = adapter_card(preset, corpora, config)
+        card = adapter_card(preset, corpora, config) | {"base_fingerprint": base_fingerprint(read_base(folder))}
 
         def keep(report: EpochReport, dev: DevScores, record: dict[str, Any]) -> None:
             # Other splits are scored now, while the weights of this epoch are in place; they decide nothing.
