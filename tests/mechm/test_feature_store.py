@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -158,7 +159,7 @@ def test_a_stop_loses_nothing_that_was_done(counting: Any, tmp_path: Path) -> No
         read_features(spans, counting, tmp_path / "f", progress=stop)
     counting.read.clear()
     table = read_features(spans, counting, tmp_path / "f")
-    assert counting.read == spans[20:]
+    assert len(counting.read) == 10  # which ones depends on the order in which threads end
     assert voices(table, spans) == list(range(30))
 
 
@@ -254,3 +255,12 @@ def test_a_recording_above_a_limit_is_reported(extractor: FeatureExtractor, writ
     table = read_features(spans, extractor, tmp_path / "f", limits=MediaLimits(max_duration_s=3))
     assert [p.name for p in table.problems] == ["4.m4a"]
     assert json.loads((tmp_path / "f" / "features.json").read_text()) == {"encoders": extractor.fingerprint}
+
+
+def test_trainings_that_start_together_read_a_recording_once(extractor: FeatureExtractor, tmp_path: Path) -> None:
+    spans = files(tmp_path / "clips", *map(str, range(100)))
+    both = [Counting(extractor), Counting(extractor)]
+    with ThreadPoolExecutor(2) as threads:
+        tables = list(threads.map(lambda one: read_features(spans, one, tmp_path / "f"), both))
+    assert sum(len(one.read) for one in both) == 100
+    assert voices(tables[0], spans) == voices(tables[1], spans) == list(range(100))
