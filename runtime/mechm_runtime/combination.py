@@ -23,8 +23,6 @@ class CombinationConfig:
     emotion_fusion, emotion_llama: of their log-probabilities. pair_fusion, pair_llama: of their log-odds.
     pair_bias: added to the log-odds of pairs that both have scored.
     pair_alone, pair_bias_alone: scale and offset of the fusion's log-odds where the Llama has scored no pair.
-
-    The emotion of an utterance that the Llama was not asked about counts as if it agreed with the fusion.
     """
 
     emotion_fusion: float = 0.5
@@ -44,13 +42,10 @@ def combine(
     fusion: tuple[Scores, Scores],
     llama: tuple[Scores, Scores],
     config: CombinationConfig,
-    asked: npt.NDArray[np.bool_] | None = None,
 ) -> tuple[Scores, Scores]:
     """Combined scores of one conversation.
 
     fusion, llama: emotion logits float32 (U, 7) and pair logits float32 (U, W); -inf is a pair that was not scored.
-    asked: bool (U,), utterances that the Llama was asked about, whose other emotion logits are not looked at; None for
-        all of them.
     Returns: emotion log-scores float32 (U, 7) and pair logits float32 (U, W).
     Raises: ValueError: the shapes differ, or a pair's logit is NaN or infinite upwards.
     """
@@ -58,11 +53,7 @@ def combine(
         raise ValueError(f"{[one.shape for one in fusion]} of the fusion, {[one.shape for one in llama]} of the Llama")
     if not all((np.isfinite(one) | np.isneginf(one)).all() for one in (*fusion, *llama)):
         raise ValueError("a score is not a number")
-    own = _log_softmax(fusion[0])
-    other = _log_softmax(llama[0])
-    if asked is not None:
-        other = np.where(asked[:, None], other, own)
-    emotions = config.emotion_fusion * own + config.emotion_llama * other
+    emotions = config.emotion_fusion * _log_softmax(fusion[0]) + config.emotion_llama * _log_softmax(llama[0])
     scored = np.isfinite(llama[1])
     answered = np.where(scored, llama[1], 0.0)
     both = config.pair_fusion * fusion[1] + config.pair_llama * answered + config.pair_bias

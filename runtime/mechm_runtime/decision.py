@@ -74,6 +74,15 @@ def emotion_probabilities(logits: Float, config: DecisionConfig) -> Float:
     return np.asarray(exponential / exponential.sum(-1, keepdims=True))
 
 
+def emotion_logits_of(probabilities: Float, config: DecisionConfig) -> Float:
+    """Logits that this calibration turns into these probabilities, the inverse of `emotion_probabilities`.
+
+    probabilities: float (..., 7). Returns: float64 (..., 7).
+    """
+    logs = np.log(np.maximum(probabilities.astype(np.float64), np.finfo(np.float64).tiny))
+    return np.asarray((logs - np.asarray(config.emotion_bias)) * config.emotion_temperature)
+
+
 def cause_probabilities(logits: Float, config: DecisionConfig) -> Float:
     """logits float (...) -> float64 (...), the probability of being a cause where the emotion is given.
 

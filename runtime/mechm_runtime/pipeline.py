@@ -18,9 +18,9 @@ from typing import Literal
 
 import numpy as np
 
-from mechm_runtime.bundle import LLAMA, Bundle, PartFiles, open_bundle
-from mechm_runtime.combination import CombinationConfig, combine
-from mechm_runtime.decision import Decision, decide
+from mechm_runtime.bundle import LLAMA, Bundle, LlamaFiles, PartFiles, open_bundle
+from mechm_runtime.combination import combine
+from mechm_runtime.decision import Decision, decide, emotion_logits_of, emotion_probabilities
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
 from mechm_runtime.errors import BundleError, InputError, MediaError
 from mechm_runtime.features.faces import FaceFinder
@@ -172,7 +172,7 @@ class Pipeline:
         constants = self.bundle.decision
         if self._llama is not None and self.bundle.llama is not None and work.inputs.text_mask.any():
             with work.timed("llm"):
-                scores = self._ask_llama(self._llama, self.bundle.llama.combination, utterances, scores, work, report)
+                scores = self._ask_llama(self._llama, self.bundle.llama, utterances, scores, work, report)
             constants = self.bundle.llama.decision
         with work.timed("decide"):
             decision = decide(scores.emotion_logits, scores.pair_logits, constants, scores.first_cause)
@@ -187,10 +187,10 @@ class Pipeline:
             work.missing[index]["text"] = "no words known"
         report("text", len(utterances), len(utterances))
 
-    @staticmethod
     def _ask_llama(
+        self,
         llama: LlamaReader,
-        combination: CombinationConfig,
+        files: LlamaFiles,
         utterances: Sequence[Utterance],
         fusion: FusionScores,
         work: _Work,
@@ -203,8 +203,11 @@ class Pipeline:
         causes = pair_logits(answers.causes, fusion.first_cause, fusion.pair_logits.shape[1])
         causes[~answers.asked] = -np.inf
         emotions, pairs = combine(
-            (fusion.emotion_logits, fusion.pair_logits), (answers.emotions, causes), combination, answers.asked
+            (fusion.emotion_logits, fusion.pair_logits), (answers.emotions, causes), files.combination
         )
+        # Without words the fusion's own calibration holds: the combination's was fitted on words, which bends a voice.
+        silent = emotion_probabilities(fusion.emotion_logits[~answers.asked], self.bundle.decision)
+        emotions[~answers.asked] = emotion_logits_of(silent, files.decision)
         return FusionScores(emotions, pairs, fusion.first_cause)
 
     def _read_media(self, conversation: Conversation, reader: MediaReader, work: _Work, report: Progress) -> None:

@@ -74,21 +74,6 @@ def test_scores_that_do_not_belong_together_are_refused() -> None:
         fit_combination(fusion, fusion[::-1])
 
 
-def test_an_utterance_that_was_not_asked_about_counts_as_the_fusion_says() -> None:
-    random = np.random.default_rng(3)
-    fusion = random.normal(size=(3, 7)).astype(np.float32), random.normal(size=(3, 3)).astype(np.float32)
-    llama = random.normal(size=(3, 7)).astype(np.float32), random.normal(size=(3, 3)).astype(np.float32)
-    llama[1][1] = -np.inf
-    config = CombinationConfig(emotion_fusion=0.3, emotion_llama=0.9, pair_alone=2.0, pair_bias_alone=-1.0)
-    asked = np.array([True, False, True])
-    emotions, pairs = combine(fusion, llama, config, asked)
-    everywhere, _ = combine(fusion, llama, config)
-    agreed, _ = combine(fusion, fusion, config)
-    assert np.array_equal(emotions[asked], everywhere[asked])
-    assert np.allclose(emotions[1], agreed[1])
-    assert np.allclose(pairs[1], 2.0 * fusion[1][1] - 1.0)
-
-
 def test_shares_are_chosen_for_the_metric() -> None:
     random = np.random.default_rng(4)
     fusion = _scored(random, None, 2.0)

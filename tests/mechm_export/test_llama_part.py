@@ -122,6 +122,17 @@ def test_without_words_the_fusion_answers_alone(report: BundleReport, repository
     assert Pipeline(report.bundle, modalities=("audio",)).llm == "none"
 
 
+def test_an_utterance_without_words_keeps_what_the_fusion_says(report: BundleReport, repository: Path) -> None:
+    sample = repository / "sample" / "conversation.mp4"
+    utterances = (Utterance(1, "A", None, 0.0, 2.0), Utterance(2, "B", "What happened?", 3.0, 5.0))
+    conversation = Conversation("c", utterances, sample)
+    both, alone = (
+        Pipeline(report.bundle, engine=ONE_THREAD, llm=llm).analyze(conversation) for llm in ("onnx", "none")
+    )
+    assert both.utterances[0].probabilities == pytest.approx(alone.utterances[0].probabilities, abs=1e-5)
+    assert both.utterances[1].probabilities != pytest.approx(alone.utterances[1].probabilities, abs=1e-3)
+
+
 def test_a_bundle_without_a_llama_says_so(tiny_bundle: Path) -> None:
     assert Pipeline.from_bundle(tiny_bundle, engine=ONE_THREAD).llm == "none"
     with pytest.raises(BundleError, match="no Llama") as caught:

@@ -8,7 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mechm_runtime.decision import DecisionConfig, cause_probabilities, decide, emotion_probabilities
+from mechm_runtime.decision import (
+    DecisionConfig,
+    cause_probabilities,
+    decide,
+    emotion_logits_of,
+    emotion_probabilities,
+)
 from mechm_runtime.types import EMOTIONS
 
 SEVEN = len(EMOTIONS)
@@ -126,3 +132,12 @@ def test_calibration_is_applied() -> None:
 def test_constants_that_cannot_be_are_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"emotion_|pair_|constant"):
         DecisionConfig(**wrong)
+
+
+def test_logits_of_probabilities_are_calibrated_back_to_them() -> None:
+    config = DecisionConfig(emotion_temperature=1.7, emotion_bias=(0.3, -0.2, 0.0, 0.5, -0.1, 0.0, -0.5))
+    probabilities = np.random.default_rng(0).dirichlet(np.ones(7), 20)
+    again = emotion_probabilities(emotion_logits_of(probabilities, config), config)
+    assert np.allclose(again, probabilities)
+    certain = np.eye(7)[:2]
+    assert np.allclose(emotion_probabilities(emotion_logits_of(certain, config), config), certain)
