@@ -44,8 +44,8 @@ def training_progress(*, shown: bool = True) -> Iterator[tuple[Callable[[StepRep
             yield on_step, say
 
 
-class StepLines:
-    """Says how far a training is, about every minute and at its last step.
+class TimedLines:
+    """Lines that come about every minute.
 
     say: prints a line. every_s: seconds between lines. clock: seconds from any start.
     """
@@ -58,27 +58,44 @@ class StepLines:
     ) -> None:
         self._say, self._every_s, self._clock = say, every_s, clock
         self._started = self._said = clock()
-        self._steps = self._utterances = 0
-        self._losses: list[float] = []
+
+    def due(self) -> bool:
+        """Whether it is time for the next line."""
+        return self._clock() - self._said >= self._every_s
+
+    def say(self, line: str) -> None:
+        """Print a line now."""
+        self._say(line)
+        self._said = self._clock()
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return max(self._clock() - self._started, 1e-9)
+
+
+class StepLines(TimedLines):
+    """Says how far a training is, about every minute and at its last step."""
+
+    _steps = 0
+    _utterances = 0
+    _losses: tuple[float, ...] = ()
 
     def __call__(self, report: StepReport) -> None:
         """Count a step, and say a line when it is time: mean loss since the last one, speed since the start."""
         self._steps += 1
         self._utterances += report.utterances
-        self._losses.append(report.loss)
-        now = self._clock()
-        if now - self._said < self._every_s and report.step < report.n_steps:
+        self._losses += (report.loss,)
+        if not self.due() and report.step < report.n_steps:
             return
-        seconds = max(now - self._started, 1e-9)
         # What was done before a resumption took no time of this process's, so only its own steps tell the speed.
-        left_s = (report.n_steps - report.step) * seconds / self._steps
-        self._say(
+        left_s = (report.n_steps - report.step) * self.seconds / self._steps
+        self.say(
             f"step {report.step}/{report.n_steps} ({100 * report.step // report.n_steps} %): "
             f"loss {sum(self._losses) / len(self._losses):.3f}, lr {report.learning_rate:.1e}, "
-            f"{self._utterances / seconds:.1f} utterances/s, {duration(left_s)} left"
+            f"{self._utterances / self.seconds:.1f} utterances/s, {duration(left_s)} left"
         )
-        self._said = now
-        self._losses.clear()
+        self._losses = ()
 
 
 def duration(seconds: float) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from mechm.cli.progress import LINE_EVERY_S, duration
+from mechm.cli.progress import TimedLines, duration
 
 if TYPE_CHECKING:
     from mechm.data.corpora import SemaineConfig
@@ -125,29 +124,16 @@ def recordings_progress(*, shown: bool = True) -> Iterator[Callable[[int, int], 
             yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-class RecordingLines:
-    """Says how many recordings are read, about every minute.
+class RecordingLines(TimedLines):
+    """Says how many recordings are read, about every minute."""
 
-    say: prints a line. every_s: seconds between lines. clock: seconds from any start.
-    """
-
-    def __init__(
-        self,
-        say: Callable[[str], None],
-        every_s: float = LINE_EVERY_S,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._say, self._every_s, self._clock = say, every_s, clock
-        self._started = self._said = clock()
-        self._first: int | None = None
+    _first: int | None = None
 
     def __call__(self, done: int, total: int) -> None:
         """Say a line when it is time; what was there before tells nothing about the speed."""
         if self._first is None:
             self._first = done
-        now = self._clock()
-        if now - self._said < self._every_s or done == self._first:
+        if not self.due() or done == self._first:
             return
-        left_s = (total - done) * (now - self._started) / (done - self._first)
-        self._say(f"recordings {done}/{total} ({100 * done // total} %), {duration(left_s)} left")
-        self._said = now
+        left_s = (total - done) * self.seconds / (done - self._first)
+        self.say(f"recordings {done}/{total} ({100 * done // total} %), {duration(left_s)} left")

@@ -10,8 +10,6 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from mechm.llm.scorer import AnswerScores, add_adapter, load_llama, make_question_batch
-from mechm.weights import weights_path
-from mechm_runtime.errors import MechmError
 from mechm_runtime.questions import QuestionTokenizer
 from mechm_runtime.types import Utterance
 
@@ -24,12 +22,9 @@ CONVERSATIONS = (
 
 
 @pytest.fixture(scope="module")
-def folder() -> Path:
+def folder(small_weights: Path) -> Path:
     """SmolLM2's folder, for its tokenizer."""
-    try:
-        return weights_path("llm", "small")
-    except MechmError as error:
-        pytest.skip(f"{error} ({error.hint})")
+    return small_weights / "llm"
 
 
 @pytest.fixture(scope="module")

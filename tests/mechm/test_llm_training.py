@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,7 +12,6 @@ import pytest
 import torch
 from click.testing import CliRunner
 from peft import PeftModel
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from mechm.cli import cli
 from mechm.llm.adapter import save_adapter
@@ -22,9 +20,8 @@ from mechm.llm.training import LlamaTrainingConfig, score_with_llama, train_llam
 from mechm.training.fusion import decision_scores
 from mechm.training.loop import LoopConfig, StepReport, TrainingDivergedError
 from mechm.training.stages import Stage
-from mechm.weights import weights_path
 from mechm_runtime.decision import DecisionConfig
-from mechm_runtime.errors import MechmError, WeightsError
+from mechm_runtime.errors import WeightsError
 from mechm_runtime.questions import QuestionTokenizer
 from mechm_runtime.readers import read_labelled
 
@@ -44,26 +41,9 @@ SAMPLE = """1 6
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A two-layer Llama with random weights and SmolLM2's tokenizer, in the Hugging Face layout."""
-    try:
-        small = weights_path("llm", "small")
-    except MechmError as error:
-        pytest.skip(f"{error} ({error.hint})")
-    folder = tmp_path_factory.mktemp("base")
-    torch.manual_seed(0)
-    config = LlamaConfig(
-        vocab_size=49152,
-        hidden_size=64,
-        intermediate_size=160,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        bos_token_id=0,
-        eos_token_id=0,
-    )
-    LlamaForCausalLM(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
-    shutil.copy(small / "tokenizer.json", folder)
-    return folder
+def base(llama_base: Path) -> Path:
+    """The base language model that is trained here."""
+    return llama_base
 
 
 @pytest.fixture

@@ -23,9 +23,8 @@ from mechm.llm.base import base_fingerprint, read_base
 from mechm.llm.comparison import Answers, answer, compare_answers
 from mechm.llm.merge import check_conversations, merge_adapter
 from mechm.llm.scorer import AnswerScores, add_adapter, load_llama
-from mechm.weights import weights_path
 from mechm_runtime.decision import DecisionConfig
-from mechm_runtime.errors import MechmError, VerificationError, WeightsError
+from mechm_runtime.errors import VerificationError, WeightsError
 from mechm_runtime.questions import QuestionTokenizer
 from mechm_runtime.types import Conversation, Utterance
 
@@ -34,12 +33,9 @@ CONVERSATIONS = check_conversations()[2:3]
 
 
 @pytest.fixture(scope="module")
-def tokenizer_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tokenizer_files(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2's tokenizer with as many tokens as Llama-2 has: byte pairs come by rank, so the first ones are whole."""
-    try:
-        small = weights_path("llm", "small")
-    except MechmError as error:
-        pytest.skip(f"{error} ({error.hint})")
+    small = small_weights / "llm"
     folder = tmp_path_factory.mktemp("tokenizer")
     tokenizer = json.loads((small / "tokenizer.json").read_text(encoding="utf-8"))
     model = tokenizer["model"]
