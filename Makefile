@@ -12,6 +12,9 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 MECHM := $(BIN)/mechm
 
+# The Llama goes into the bundle where an adapter for it is shipped.
+LLM := $(if $(wildcard mechm/pretrained/small/llm/combination.json),--llm)
+
 # What a bundle is made from: when one of these is newer than the bundle, `make bundle` exports again.
 BUNDLE_SOURCES := mechm/model mechm/llm/packed.py mechm/weights mechm/pretrained export/mechm_export runtime/mechm_runtime/features
 
@@ -35,7 +38,7 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 weights: env ## the base weights of the preset small, into the cache folder
-	$(MECHM) weights fetch --preset small --llm
+	$(MECHM) weights fetch --preset small $(LLM)
 
 bundle: env ## the default bundle, into the cache folder, unless it is newer than what it is made from
 	@bundle="$$($(BIN)/python -c 'from mechm_runtime.cache import cache_dir; print(cache_dir() / "bundles" / "small")')" && \
@@ -43,7 +46,7 @@ bundle: env ## the default bundle, into the cache folder, unless it is newer tha
 		[ -z "$$(find $(BUNDLE_SOURCES) -type f ! -name '*.pyc' -newer "$$bundle/bundle.json" 2>/dev/null)" ]; then \
 		echo "The bundle in $$bundle is up to date."; \
 	else \
-		$(MECHM) weights fetch --preset small --llm && \
+		$(MECHM) weights fetch --preset small $(LLM) && \
 		$(MECHM) export bundle --preset small --out "$$bundle"; \
 	fi
 
