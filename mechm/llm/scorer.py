@@ -118,8 +118,8 @@ def make_question_batch(packed: Sequence[PackedQuestions]) -> QuestionBatch:
 def load_llama(folder: Path, dtype: torch.dtype) -> Any:
     """The base language model of a folder in the Hugging Face layout.
 
-    With plain matmuls for attention: on CPUs torch's fused kernel takes a fifth longer a training step, since a packed
-    conversation's mask is dense (SmolLM2-135M, 1,600 tokens a step, torch 2.13, AVX512-BF16: 6.5 s against 6.0 s).
+    With plain matmuls for attention: on CPUs torch's fused kernel takes a twelfth longer a training step, since a
+    packed conversation's mask is dense (SmolLM2-135M, 1,600 tokens a step, torch 2.13, AVX512-BF16: 6.5 against 6.0 s).
     """
     from transformers import AutoModelForCausalLM
 

@@ -339,10 +339,12 @@ class Pipeline:
         return Analysis(conversation.id, answers, pairs, timings, self.bundle.id)
 
     def _chosen_llm(self, asked: Llm | None) -> Llm:
-        """Which Llama answers. Without words there is nothing to ask it.
+        """Which Llama answers; without words there is nothing to ask it.
 
-        Raises: BundleError: the bundle lacks the one that was asked for.
+        Raises: BundleError: the bundle lacks the one that was asked for. InputError: it was, without words.
         """
+        if asked == "onnx" and "text" not in self.modalities:
+            raise InputError("the Llama reads words, and text is not to be used", hint="add text, or choose llm none")
         if asked == "onnx" and self.bundle.llama is None:
             raise BundleError(
                 "the bundle has no Llama", hint="mechm export bundle --llm DIR adds one; or use --llm none"

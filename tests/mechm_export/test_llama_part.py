@@ -120,6 +120,8 @@ def test_without_words_the_fusion_answers_alone(report: BundleReport, repository
     conversation = Conversation("c", (Utterance(1, "A", None, 0.0, 2.0),), sample)
     assert "llm" not in pipeline.analyze(conversation).timings_ms
     assert Pipeline(report.bundle, modalities=("audio",)).llm == "none"
+    with pytest.raises(InputError, match="reads words"):
+        Pipeline(report.bundle, modalities=("audio",), llm="onnx")
 
 
 def test_an_utterance_without_words_keeps_what_the_fusion_says(report: BundleReport, repository: Path) -> None:
