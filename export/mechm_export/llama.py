@@ -1,4 +1,4 @@
-"""The Llama as a part of a bundle: one graph, prefill only, many questions in a pass.
+"""The Llama as parts of a bundle: one graph, prefill only, many questions in a pass, and its soft tokens' projector.
 
 The adapter is merged into the base here, in memory and in fp32. What its scores mean beside the fusion's
 (`combination.json`) was fitted for certain fusion weights, so others are refused.
@@ -11,14 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
 from mechm.llm.combination import FittedCombination, read_combination
 from mechm.llm.packed import PackedLlama
-from mechm.llm.scorer import AnswerScores, load_llama
+from mechm.llm.scorer import AnswerScores, load_merged
+from mechm.llm.stored_projector import has_projector, load_projector
+from mechm.model.projector import SoftTokenProjector
 from mechm_export.part import ExportPart, Feeds
 from mechm_export.quantize import Int8Recipe
-from mechm_runtime.bundle import LLAMA, Tensor
+from mechm_runtime.bundle import LLAMA, PROJECTOR, Tensor
 from mechm_runtime.questions import CAUSE_ANSWERS, CONVERSATION, QuestionConfig, QuestionTokenizer
 from mechm_runtime.types import EMOTIONS
 
@@ -28,6 +29,7 @@ class LlamaSource:
     """What the Llama's part is made from.
 
     scores: the merged Llama, fp32, in eval mode. tokenizer: its tokenizer file. adapter: the adapter's folder.
+    projector: what makes its soft tokens, None where it reads words alone.
     """
 
     scores: AnswerScores
@@ -35,16 +37,38 @@ class LlamaSource:
     questions: QuestionConfig
     fitted: FittedCombination
     adapter: Path
+    projector: SoftTokenProjector | None
 
 
-def llama_part(source: LlamaSource) -> ExportPart:
-    """The Llama's graph: inputs, outputs and sizes to try."""
+def llama_parts(source: LlamaSource) -> tuple[ExportPart, ...]:
+    """The Llama's graph, and that of its projector where it has one."""
+    if source.projector is None:
+        return (_llama_part(source),)
+    return _projector_part(source.projector), _llama_part(source)
+
+
+def _projector_part(projector: SoftTokenProjector) -> ExportPart:
+    config = projector.config
+    return ExportPart(
+        PROJECTOR,
+        projector,
+        (
+            Tensor("hidden_states", "float32", ("utterances", config.state_size)),
+            Tensor("emotion_logits", "float32", ("utterances", config.n_emotions)),
+        ),
+        (Tensor("soft_tokens", "float32", ("utterances", config.n_tokens, config.hidden_size)),),
+        ({"utterances": 7}, {"utterances": 1}, {"utterances": 40}),
+    )
+
+
+def _llama_part(source: LlamaSource) -> ExportPart:
     tokens = (1, "tokens")
+    hidden_size = source.scores.hidden_size
     vocabulary = source.scores.causal.config.vocab_size
 
     def packed(sizes: Mapping[str, int], random: np.random.Generator) -> Feeds:
-        """Random words: a conversation, then questions of equal length on it."""
-        n_tokens, n_questions = sizes["tokens"], sizes["questions"]
+        """Random words: a conversation, then questions of equal length on it; some are soft tokens."""
+        n_tokens, n_questions, n_soft = sizes["tokens"], sizes["questions"], sizes["soft"]
         length = max(2, n_tokens // (2 * n_questions))
         prefix = n_tokens - length * n_questions
         segments = np.concatenate([np.full(prefix, CONVERSATION), np.repeat(np.arange(n_questions), length)])
@@ -56,6 +80,8 @@ def llama_part(source: LlamaSource) -> ExportPart:
             "segments": segments[None],
             "emotion_at": ends - 1,
             "cause_at": ends,
+            "soft_tokens": random.normal(0.0, 0.1, (n_soft, hidden_size)).astype(np.float32),
+            "soft_at": random.permutation(n_tokens)[:n_soft],
         }
 
     return ExportPart(
@@ -65,12 +91,17 @@ def llama_part(source: LlamaSource) -> ExportPart:
             *(Tensor(name, "int64", tokens) for name in ("input_ids", "position_ids", "segments")),
             Tensor("emotion_at", "int64", ("questions",)),
             Tensor("cause_at", "int64", ("questions",)),
+            Tensor("soft_tokens", "float32", ("soft", hidden_size)),
+            Tensor("soft_at", "int64", ("soft",)),
         ),
         (
             Tensor("emotion_log_probabilities", "float32", ("questions", len(EMOTIONS))),
             Tensor("cause_log_probabilities", "float32", ("questions", len(CAUSE_ANSWERS) + 1)),
         ),
-        tuple({"tokens": tokens, "questions": questions} for tokens, questions in ((40, 3), (12, 1), (300, 10))),
+        tuple(
+            {"tokens": tokens, "questions": questions, "soft": soft}
+            for tokens, questions, soft in ((40, 3, 6), (12, 1, 0), (300, 10, 40))
+        ),
         # Outlier channels into the down projections: with those in int8 no label survived (DESIGN.md section 5).
         int8=Int8Recipe(keep_down_projections=True, embeddings=True),
         make_inputs=packed,
@@ -84,11 +115,9 @@ def load_llama_source(base: Path, adapter: Path, fusion: Path) -> LlamaSource:
     Raises: WeightsError: base weights or files of the adapter are missing, or its combination was fitted to another
         fusion.
     """
-    from peft import PeftModel
-
     fitted = read_combination(adapter, fusion)
+    projector = load_projector(adapter, fusion) if has_projector(adapter) else None
     tokenizer = base / "tokenizer.json"
-    questions = QuestionConfig()
-    merged = PeftModel.from_pretrained(load_llama(base, torch.float32), adapter).merge_and_unload()
-    scores = AnswerScores(merged, QuestionTokenizer(tokenizer, questions)).eval()
-    return LlamaSource(scores, tokenizer, questions, fitted, adapter)
+    questions = QuestionConfig(soft_tokens=0 if projector is None else projector.config.n_tokens)
+    scores = AnswerScores(load_merged(base, adapter), QuestionTokenizer(tokenizer, questions)).eval()
+    return LlamaSource(scores, tokenizer, questions, fitted, adapter, projector)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mechm.llm.combination import ADAPTER_FILE
+from mechm.llm.stored_projector import PROJECTOR_FILE, PROJECTOR_FOLDER
 from mechm.model.build import CARD_FILE
 from mechm.model.config import ModelConfig
 from mechm.model.preprocessing import log_mel_config, scene_config
@@ -20,7 +21,7 @@ from mechm.weights import part_of, weights_path
 from mechm.weights.fetch import read_provenance
 from mechm_export.gate import TaskCheck, ValueCheck
 from mechm_export.parts import ModelParts
-from mechm_runtime.bundle import LLAMA, MANIFEST, SCHEMA_VERSION, LlamaFiles, file_sha256, manifest_id
+from mechm_runtime.bundle import LLAMA, MANIFEST, PROJECTOR, SCHEMA_VERSION, LlamaFiles, file_sha256, manifest_id
 from mechm_runtime.features.faces import FaceConfig
 from mechm_runtime.text import TextConfig
 from mechm_runtime.types import EMOTIONS
@@ -87,6 +88,8 @@ def write_manifest(
             "card": _card(model.llama.adapter),
             "scores": model.llama.fitted.scores,
         }
+        if model.llama.projector is not None:
+            manifest[LLAMA]["projector_card"] = _card(model.llama.adapter / PROJECTOR_FOLDER)
     manifest = json.loads(json.dumps(manifest))
     manifest["id"] = manifest_id(config.preset, manifest)
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
@@ -111,6 +114,8 @@ def weights_hashes(model: ModelParts) -> dict[str, str]:
     hashes = {"tokenizer": file_sha256(model.tokenizer), "detector": file_sha256(model.detector)}
     if model.llama is not None:
         hashes["adapter"] = file_sha256(model.llama.adapter / ADAPTER_FILE)
+        if model.llama.projector is not None:
+            hashes["projector"] = file_sha256(model.llama.adapter / PROJECTOR_FOLDER / PROJECTOR_FILE)
     if model.trained is not None:
         hashes["trained"] = file_sha256(model.trained / "model.safetensors")
     for part, provenance in _provenances(model).items():
@@ -134,7 +139,7 @@ def _provenances(model: ModelParts) -> dict[str, Any]:
     found = {
         part.name: read_provenance(weights_path("llm" if part.name == LLAMA else part.name, model.config.preset))
         for part in model
-        if part.name != "fusion"
+        if part.name not in ("fusion", PROJECTOR)
     }
     return {name: provenance for name, provenance in found.items() if provenance is not None}
 

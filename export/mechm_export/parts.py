@@ -18,7 +18,7 @@ from mechm.model.config import ModelConfig, preset_config
 from mechm.model.expression import ExpressionConfig, ExpressionNetwork
 from mechm.model.preprocessing import fusion_windows
 from mechm.weights import weights_path
-from mechm_export.llama import LlamaSource, llama_part, load_llama_source
+from mechm_export.llama import LlamaSource, llama_parts, load_llama_source
 from mechm_export.part import ExportPart
 from mechm_export.quantize import Int8Recipe
 from mechm_runtime.bundle import FusionWindows, Tensor
@@ -94,7 +94,7 @@ def build_parts(
         if trained is None:
             raise WeightsError("a Llama is weighed against trained fusion weights", hint="give --trained DIR too")
         llama = load_llama_source(llm_base or weights_path("llm", preset), adapter, trained)
-        parts += (llama_part(llama),)
+        parts += llama_parts(llama)
     # It has no random form either: it is carried as it is, and the export converts nothing in it.
     detector = weights_path("detector", "small" if random_weights else preset) / "model.onnx"
     return ModelParts(config, parts, decision, text_folder / "tokenizer.json", detector, trained, llama)

@@ -7,20 +7,17 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mechm.cli.recordings import RecordingOptions, recording_options, recordings_progress
+from mechm.cli.evidence import gather_evidence
+from mechm.cli.recordings import RecordingOptions, recording_options
 from mechm.cli.train_combination import combination
 from mechm.cli.train_llm import llm
+from mechm.cli.train_projector import projector
 from mechm.cli.training import check_out, epoch_line, loop_options, score_line, training_processes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from mechm.data.assembly import RecordedEvidence
-    from mechm.data.corpora import CorpusReport, Problem, SpeechRecording
-    from mechm.model.config import ModelConfig
     from mechm.model.network import Network
     from mechm.training.loop import LoopConfig
-    from mechm.training.speech import SpeechFeatures
     from mechm_runtime.text import ConversationTokenizer
     from mechm_runtime.types import LabelledConversation
 
@@ -30,10 +27,11 @@ _file = click.Path(path_type=Path)
 
 @click.group()
 def train() -> None:
-    """Train the fusion and its heads, or the Llama's adapter, and weigh the two."""
+    """Train the fusion and its heads, or the Llama's adapter; let it hear and see, and weigh the two."""
 
 
 train.add_command(llm)
+train.add_command(projector)
 train.add_command(combination)
 
 
@@ -100,13 +98,12 @@ def fusion(
     import torch
 
     from mechm.cli.progress import training_progress
-    from mechm.data.assembly import TrainingSources, load_training_data, recorded_evidence
-    from mechm.data.evidence import EvidenceSampler
+    from mechm.data.assembly import TrainingSources, load_training_data
     from mechm.model.build import build_network
     from mechm.model.config import preset_config
     from mechm.training.card import NO_VOICE, make_card, unseen_note
     from mechm.training.fusion import FusionTrainingConfig, train_fusion
-    from mechm.training.speech import read_speech_corpus, speech_lines, standardise_audio
+    from mechm.training.speech import N_COPIES, standardise_audio
     from mechm.training.stages import Stage
     from mechm.training.voice import VoiceConfig, check_speech, fit_voice
     from mechm.weights import weights_path
@@ -144,43 +141,25 @@ def fusion(
         if "goemotions" in corpora and warmup_epochs:
             stages.insert(0, Stage("warm-up", ("goemotions",), warmup_epochs))
         training = FusionTrainingConfig(tuple(stages), seed=seed, text_lr=text_lr, fusion_lr=fusion_lr)
-        corpus = None if speech is None else read_speech_corpus(speech)
-        spoken_in = (None if corpus is None else corpus.report.corpus, "AESI" if data.speech else None)
-        spoken = (*(() if corpus is None else corpus.items), *data.speech)
-        features, unusable = _speech(spoken, config, seed, shown=main) if spoken else (None, ())
+        evidence = gather_evidence(
+            config, data, speech, recordings, training.evidence, accelerator, n_copies=N_COPIES, seed=seed
+        )
+        recorded, features = evidence.recorded, evidence.speech
         if features is not None:
             check_speech(features)
-            absent = () if corpus is None else corpus.report.problems
-            for line in speech_lines(features, (*absent, *unusable)) if main else ():
-                click.echo(line, err=True)
-        voices = {} if features is None else features.by_emotion()
-        evidence = EvidenceSampler(config, voices, training.evidence)
-        with recordings_progress(shown=main) as on_recording:
-            recorded = recorded_evidence(
-                data,
-                config,
-                evidence,
-                folder=recordings.features,
-                n_jobs=recordings.n_jobs,
-                device=accelerator.device,
-                progress=on_recording,
-            )
-        heard = {} if recorded is None or not len(recorded.table.voices) else {"recordings": recorded.table.voices}
-        if main:
-            for line in _read_lines(data.reports, recorded):
-                click.echo(line, err=True)
-            for note in (*data.notes, None if voices or heard else NO_VOICE, unseen_note(corpora[data.target])):
-                if note is not None:
-                    click.echo(f"note: {note}", err=True)
+        for note in (*data.notes, None if evidence.heard else NO_VOICE, unseen_note(corpora[data.target])):
+            if main and note is not None:
+                click.echo(f"note: {note}", err=True)
         card = make_card(
             preset,
             corpora,
-            sum(len(features) for features in voices.values()),
+            evidence.n_recordings,
             training,
-            speech=tuple(dict.fromkeys(name for name in spoken_in if name is not None)),
+            speech=evidence.spoken_in,
             recorded=None if recorded is None else recorded.counts,
         )
         network = build_network(config, None if preset == "tiny" else text_folder, seed=seed)
+        heard = {} if recorded is None or not len(recorded.table.voices) else {"recordings": recorded.table.voices}
         if features is not None:
             voice = VoiceConfig()
             card["voice"] = {**asdict(voice), "temperature": fit_voice(network.fusion, features, voice)}
@@ -194,7 +173,7 @@ def fusion(
                 tokenizer,
                 corpora,
                 held_out[dev_file.name],
-                evidence if recorded is None else recorded.source,
+                evidence.source,
                 training,
                 out,
                 card,
@@ -238,24 +217,3 @@ def _report(
     save_trained(network, decision, card, out)
     discard_checkpoint(out)
     click.echo(f"wrote {out}")
-
-
-def _read_lines(reports: Sequence[CorpusReport], recorded: RecordedEvidence | None) -> list[str]:
-    """What was read, where there are recordings."""
-    if recorded is None and not any(report.n_media for report in reports):
-        return []
-    lines = [line for report in reports for line in report.lines()]
-    return lines if recorded is None else [*lines, *recorded.lines()]
-
-
-def _speech(
-    recordings: Sequence[SpeechRecording], config: ModelConfig, seed: int, *, shown: bool
-) -> tuple[SpeechFeatures, tuple[Problem, ...]]:
-    """Features of recordings and of degraded copies, and which recordings are not among them."""
-    from mechm.model.build import build_audio_encoder
-    from mechm.training.speech import N_COPIES, read_speech
-    from mechm.weights import weights_path
-
-    encoder = build_audio_encoder(config, None if config.preset == "tiny" else weights_path("audio", config.preset))
-    with recordings_progress(shown=shown) as on_recording:
-        return read_speech(recordings, encoder, n_copies=N_COPIES, seed=seed, on_recording=on_recording)

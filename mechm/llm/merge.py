@@ -27,6 +27,7 @@ from mechm.llm.combination import ADAPTER_FILE, COMBINATION_FILE
 from mechm.llm.comparison import AnswerDifference, Answers, answer, compare_answers
 from mechm.llm.fit import StoredAdapter, check_fit, read_adapter
 from mechm.llm.scorer import AnswerScores, load_llama
+from mechm.llm.stored_projector import PROJECTOR_FOLDER, has_projector
 from mechm.model.build import CARD_FILE, DECISION_FILE
 from mechm.quiet import quiet_transformers
 from mechm.weights.from_folder import sha256_of
@@ -143,6 +144,8 @@ def merge_adapter(
             # Weights beside the fusion's answers: merging changes neither side's.
             if (adapter_folder / COMBINATION_FILE).is_file():
                 shutil.copyfile(adapter_folder / COMBINATION_FILE, folder / COMBINATION_FILE)
+            if has_projector(adapter_folder):
+                shutil.copytree(adapter_folder / PROJECTOR_FOLDER, folder / PROJECTOR_FOLDER)
             card = {**adapter.card, "merged": asdict(made) | {"versions": _versions()}}
             (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     return made

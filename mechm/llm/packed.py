@@ -37,13 +37,20 @@ class PackedLlama(nn.Module):
         segments: Tensor,
         emotion_at: Tensor,
         cause_at: Tensor,
+        soft_tokens: Tensor,
+        soft_at: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        """input_ids, position_ids, segments: int64 (1, T); emotion_at, cause_at: int64 (Q,) -> (Q, 7), (Q, answers)."""
+        """Log-probabilities (Q, 7) of the emotions and (Q, answers) of the causes.
+
+        input_ids, position_ids, segments: int64 (1, T). emotion_at, cause_at: int64 (Q,).
+        soft_tokens: float32 (S, D), in the place of the tokens at soft_at, int64 (S,); S may be 0.
+        """
         order = torch.arange(input_ids.shape[1], device=input_ids.device)
         before = order[None, :] <= order[:, None]
         own = segments[:, None, :] == segments[:, :, None]
         visible = before & (own | (segments == CONVERSATION)[:, None, :])
-        states = self.scores.states(QuestionBatch(input_ids, position_ids, visible[:, None], emotion_at, cause_at))
+        batch = QuestionBatch(input_ids, position_ids, visible[:, None], emotion_at, cause_at, soft_at)
+        states = self.scores.states(batch, soft_tokens)
         # In fp32: differences between answers are small beside the logits.
         emotion = states.index_select(0, emotion_at).float() @ self.emotion_head.T
         cause = states.index_select(0, cause_at).float() @ self.cause_head.T

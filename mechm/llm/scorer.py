@@ -26,6 +26,7 @@ class QuestionBatch:
 
     input_ids, position_ids: int64 (B, T). visible: bool (B, 1, T, T), True where a token sees another; padding sees
     itself. emotion_at, cause_at: int64 (N,), rows of the flattened (B * T) tokens, conversation by conversation.
+    soft_at: int64 (S,), such rows too: where soft tokens stand.
     """
 
     input_ids: Tensor
@@ -33,6 +34,7 @@ class QuestionBatch:
     visible: Tensor
     emotion_at: Tensor
     cause_at: Tensor
+    soft_at: Tensor
 
     def to(self, device: torch.device) -> QuestionBatch:
         """The batch on another device."""
@@ -59,22 +61,29 @@ class AnswerScores(nn.Module):
         """Where the weights are."""
         return self.emotion_answers.device
 
-    def forward(self, batch: QuestionBatch) -> tuple[Tensor, Tensor]:
-        """Returns: float32 logits (N, 7) of the emotions and (N, answers) of the causes, `NO_CAUSE` last."""
-        states = self.states(batch)
+    def forward(self, batch: QuestionBatch, soft_tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """soft_tokens: float (S, D), None where the batch has no room for any.
+
+        Returns: float32 logits (N, 7) of the emotions and (N, answers) of the causes, `NO_CAUSE` last.
+        """
+        states = self.states(batch, soft_tokens)
         # In fp32: differences between answers are small beside the logits.
         with torch.autocast(self.device.type, enabled=False):
             emotion = states[batch.emotion_at].float() @ self.head(self.emotion_answers).T
             cause = states[batch.cause_at].float() @ self.head(self.cause_answers).T
         return emotion, cause
 
-    def states(self, batch: QuestionBatch) -> Tensor:
+    def states(self, batch: QuestionBatch, soft_tokens: Tensor | None = None) -> Tensor:
         """Last hidden states, (B * T, D), in the Llama's own precision."""
         causal = self.causal
+        embedded: Tensor = causal.get_input_embeddings()(batch.input_ids)
+        if soft_tokens is not None:
+            flat = embedded.flatten(0, 1).index_put((batch.soft_at,), soft_tokens.to(embedded.dtype))
+            embedded = flat.view(embedded.shape)
         # Additive, since transformers' eager attention adds what it is given.
         mask = torch.zeros(batch.visible.shape, dtype=causal.dtype, device=batch.visible.device)
         answered = causal.model(
-            input_ids=batch.input_ids,
+            inputs_embeds=embedded,
             position_ids=batch.position_ids,
             attention_mask=mask.masked_fill(~batch.visible, MASKED),
             use_cache=False,
@@ -86,6 +95,11 @@ class AnswerScores(nn.Module):
         """float32 (answers, D), the rows of the vocabulary's matrix that score these tokens."""
         rows: Tensor = self.causal.lm_head.weight[answers].float()
         return rows
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the Llama's embeddings."""
+        return int(self.causal.config.hidden_size)
 
     @property
     def causal(self) -> Any:
@@ -102,9 +116,9 @@ def make_question_batch(packed: Sequence[PackedQuestions]) -> QuestionBatch:
     for b, one in enumerate(packed):
         n = len(one.input_ids)
         input_ids[b, :n], position_ids[b, :n], visible[b, :n, :n] = one.input_ids, one.position_ids, one.visible()
-    emotion_at, cause_at = (
+    emotion_at, cause_at, soft_at = (
         np.concatenate([b * T + getattr(one, name) for b, one in enumerate(packed)])
-        for name in ("emotion_at", "cause_at")
+        for name in ("emotion_at", "cause_at", "soft_at")
     )
     return QuestionBatch(
         torch.from_numpy(input_ids),
@@ -112,6 +126,7 @@ def make_question_batch(packed: Sequence[PackedQuestions]) -> QuestionBatch:
         torch.from_numpy(visible)[:, None],
         torch.from_numpy(emotion_at),
         torch.from_numpy(cause_at),
+        torch.from_numpy(soft_at),
     )
 
 
@@ -127,6 +142,13 @@ def load_llama(folder: Path, dtype: torch.dtype) -> Any:
     return AutoModelForCausalLM.from_pretrained(
         folder, dtype=dtype, local_files_only=True, attn_implementation=attention
     )
+
+
+def load_merged(base: Path, adapter: Path) -> Any:
+    """The language model of a folder with a trained adapter merged into it, in fp32."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(load_llama(base, torch.float32), adapter).merge_and_unload()
 
 
 def add_adapter(llama: Any, rank: int = LORA_RANK) -> Any:

@@ -27,7 +27,7 @@ from mechm.training.losses import class_weights
 from mechm.training.processes import in_parts, start_processes
 from mechm.training.speakers import rename_speakers
 from mechm.training.stages import Group, Stage, check_corpora, plan_epochs
-from mechm_runtime.llama import LlamaReader
+from mechm_runtime.llama import LlamaReader, SoftTokens
 from mechm_runtime.questions import QuestionTokenizer, cause_offsets, pair_logits
 from mechm_runtime.types import EMOTIONS, LabelledConversation
 
@@ -97,7 +97,9 @@ def train_llama(
 
     def loss(group: Group, random: np.random.Generator) -> Tensor:
         renamed = [rename_speakers(c, random, config.rename_rate) for c in group]
-        return _loss(scores, renamed, tokenizer, weights, config)
+        packed = [tokenizer.pack(c.conversation.utterances, range(len(c.emotions))) for c in renamed]
+        emotion_logits, cause_logits = scores(make_question_batch(packed).to(scores.device))
+        return answer_loss(emotion_logits, cause_logits, renamed, weights, config.label_smoothing, config.cause_weight)
 
     def evaluate(stage: Stage) -> DevScores:
         del stage  # every one is scored: even the warm-up is on conversations
@@ -110,18 +112,22 @@ def train_llama(
 
 
 def score_with_llama(
-    scores: AnswerScores, tokenizer: QuestionTokenizer, conversations: Sequence[LabelledConversation]
+    scores: AnswerScores,
+    tokenizer: QuestionTokenizer,
+    conversations: Sequence[LabelledConversation],
+    soft_tokens: Sequence[SoftTokens | None] | None = None,
 ) -> list[ScoredConversation]:
     """The Llama's scores as the runtime reads them, in the order given.
 
     Pairs at distances that no answer names have -inf, and those of an utterance without words.
+    soft_tokens: beside the words of each conversation; None for words alone.
     """
     scores.eval()
-    reader = LlamaReader(tokenizer, TorchLlama(scores))
+    reader = LlamaReader(tokenizer, TorchLlama(scores), scores.hidden_size)
     scored = []
-    for labelled in conversations:
+    for labelled, soft in zip(conversations, soft_tokens or [None] * len(conversations), strict=True):
         utterances = labelled.conversation.utterances
-        answers = reader.read(utterances)
+        answers = reader.read(utterances, soft)
         position = {u.id: i for i, u in enumerate(utterances)}
         causes = np.zeros((len(utterances),) * 2, bool)
         for pair in labelled.pairs:
@@ -142,7 +148,7 @@ def question_groups(
     """Shuffled groups of conversations of similar size whose padded size stays below `max_tokens`."""
     sizes = []
     for labelled in conversations:
-        lines = sum(map(len, tokenizer.conversation(labelled.conversation.utterances)))
+        lines = sum(len(line.ids) for line in tokenizer.conversation(labelled.conversation.utterances))
         sizes.append(2 * lines + 9 * len(labelled.emotions))
     order = np.argsort(np.array(sizes) * random.uniform(0.97, 1.03, len(sizes)), kind="stable")
     groups: list[list[LabelledConversation]] = []
@@ -156,23 +162,27 @@ def question_groups(
     return [groups[index] for index in random.permutation(len(groups))]
 
 
-def _loss(
-    scores: AnswerScores,
+def answer_loss(
+    emotion_logits: Tensor,
+    cause_logits: Tensor,
     group: Sequence[LabelledConversation],
-    tokenizer: QuestionTokenizer,
     weights: Tensor,
-    config: LlamaTrainingConfig,
+    label_smoothing: float,
+    cause_weight: float,
 ) -> Tensor:
-    packed = [tokenizer.pack(c.conversation.utterances, range(len(c.emotions))) for c in group]
-    emotion_logits, cause_logits = scores(make_question_batch(packed).to(scores.device))
-    emotions = torch.tensor([EMOTIONS.index(e) for c in group for e in c.emotions], device=scores.device)
-    loss = F.cross_entropy(emotion_logits, emotions, weight=weights, label_smoothing=config.label_smoothing)
+    """The loss of the answers to the questions on every utterance of a group, in order.
+
+    emotion_logits: (N, 7); cause_logits: (N, answers). weights: float32 (7,), see `class_weights`.
+    """
+    device = emotion_logits.device
+    emotions = torch.tensor([EMOTIONS.index(e) for c in group for e in c.emotions], device=device)
+    loss = F.cross_entropy(emotion_logits, emotions, weight=weights, label_smoothing=label_smoothing)
     targets, known = (
-        torch.from_numpy(np.concatenate(x)).to(scores.device) for x in zip(*map(_cause_targets, group), strict=True)
+        torch.from_numpy(np.concatenate(x)).to(device) for x in zip(*map(_cause_targets, group), strict=True)
     )
     if known.any():
         odds = cause_logits[:, :-1] - cause_logits[:, -1:]
-        loss = loss + config.cause_weight * F.binary_cross_entropy_with_logits(odds[known], targets[known])
+        loss = loss + cause_weight * F.binary_cross_entropy_with_logits(odds[known], targets[known])
     return loss
 
 

@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-import torch
-
 from mechm.llm.combination import FittedCombination, fusion_sha256, write_combination
-from mechm.llm.scorer import AnswerScores, load_llama
+from mechm.llm.scorer import AnswerScores, load_merged
 from mechm.llm.training import score_with_llama
 from mechm.model.build import build_network, load_trained
 from mechm.model.config import preset_config
@@ -73,13 +71,10 @@ def _fusion_scores(preset: str, folder: Path, splits: Splits) -> Scored:
 
 
 def _llama_scores(base: Path, adapter: Path, splits: Splits, on_progress: Callable[[str, int, int], None]) -> Scored:
-    from peft import PeftModel
-
     tokenizer = QuestionTokenizer(base / "tokenizer.json")
     with quiet_transformers():
         # Merged and in fp32, as it is exported.
-        merged = PeftModel.from_pretrained(load_llama(base, torch.float32), adapter).merge_and_unload()
-    scores = AnswerScores(merged, tokenizer)
+        scores = AnswerScores(load_merged(base, adapter), tokenizer)
     scored: Scored = {}
     for name, labelled in splits.items():
         scored[name] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mechm.evaluation import score_emotions, score_pairs
 from mechm.training.calibration import (
@@ -12,10 +12,13 @@ from mechm.training.calibration import (
     cause_calibration_error,
     expected_calibration_error,
 )
-from mechm.training.fusion import FusionTrainingConfig
 from mechm.training.stages import absent_emotions
 from mechm_runtime.decision import DecisionConfig, decide
 from mechm_runtime.types import EMOTIONS, LabelledConversation, Pair
+
+if TYPE_CHECKING:
+    from mechm.llm.projector_training import ProjectorTrainingConfig
+    from mechm.training.fusion import FusionTrainingConfig
 
 LICENCES = {
     "ecf": "ECF 1.0 (NUSTM/MECPE, GPL-3.0 repository), research use only",
@@ -75,7 +78,7 @@ def make_card(
     preset: str,
     corpora: Mapping[str, Sequence[LabelledConversation]],
     n_recordings: int,
-    config: FusionTrainingConfig,
+    config: FusionTrainingConfig | ProjectorTrainingConfig,
     *,
     speech: Sequence[str] = ("EmoDB",),
     recorded: Mapping[str, int] | None = None,

@@ -32,6 +32,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 LLAMA = "llama"
 """The part that is the Llama."""
+PROJECTOR = "projector"
+"""The part that makes the Llama's soft tokens; a Llama that reads words alone has none."""
 MAX_MANIFEST_BYTES = 4 << 20
 REBUILD = "make it again: mechm export bundle --preset small --out DIR"
 MAX_SHOWN = 200
@@ -85,6 +87,16 @@ class PartFiles:
     outputs: tuple[Tensor, ...]
     files: Mapping[str, str]
     default: str
+
+    def width(self, name: str) -> int:
+        """Size of an input's last axis.
+
+        Raises: BundleError: there is no such input, or that axis is dynamic.
+        """
+        for tensor in self.inputs:
+            if tensor.name == name and tensor.axes and isinstance(tensor.axes[-1], int):
+                return tensor.axes[-1]
+        raise BundleError(f"the {self.name} part has no input {name} of a fixed width", hint=REBUILD)
 
 
 @dataclass(frozen=True, slots=True)
@@ -247,9 +259,12 @@ def _llama(values: Mapping[str, Any], parts: Mapping[str, PartFiles], listed: se
     tokenizer = _typed(values["tokenizer"], str)
     if LLAMA not in parts or tokenizer not in listed:
         raise ValueError("the Llama's graph or tokenizer is not listed")
+    questions = _config(QuestionConfig, values["questions"])
+    if questions.soft_tokens and PROJECTOR not in parts:
+        raise ValueError("the Llama has soft tokens, and no projector that makes them")
     return LlamaFiles(
         tokenizer,
-        _config(QuestionConfig, values["questions"]),
+        questions,
         _config(CombinationConfig, values["combination"]),
         _config(DecisionConfig, values["decision"]),
     )

@@ -62,12 +62,13 @@ class FusionScores:
     """Scores of a conversation; U utterances, W the window's width.
 
     emotion_logits: float32 (U, 7). pair_logits: float32 (U, W), scores of the causes from position first_cause[i] on,
-    -inf beyond the conversation. first_cause: int64 (U,).
+    -inf beyond the conversation. first_cause: int64 (U,). hidden_states: float32 (U, D), of each utterance.
     """
 
     emotion_logits: npt.NDArray[np.float32]
     pair_logits: npt.NDArray[np.float32]
     first_cause: npt.NDArray[np.int64]
+    hidden_states: npt.NDArray[np.float32]
 
 
 def speaker_numbers(utterances: Sequence[Utterance]) -> list[int]:
@@ -100,7 +101,9 @@ def run_fusion(
     n = len(inputs.speaker_ids)
     spans = window_spans(n, sizes.window, sizes.window_context)
     width = max(last - first for first, last, _, _ in spans)
-    emotion_logits: list[npt.NDArray[np.float32]] = []  # a piece a core; cores come in order
+    # A piece a core; cores come in order.
+    emotion_logits: list[npt.NDArray[np.float32]] = []
+    hidden_states: list[npt.NDArray[np.float32]] = []
     pair_logits = np.full((n, width), -np.inf, np.float32)
     first_cause = np.zeros(n, np.int64)
     for start in range(0, len(spans), WINDOWS_PER_RUN):
@@ -109,11 +112,12 @@ def run_fusion(
         for row, (first, last, core_first, core_last) in enumerate(batch):
             core = slice(core_first - first, core_last - first)
             emotion_logits.append(outputs["emotion_logits"][row, core])
+            hidden_states.append(outputs["hidden_states"][row, core])
             pair_logits[core_first:core_last, : last - first] = outputs["pair_logits"][row, core, : last - first]
             first_cause[core_first:core_last] = first
         if progress is not None:
             progress(batch[-1][3], n)
-    return FusionScores(np.concatenate(emotion_logits), pair_logits, first_cause)
+    return FusionScores(np.concatenate(emotion_logits), pair_logits, first_cause, np.concatenate(hidden_states))
 
 
 def _windows(

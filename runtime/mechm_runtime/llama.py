@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,27 +31,50 @@ class LlamaScores:
     causes: npt.NDArray[np.float32]
 
 
-class LlamaReader:
-    """Asks about every utterance that has words."""
+@dataclass(frozen=True, slots=True)
+class SoftTokens:
+    """What was heard and seen of U utterances, in the Llama's embedding space.
 
-    def __init__(self, tokenizer: QuestionTokenizer, engine: GraphRunner) -> None:
+    tokens: float32 (U, soft tokens, D). evident: bool (U,), where something was; the tokens of the others mean nothing.
+    """
+
+    tokens: npt.NDArray[np.float32]
+    evident: npt.NDArray[np.bool_]
+
+
+class LlamaReader:
+    """Asks about every utterance that has words.
+
+    hidden_size: width of the Llama's embeddings.
+    """
+
+    def __init__(self, tokenizer: QuestionTokenizer, engine: GraphRunner, hidden_size: int) -> None:
         self._tokenizer = tokenizer
         self._engine = engine
+        self._hidden_size = hidden_size
 
-    def read(self, utterances: Sequence[Utterance], progress: Callable[[int, int], None] | None = None) -> LlamaScores:
+    def read(
+        self,
+        utterances: Sequence[Utterance],
+        soft: SoftTokens | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> LlamaScores:
         """Score a conversation of any length, window by window.
 
+        soft: what stands beside the words; None for words alone.
         progress: called with utterances done and their number.
+        Raises: ValueError: `soft` has another shape, or tokens that are not finite.
         """
         n = len(utterances)
         asked = np.array([bool((u.text or "").strip()) for u in utterances])
         emotions = np.zeros((n, len(EMOTIONS)), np.float32)
         causes = np.zeros((n, len(CAUSE_ANSWERS) + 1), np.float32)
-        for first, last, core_first, core_last in self._tokenizer.windows(utterances):
+        evident, tokens = self._checked(soft, n)
+        for first, last, core_first, core_last in self._tokenizer.windows(utterances, evident):
             positions = core_first + np.flatnonzero(asked[core_first:core_last])
             if len(positions):
-                packed = self._tokenizer.pack(utterances[first:last], (positions - first).tolist())
-                outputs = self._engine.run(graph_inputs(packed))
+                packed = self._tokenizer.pack(utterances[first:last], (positions - first).tolist(), evident[first:last])
+                outputs = self._engine.run(graph_inputs(packed, tokens[first:last]))
                 emotions[positions] = outputs["emotion_log_probabilities"]
                 causes[positions] = outputs["cause_log_probabilities"]
             if progress is not None:
@@ -61,13 +85,29 @@ class LlamaReader:
         """Positions of utterances that are not read as a whole, and how many tokens they have."""
         return self._tokenizer.overlong(utterances)
 
+    def _checked(self, soft: SoftTokens | None, n: int) -> tuple[list[bool], npt.NDArray[np.float32]]:
+        """Which utterances have soft tokens, and the tokens."""
+        shape = (n, self._tokenizer.config.soft_tokens, self._hidden_size)
+        if soft is None:
+            return [False] * n, np.zeros(shape, np.float32)
+        if soft.tokens.shape != shape or soft.evident.shape != (n,):
+            raise ValueError(f"soft tokens {soft.tokens.shape} for {soft.evident.shape} utterances, not {shape}")
+        if not np.isfinite(soft.tokens[soft.evident]).all():
+            raise ValueError("a soft token is not finite")
+        return soft.evident.tolist(), soft.tokens
 
-def graph_inputs(packed: PackedQuestions) -> dict[str, npt.NDArray[np.int64]]:
-    """Packed questions as the graph takes them: a batch of one."""
+
+def graph_inputs(packed: PackedQuestions, soft_tokens: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
+    """Packed questions as the graph takes them: a batch of one.
+
+    soft_tokens: float32 (U, soft tokens, D), of the packed utterances.
+    """
     return {
         "input_ids": packed.input_ids[None],
         "position_ids": packed.position_ids[None],
         "segments": packed.segments[None],
         "emotion_at": packed.emotion_at,
         "cause_at": packed.cause_at,
+        "soft_tokens": soft_tokens.reshape(-1, soft_tokens.shape[-1])[packed.soft_of],
+        "soft_at": packed.soft_at,
     }

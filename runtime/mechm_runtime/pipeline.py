@@ -12,13 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from mechm_runtime.bundle import LLAMA, Bundle, LlamaFiles, PartFiles, open_bundle
+from mechm_runtime.bundle import LLAMA, PROJECTOR, Bundle, LlamaFiles, PartFiles, open_bundle
 from mechm_runtime.combination import combine
 from mechm_runtime.decision import Decision, decide, emotion_logits_of, emotion_probabilities
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
@@ -28,6 +28,7 @@ from mechm_runtime.fusion import FusionInputs, FusionScores, run_fusion
 from mechm_runtime.llama import LlamaReader
 from mechm_runtime.media import MediaLimits, MediaReader, Segment
 from mechm_runtime.perception import FrameReader, TextReader, VoiceReader
+from mechm_runtime.projector import Projector
 from mechm_runtime.questions import QuestionTokenizer, pair_logits
 from mechm_runtime.text import ConversationTokenizer
 from mechm_runtime.types import EMOTIONS, MODALITIES, Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
@@ -107,9 +108,13 @@ class Pipeline:
             self._text = TextReader(tokenizer, self._engine("text"))
         self.llm: Llm = self._chosen_llm(llm)
         self._llama: LlamaReader | None = None
+        self._projector: Projector | None = None
         if self.llm == "onnx" and bundle.llama is not None:
             questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
-            self._llama = LlamaReader(questions, self._engine(LLAMA))
+            hidden_size = bundle.parts[LLAMA].width("soft_tokens")
+            self._llama = LlamaReader(questions, self._engine(LLAMA), hidden_size)
+            if bundle.llama.questions.soft_tokens:
+                self._projector = Projector(self._fusion, self._engine(PROJECTOR), bundle.fusion)
         self._voice: VoiceReader | None = None
         self._frames: FrameReader | None = None
 
@@ -197,7 +202,8 @@ class Pipeline:
         report: Progress,
     ) -> FusionScores:
         """The fusion's scores with the Llama's weighed in."""
-        answers = llama.read(utterances, lambda done, total: report("llm", done, total))
+        soft = None if self._projector is None else self._projector.project(work.inputs)
+        answers = llama.read(utterances, soft, lambda done, total: report("llm", done, total))
         for index, n_tokens in llama.overlong(utterances).items():
             work.missing[index]["llm"] = f"the middle of its {n_tokens} tokens"
         causes = pair_logits(answers.causes, fusion.first_cause, fusion.pair_logits.shape[1])
@@ -208,7 +214,7 @@ class Pipeline:
         # Without words the fusion's own calibration holds: the combination's was fitted on words, which bends a voice.
         silent = emotion_probabilities(fusion.emotion_logits[~answers.asked], self.bundle.decision)
         emotions[~answers.asked] = emotion_logits_of(silent, files.decision)
-        return FusionScores(emotions, pairs, fusion.first_cause)
+        return replace(fusion, emotion_logits=emotions, pair_logits=pairs)
 
     def _read_media(self, conversation: Conversation, reader: MediaReader, work: _Work, report: Progress) -> None:
         wanted = [m for m in self.modalities if m != "text"]

@@ -6,6 +6,10 @@ and itself, so that all of them fit into one forward pass and share the conversa
 utterance's. Repeating the utterance lets a model that reads from left to right read it a second time knowing what came
 after. Training and runtime share this module. It runs no model.
 
+What was heard and seen of an utterance stands behind its words, in the conversation and in the question, as a few soft
+tokens: vectors in the place of words' embeddings. Here room is made for them; an utterance of which nothing but words
+is known has none, so that its prompt is that of text alone.
+
 A cause is named by its distance: `0` for the utterance itself, `1` to `9` turns back, `a` to `c` turns ahead, which is
 99.8 % of the pairs of ECF 1.0 `train`. Distances need no counting of absolute numbers, and are single tokens for
 SmolLM2 and Llama-2 alike, which split `12` into two.
@@ -19,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from mechm_runtime.errors import BundleError
 from mechm_runtime.types import EMOTIONS, Utterance
@@ -44,16 +48,20 @@ class QuestionConfig:
     context_before, context_after: utterances around a window's core, where a conversation needs several windows. Causes
         up to nine turns back have an answer.
     max_utterance_tokens: of an utterance's line; of a longer one the start and the end are read.
+    soft_tokens: of an utterance that was heard or seen; 0 for a Llama that reads words alone.
     """
 
     max_tokens: int = 2048
     context_before: int = 12
     context_after: int = 3
     max_utterance_tokens: int = 256
+    soft_tokens: int = 0
 
     def __post_init__(self) -> None:
         if min(self.max_tokens, self.context_before + 1, self.context_after + 1, self.max_utterance_tokens) < 1:
             raise ValueError("a size of the Llama's windows is not positive")
+        if self.soft_tokens < 0:
+            raise ValueError(f"soft_tokens={self.soft_tokens} is negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +70,8 @@ class PackedQuestions:
 
     input_ids, position_ids: int64 (T,). segments: int64 (T,), CONVERSATION or the number of the question a token is of.
     emotion_at, cause_at: int64 (Q,), where the answers of each question are read.
+    soft_at: int64 (S,), where soft tokens stand; the ids there mean nothing. soft_of: int64 (S,), which they are:
+        utterance * soft_tokens + number.
     """
 
     input_ids: npt.NDArray[np.int64]
@@ -69,6 +79,8 @@ class PackedQuestions:
     segments: npt.NDArray[np.int64]
     emotion_at: npt.NDArray[np.int64]
     cause_at: npt.NDArray[np.int64]
+    soft_at: npt.NDArray[np.int64]
+    soft_of: npt.NDArray[np.int64]
 
     def visible(self) -> npt.NDArray[np.bool_]:
         """bool (T, T): whether token i sees token j, which is itself, what came before in its segment, and the
@@ -76,6 +88,15 @@ class PackedQuestions:
         causal = np.tril(np.ones((len(self.segments),) * 2, bool))
         own = self.segments[None] == self.segments[:, None]
         return np.asarray(causal & (own | (self.segments[None] == CONVERSATION)))
+
+
+@dataclass(frozen=True, slots=True)
+class PromptPart:
+    """Tokens of a line or a question, with room for `n_soft` soft tokens from `soft_at` on."""
+
+    ids: list[int]
+    soft_at: int = 0
+    n_soft: int = 0
 
 
 class QuestionTokenizer:
@@ -94,14 +115,17 @@ class QuestionTokenizer:
         self.emotion_answers = np.array([self._answer("Emotion:", f" {emotion}") for emotion in EMOTIONS], np.int64)
         words = [answer for answer, _ in CAUSE_ANSWERS] + [NO_CAUSE]
         self.cause_answers = np.array([self._answer("Cause:", word) for word in words], np.int64)
+        self.cause_question: list[int] = self._tokenizer.encode("\nCause:", add_special_tokens=False).ids
         for answers in (self.emotion_answers, self.cause_answers):
             if len(set(answers.tolist())) != len(answers):
                 raise BundleError("two answers are the same token for this tokenizer")
 
-    def conversation(self, utterances: Sequence[Utterance]) -> list[list[int]]:
-        """The tokens of each utterance's line."""
-        lines = [f"[{number}] {_line(u)}\n" for number, u in enumerate(utterances, 1)]
-        return [self._shortened(one.ids) for one in self._tokenizer.encode_batch(lines, add_special_tokens=False)]
+    def conversation(self, utterances: Sequence[Utterance], evident: Sequence[bool] = ()) -> list[PromptPart]:
+        """Each utterance's line. `evident` tells which have soft tokens; () is none."""
+        lines = [f"[{number}] {_line(u)}" for number, u in enumerate(utterances, 1)]
+        encoded = self._tokenizer.encode_batch([f"{line}\n" for line in lines], add_special_tokens=False)
+        room = evident or [False] * len(lines)
+        return [self._with_room(*one) for one in zip(encoded, map(len, lines), room, strict=True)]
 
     def overlong(self, utterances: Sequence[Utterance]) -> dict[int, int]:
         """Positions of utterances of which only the start and the end are read, and how many tokens they have."""
@@ -111,13 +135,13 @@ class QuestionTokenizer:
         counts = {i: len(self._tokenizer.encode(line, add_special_tokens=False).ids) for i, line in long.items()}
         return {i: n_tokens for i, n_tokens in counts.items() if n_tokens > limit}
 
-    def windows(self, utterances: Sequence[Utterance]) -> list[tuple[int, int, int, int]]:
+    def windows(self, utterances: Sequence[Utterance], evident: Sequence[bool] = ()) -> list[tuple[int, int, int, int]]:
         """Windows as (first, last, core first, core last), ends exclusive; cores tile the conversation.
 
         A window with the questions on its core has at most `max_tokens` tokens, or a core of one utterance.
         """
         n, config = len(utterances), self.config
-        lines = np.array([0, *(len(line) for line in self.conversation(utterances))]).cumsum()
+        lines = np.array([0, *(len(line.ids) for line in self.conversation(utterances, evident))]).cumsum()
         # A question repeats the line: with other words around it, that are at most these many tokens more.
         asked = lines + _QUESTION_TOKENS * np.arange(n + 1)
         spans = []
@@ -134,27 +158,53 @@ class QuestionTokenizer:
             start = stop
         return spans
 
-    def question(self, utterances: Sequence[Utterance], position: int) -> tuple[list[int], int]:
-        """The tokens of the question on an utterance, and how many of them there are up to the emotion's answer."""
-        asked = f"Question: [{position + 1}] {_line(utterances[position])}\nEmotion:"
-        first = self._shortened(self._tokenizer.encode(asked, add_special_tokens=False).ids)
-        second = self._tokenizer.encode("\nCause:", add_special_tokens=False).ids
-        return [*first, *second], len(first)
+    def question(self, utterances: Sequence[Utterance], position: int, *, evident: bool = False) -> PromptPart:
+        """The question on an utterance, up to where its emotion is answered; `cause_question` goes on from there."""
+        asked = f"Question: [{position + 1}] {_line(utterances[position])}"
+        encoded = self._tokenizer.encode(f"{asked}\nEmotion:", add_special_tokens=False)
+        return self._with_room(encoded, len(asked), evident)
 
-    def pack(self, utterances: Sequence[Utterance], asked: Sequence[int]) -> PackedQuestions:
-        """The conversation and the questions on the utterances at the positions `asked`, which may be none."""
-        tokens = [token for line in self.conversation(utterances) for token in line]
+    def pack(
+        self, utterances: Sequence[Utterance], asked: Sequence[int], evident: Sequence[bool] = ()
+    ) -> PackedQuestions:
+        """The conversation and the questions on the utterances at the positions `asked`, which may be none.
+
+        evident: which utterances have soft tokens; () is none.
+        """
+        tokens: list[int] = []
+        soft_at: list[int] = []
+        soft_of: list[int] = []
+
+        def add(part: PromptPart, utterance: int) -> None:
+            if part.n_soft:
+                soft_at.extend(range(len(tokens) + part.soft_at, len(tokens) + part.soft_at + part.n_soft))
+                soft_of.extend(range(utterance * part.n_soft, (utterance + 1) * part.n_soft))
+            tokens.extend(part.ids)
+
+        for utterance, line in enumerate(self.conversation(utterances, evident)):
+            add(line, utterance)
         prefix = len(tokens)
         positions, segments = list(range(prefix)), [CONVERSATION] * prefix
         emotion_at, cause_at = [], []
         for number, position in enumerate(asked):
-            question, n_first = self.question(utterances, position)
-            emotion_at.append(len(tokens) + n_first - 1)
-            tokens += question
+            start = len(tokens)
+            add(self.question(utterances, position, evident=bool(evident) and evident[position]), position)
+            emotion_at.append(len(tokens) - 1)
+            tokens += self.cause_question
             cause_at.append(len(tokens) - 1)
-            positions += range(prefix, prefix + len(question))
-            segments += [number] * len(question)
-        return PackedQuestions(*(np.array(x, np.int64) for x in (tokens, positions, segments, emotion_at, cause_at)))
+            positions += range(prefix, prefix + len(tokens) - start)
+            segments += [number] * (len(tokens) - start)
+        packed = (tokens, positions, segments, emotion_at, cause_at, soft_at, soft_of)
+        return PackedQuestions(*(np.array(x, np.int64) for x in packed))
+
+    def _with_room(self, encoded: Encoding, n_characters: int, evident: bool) -> PromptPart:
+        """An encoding, shortened, with room for soft tokens behind its first `n_characters`."""
+        ids = self._shortened(encoded.ids)
+        if not evident or not self.config.soft_tokens:
+            return PromptPart(ids)
+        n_behind = sum(start >= n_characters for start, _ in encoded.offsets)
+        at = len(ids) - n_behind
+        return PromptPart([*ids[:at], *([_ROOM] * self.config.soft_tokens), *ids[at:]], at, self.config.soft_tokens)
 
     def _shortened(self, ids: list[int]) -> list[int]:
         excess = len(ids) - self.config.max_utterance_tokens
@@ -174,6 +224,9 @@ class QuestionTokenizer:
             raise BundleError(f"{answer!r} is not one token after {prompt!r} for this tokenizer")
         return both[-1]
 
+
+_ROOM = 0
+"""Any token's id, where a soft token will stand."""
 
 _QUESTION_TOKENS = 24
 """Room for the words around an utterance in a question: 9 tokens more than its line has, for each of ECF `dev` in

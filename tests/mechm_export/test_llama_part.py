@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from click.testing import CliRunner
@@ -17,12 +20,14 @@ from mechm.llm.adapter import save_adapter
 from mechm.llm.combination import FittedCombination, fusion_sha256, write_combination
 from mechm.llm.packed import TorchLlama
 from mechm.llm.scorer import add_adapter, load_llama
+from mechm.llm.stored_projector import PROJECTOR_FOLDER, ProjectorOrigin, save_projector
 from mechm.model.build import build_network, save_trained
 from mechm.model.config import TINY
+from mechm.model.projector import ProjectorConfig, SoftTokenProjector
 from mechm_export.bundle import BundleReport, export_bundle, verify_bundle
 from mechm_export.data import check_conversations
 from mechm_export.llama import load_llama_source
-from mechm_runtime.bundle import LLAMA, MANIFEST, manifest_id, open_bundle
+from mechm_runtime.bundle import LLAMA, MANIFEST, PROJECTOR, manifest_id, open_bundle
 from mechm_runtime.combination import CombinationConfig, combine
 from mechm_runtime.decision import DecisionConfig, decide
 from mechm_runtime.engine import EngineConfig
@@ -30,6 +35,7 @@ from mechm_runtime.errors import BundleError, InputError, WeightsError
 from mechm_runtime.llama import LlamaReader
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.questions import QuestionTokenizer, pair_logits
+from mechm_runtime.readers import read_transcript
 from mechm_runtime.types import EMOTIONS, Conversation, Utterance
 
 COMBINATION = CombinationConfig(0.4, 1.1, 0.3, 0.8, pair_bias=0.1)
@@ -56,6 +62,8 @@ def adapter(llama_base: Path, trained: Path, tmp_path_factory: pytest.TempPathFa
     folder = tmp_path_factory.mktemp("adapter") / "llm"
     save_adapter(adapted, DecisionConfig(), {"data": "none"}, folder)
     write_combination(FittedCombination(COMBINATION, DECISION, fusion_sha256(trained)), folder)
+    projector = SoftTokenProjector(ProjectorConfig(2, TINY.fusion.hidden_size, 64), torch.randn(7, 64))
+    save_projector(projector, ProjectorOrigin.of(trained, folder), {"data": "none"}, folder / PROJECTOR_FOLDER)
     return folder
 
 
@@ -74,14 +82,17 @@ def test_the_graph_equals_torch_and_the_bundle_says_how_it_is_asked(report: Bund
     assert bundle.llama is not None
     assert (bundle.llama.combination, bundle.llama.decision) == (COMBINATION, DECISION)
     assert bundle.manifest[LLAMA]["card"] == {"data": "none"}
-    assert "adapter" in bundle.manifest["weights"]
+    assert {"adapter", "projector"} <= set(bundle.manifest["weights"])
+    assert bundle.llama.questions.soft_tokens == 2
+    (check,) = (c for c in report.values if (c.part, c.precision) == (PROJECTOR, "fp32"))
+    assert check.largest_difference < 1e-4
 
 
 def test_answers_are_those_of_fusion_and_llama_weighed(
     report: BundleReport, adapter: Path, trained: Path, llama_base: Path
 ) -> None:
     source = load_llama_source(llama_base, adapter, trained)
-    reader = LlamaReader(QuestionTokenizer(source.tokenizer), TorchLlama(source.scores))
+    reader = LlamaReader(QuestionTokenizer(source.tokenizer), TorchLlama(source.scores), source.scores.hidden_size)
     both = Pipeline(report.bundle, precisions=dict.fromkeys(report.bundle.parts, "fp32"), engine=ONE_THREAD)
     alone = Pipeline(
         replace(report.bundle, decision=DecisionConfig(pair_threshold=1e-9, neutral_log_bias=-100.0)),
@@ -133,6 +144,37 @@ def test_an_utterance_without_words_keeps_what_the_fusion_says(report: BundleRep
     )
     assert both.utterances[0].probabilities == pytest.approx(alone.utterances[0].probabilities, abs=1e-5)
     assert both.utterances[1].probabilities != pytest.approx(alone.utterances[1].probabilities, abs=1e-3)
+
+
+def test_what_was_heard_and_seen_reaches_the_llama(
+    report: BundleReport, adapter: Path, trained: Path, llama_base: Path, repository: Path
+) -> None:
+    """The pipeline's answers on a recording are those of torch, and not those on its words alone."""
+    sample = repository / "sample"
+    (conversation,) = read_transcript(sample / "conversation.srt", media=sample / "conversation.mp4")
+    pipeline = Pipeline(report.bundle, precisions=dict.fromkeys(report.bundle.parts, "fp32"), engine=ONE_THREAD)
+    asked: list[Mapping[str, npt.NDArray[Any]]] = []
+    llama = pipeline._llama
+    assert llama is not None
+    engine = llama._engine
+
+    class Listening:
+        def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+            asked.append(inputs)
+            return engine.run(inputs)
+
+    llama._engine = Listening()
+    pipeline.analyze(conversation)
+    (inputs,) = asked
+    n_told = 2 * 2 * len(conversation.utterances)  # two tokens, in the line and in the question
+    assert inputs["soft_tokens"].shape == (n_told, 64)
+    source = load_llama_source(llama_base, adapter, trained)
+    expected = TorchLlama(source.scores).run(inputs)
+    found = engine.run(inputs)
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, atol=1e-4)
+    other = engine.run({**inputs, "soft_tokens": np.zeros_like(inputs["soft_tokens"])})
+    assert np.abs(other["emotion_log_probabilities"] - found["emotion_log_probabilities"]).max() > 1e-4
 
 
 def test_a_bundle_without_a_llama_says_so(tiny_bundle: Path) -> None:

@@ -31,7 +31,7 @@ SIZES = FusionWindows(
 class LocalEngine(Engine):
     """An engine whose scores of a pair depend on these two utterances alone, so that windows must not change them.
 
-    emotion_logits[i] is the utterance's text (its first 7 numbers); pair_logits[i, j] is text_i . text_j plus 1 for the
+    emotion_logits[i] is the utterance's text (its first 7 numbers), hidden_states[i] all of it; pair_logits[i, j] is text_i . text_j plus 1 for the
     same speaker. Padding scores 1000, which must come out nowhere.
     """
 
@@ -48,6 +48,7 @@ class LocalEngine(Engine):
         return {
             "emotion_logits": np.where(mask[..., None], text[..., : len(EMOTIONS)], 1000).astype(np.float32),
             "pair_logits": np.where(both, pairs, 1000).astype(np.float32),
+            "hidden_states": np.where(mask[..., None], text, 1000).astype(np.float32),
         }
 
 
@@ -79,6 +80,7 @@ def test_windows_score_as_the_whole_would(n: int) -> None:
     scores = run_fusion(engine, inputs, SIZES)
     assert scores.emotion_logits.dtype == scores.pair_logits.dtype == np.float32
     assert np.array_equal(scores.emotion_logits, inputs.text[:, : len(EMOTIONS)])
+    assert np.array_equal(scores.hidden_states, inputs.text)
     same = inputs.speaker_ids[:, None] == inputs.speaker_ids
     whole = inputs.text @ inputs.text.T + same
     width = scores.pair_logits.shape[1]
