@@ -1,12 +1,13 @@
 """Does a voice or a face help, and does a wrong one harm? Weighted F1 and emotion accuracy on annotated conversations.
 
-    python benchmarks/modalities.py --conversations ecf/dev.txt --speech emodb [--trained DIR]
+    python benchmarks/modalities.py --conversations ecf/dev.txt --speech emodb [--trained DIR] [--llm DIR]
 
 ECF has no recordings here, so voices are real recordings of the annotated emotion (or of any emotion: "random") and
 faces are simulated readings, as in training (`mechm.data.evidence`). The voices are of speakers that the voice head
 never heard: it is fitted anew on the others, and where it is fitted nothing else learns from recordings. What matching
 ones gain still is the most that a voice can give, since acted speech says plainly what it means; what random ones cost
-is what to look at. Torch, fp32.
+is what to look at. With --llm the Llama hears and sees the same (`mechm.llm.projection`) and both are weighed as in a
+bundle; it has nothing to read in a voice alone. Torch, fp32.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,16 +23,26 @@ import numpy as np
 import torch
 
 from mechm.data.batches import group_by_size, make_batch
-from mechm.data.evidence import EvidenceConfig, EvidenceSampler, no_evidence
+from mechm.data.evidence import Evidence, EvidenceConfig, EvidenceSampler, no_evidence
+from mechm.llm.combination import read_combination
+from mechm.llm.projection import Projection, speakers_of
+from mechm.llm.scorer import AnswerScores, load_merged
+from mechm.llm.stored_projector import load_projector
+from mechm.llm.training import score_with_llama
 from mechm.model.build import build_audio_encoder, build_network, load_trained, pretrained_folder
 from mechm.model.config import SMALL
+from mechm.model.network import Network
 from mechm.training.calibration import ScoredConversation
+from mechm.training.combination import combined
 from mechm.training.fusion import decision_scores
 from mechm.training.speech import N_COPIES, read_speech, read_speech_corpus, speech_lines
 from mechm.training.voice import VoiceConfig, fit_voice
 from mechm.weights import weights_path
+from mechm_runtime.llama import SoftTokens
+from mechm_runtime.questions import QuestionConfig, QuestionTokenizer
 from mechm_runtime.readers import read_labelled
 from mechm_runtime.text import ConversationTokenizer, TextConfig
+from mechm_runtime.types import LabelledConversation
 
 CASES = {
     "text": (True, False, False, 0.0),
@@ -43,18 +55,43 @@ CASES = {
 """Name -> text, voice and face are read; share of wrong voices and faces."""
 
 
+class Llama:
+    """A trained Llama with its soft tokens, and how it is weighed against the fusion."""
+
+    def __init__(self, adapter: Path, fusion: Path, network: Network) -> None:
+        fitted = read_combination(adapter, fusion)
+        self.combination, self.decision = fitted.combination, fitted.decision
+        projector, base = load_projector(adapter, fusion), weights_path("llm")
+        questions = QuestionConfig(soft_tokens=projector.config.n_tokens)
+        self._tokenizer = QuestionTokenizer(base / "tokenizer.json", questions)
+        self._scores = AnswerScores(load_merged(base, adapter), self._tokenizer)
+        self._projection = Projection(network.fusion, network.config.text.hidden_size, projector)
+
+    def read(self, group: Sequence[LabelledConversation], evidence: Evidence) -> list[ScoredConversation]:
+        """Scores of a group with what stands beside its words."""
+        with torch.inference_mode():
+            tokens, evident = self._projection(evidence, *speakers_of([one.conversation for one in group]))
+        soft = [
+            SoftTokens(tokens[b, :n].numpy(), evident[b, :n].numpy())
+            for b, n in enumerate(len(one.emotions) for one in group)
+        ]
+        return score_with_llama(self._scores, self._tokenizer, group, soft)
+
+
 def main() -> None:
     """Score all cases and print a table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conversations", type=Path, required=True)
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--trained", type=Path, default=None)
+    parser.add_argument("--llm", type=Path, default=None, help="an adapter with its combination and its projector")
     parser.add_argument("--held-out", nargs="+", default=["13", "14"], help="speakers whose voices are heard")
     parser.add_argument("--copies", type=int, default=N_COPIES, help="degraded copies that the voice head learns from")
     given = parser.parse_args()
     folder = weights_path("text")
     network = build_network(SMALL, folder)
-    decision = load_trained(network, given.trained or pretrained_folder("small"))
+    trained = given.trained or pretrained_folder("small")
+    decision = load_trained(network, trained)
     tokenizer = ConversationTokenizer(folder / "tokenizer.json", TextConfig())
     labelled = read_labelled(given.conversations)
     corpus = read_speech_corpus(given.speech)
@@ -63,11 +100,12 @@ def main() -> None:
     held_out = speech.of(given.held_out)
     fit_voice(network.fusion, speech.select(~held_out), VoiceConfig())
     voices = speech.select(held_out).by_emotion()
+    llama = None if given.llm is None else Llama(given.llm, trained, network)
     results = {}
     for name, (text, voice, face, mismatch) in CASES.items():
         config = EvidenceConfig(conversation_rate=1.0, utterance_rate=1.0, mismatch=mismatch, text_dropout=0.0)
         sampler, random = EvidenceSampler(SMALL, voices, config), np.random.default_rng(0)
-        scored = []
+        by_fusion, by_both = [], []
         for group in group_by_size(labelled, 4000):
             batch = make_batch(group, tokenizer)
             drawn, _ = sampler.sample(group, batch.emotions.numpy(), random)
@@ -80,7 +118,7 @@ def main() -> None:
                 output = network(batch, evidence, None if text else torch.ones_like(batch.text_mask))
             for b, one in enumerate(group):
                 n = len(one.emotions)
-                scored.append(
+                by_fusion.append(
                     ScoredConversation(
                         output.emotion_logits[b, :n].numpy(),
                         output.pair_logits[b, :n, :n].numpy(),
@@ -88,16 +126,20 @@ def main() -> None:
                         batch.causes[b, :n, :n].numpy().astype(bool),
                     )
                 )
-        results[name] = decision_scores(scored, decision)
+            if llama is not None and text:
+                by_both += combined(by_fusion[-len(group) :], llama.read(group, evidence), llama.combination)
+        results[name] = decision_scores(by_fusion, decision)
+        if llama is not None and text:
+            results[f"{name}, with the Llama"] = decision_scores(by_both, llama.decision)
     for line in speech_lines(speech, (*corpus.report.problems, *problems)):
         print(line)
     print(
         f"{given.conversations.name}: {len(labelled)} conversations; {held_out.sum()} recordings of speakers left out"
     )
     print(f"torch {torch.__version__} fp32, {platform.machine()}")
-    print(f"{'read from':26}{'weighted F1':>13}{'emotion accuracy':>18}")
+    print(f"{'read from':42}{'weighted F1':>13}{'emotion accuracy':>18}")
     for name, (f1, accuracy) in results.items():
-        print(f"{name:26}{f1:13.4f}{accuracy:18.4f}")
+        print(f"{name:42}{f1:13.4f}{accuracy:18.4f}")
     print(json.dumps({name: {"weighted_f1": f1, "emotion_accuracy": a} for name, (f1, a) in results.items()}))
 
 

@@ -127,10 +127,11 @@ def llm(
 
         def keep(report: EpochReport, dev: DevScores, record: dict[str, Any]) -> None:
             # Other splits are scored now, while the weights of this epoch are in place; they decide nothing.
-            reached = {
-                name: split_scores(labelled, score_with_llama(scores, tokenizer, labelled), dev.decision)
+            scored = {
+                name: dev.scored if name == dev_file.name else score_with_llama(scores, tokenizer, labelled)
                 for name, labelled in held_out.items()
             }
+            reached = {name: split_scores(labelled, scored[name], dev.decision) for name, labelled in held_out.items()}
             described = card | {"stage": report.stage, "epoch": report.epoch, "scores": reached, "run": record}
             save_adapter(scores.llama, dev.decision, described, out)
 

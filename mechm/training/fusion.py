@@ -193,7 +193,7 @@ def dev_scores(scored: Sequence[ScoredConversation]) -> DevScores:
     ):
         raise TrainingDivergedError("the scores on dev are not finite")
     decision = fit_decision(scored)
-    return DevScores(decision, *decision_scores(scored, decision))
+    return DevScores(decision, *decision_scores(scored, decision), scored)
 
 
 def decision_scores(scored: Sequence[ScoredConversation], decision: DecisionConfig) -> tuple[float, float]:

@@ -20,6 +20,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from mechm.training.calibration import ScoredConversation
 from mechm.training.checkpoint import (
     Learner,
     Position,
@@ -84,11 +85,12 @@ class StepReport:
 
 @dataclass(frozen=True, slots=True)
 class DevScores:
-    """What weights reach on `dev` with the decision fitted there."""
+    """What weights reach on `dev` with the decision fitted there; `scored` are their scores of it, in its order."""
 
     decision: DecisionConfig
     weighted_f1: float
     emotion_accuracy: float
+    scored: Sequence[ScoredConversation] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,8 +31,8 @@ SIZES = FusionWindows(
 class LocalEngine(Engine):
     """An engine whose scores of a pair depend on these two utterances alone, so that windows must not change them.
 
-    emotion_logits[i] is the utterance's text (its first 7 numbers), hidden_states[i] all of it; pair_logits[i, j] is text_i . text_j plus 1 for the
-    same speaker. Padding scores 1000, which must come out nowhere.
+    emotion_logits[i] is the utterance's text (its first 7 numbers), hidden_states[i] all of it; pair_logits[i, j] is
+    text_i . text_j plus 1 for the same speaker. Padding scores 1000, which must come out nowhere.
     """
 
     def __init__(self) -> None:
