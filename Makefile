@@ -16,7 +16,7 @@ MECHM := $(BIN)/mechm
 LLM := $(if $(wildcard mechm/pretrained/small/llm/combination.json),--llm)
 
 # What a bundle is made from: when one of these is newer than the bundle, `make bundle` exports again.
-BUNDLE_SOURCES := mechm/model mechm/llm/packed.py mechm/weights mechm/pretrained export/mechm_export runtime/mechm_runtime/features
+BUNDLE_SOURCES := mechm/model mechm/llm mechm/weights mechm/pretrained export/mechm_export runtime/mechm_runtime/features
 
 .PHONY: help env weights bundle demo test lint format types contracts pytest clean
 .DEFAULT_GOAL := help

@@ -24,7 +24,6 @@ BUNDLE_SOURCES = (
     "mechm/weights/parts.py",
     "export/mechm_export",
     "runtime/mechm_runtime/features",
-    "mechm/llm/packed.py",
     *(
         f"runtime/mechm_runtime/{module}.py"
         for module in ("bundle", "combination", "decision", "pipeline", "questions", "text", "types")
@@ -135,7 +134,10 @@ def tiny_bundle(small_weights: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def small_bundle(small_weights: Path) -> Path:
-    """The bundle of the preset `small` with the shipped weights; the test is skipped where none are shipped."""
+    """The bundle of the preset `small` with the shipped weights; the test is skipped where none are shipped.
+
+    Without the Llama, which takes minutes and a gigabyte to export.
+    """
     from mechm.model.build import pretrained_folder
     from mechm_runtime.errors import WeightsError
 
@@ -159,7 +161,10 @@ def exported(preset: str, trained: Path | None = None) -> Path:
         if not (folder / "bundle.json").is_file():
             # The export renames its folder into place when it is whole, so what is there is whole.
             done = subprocess.run(
-                [*command, "--preset", preset, "--out", str(folder)], capture_output=True, text=True, check=False
+                [*command, "--preset", preset, "--llm", "none", "--out", str(folder)],
+                capture_output=True,
+                text=True,
+                check=False,
             )
             if done.returncode != 0:
                 pytest.fail(f"no bundle of preset {preset}:\n{done.stdout}{done.stderr}")

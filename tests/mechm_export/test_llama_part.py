@@ -17,11 +17,11 @@ from click.testing import CliRunner
 
 from mechm.cli import cli
 from mechm.llm.adapter import save_adapter
-from mechm.llm.combination import FittedCombination, fusion_sha256, write_combination
+from mechm.llm.combination import LLAMA_FOLDER, FittedCombination, fusion_sha256, is_adapter, write_combination
 from mechm.llm.packed import TorchLlama
 from mechm.llm.scorer import add_adapter, load_llama
 from mechm.llm.stored_projector import PROJECTOR_FOLDER, ProjectorOrigin, save_projector
-from mechm.model.build import build_network, save_trained
+from mechm.model.build import build_network, pretrained_folder, save_trained
 from mechm.model.config import TINY
 from mechm.model.projector import ProjectorConfig, SoftTokenProjector
 from mechm_export.bundle import BundleReport, export_bundle, verify_bundle
@@ -214,3 +214,22 @@ def test_a_manifest_that_names_no_graph_for_its_llama_is_damaged(report: BundleR
     (folder / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
     with pytest.raises(BundleError, match="Llama"):
         open_bundle(folder)
+
+
+@pytest.mark.weights
+def test_the_shipped_llama_is_of_the_shipped_fusion_and_reads_plain_words(small_weights: Path) -> None:
+    trained = pretrained_folder("small")
+    if not is_adapter(trained / LLAMA_FOLDER):
+        pytest.skip("no Llama is shipped")
+    source = load_llama_source(small_weights / "llm", trained / LLAMA_FOLDER, trained)
+    tokenizer = QuestionTokenizer(source.tokenizer, source.questions)
+    utterances = (
+        Utterance(1, "Anna", "Hello."),
+        Utterance(2, "Ben", "I got the job! I am so happy!"),
+        Utterance(3, "Anna", "That is wonderful, congratulations!"),
+        Utterance(4, "Ben", "The meeting is on Tuesday at ten."),
+    )
+    answers = LlamaReader(tokenizer, TorchLlama(source.scores), source.scores.hidden_size).read(utterances)
+    decision = decide(answers.emotions, pair_logits(answers.causes), source.fitted.decision)
+    assert [EMOTIONS[label] for label in decision.labels] == ["neutral", "joy", "joy", "neutral"]
+    assert (2, 1) in {(i, j) for i, j, _ in decision.pairs}
