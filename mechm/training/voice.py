@@ -1,10 +1,13 @@
-"""Fit the voice head on emotional speech, before the fusion is trained: linear discriminant analysis, shrunk.
+"""Fit the voice head on emotional speech, before the fusion is trained: shrunk linear discriminants, averaged.
 
 Few speakers in some hundred recordings: measured on speakers left out (EmoDB, benchmarks/voice.py), the method with
 the strongest assumption did best. Every emotion is a Gaussian, all with one covariance, estimated over the recordings
 and their degraded copies: directions that noise, lines, tempo and rooms change count for little. Shrunk logistic
-regression was 4 points lower, ensembles of small networks with dropout and mixup 2, and there is no training to go
-wrong: it is a closed form, and the same from run to run.
+regression was 4 points lower, a Gaussian kernel 3, ensembles of small networks with dropout and mixup 2, and there is
+no training to go wrong: it is a closed form, and the same from run to run.
+
+How many principal components are best changes with the draw of the copies, so discriminants in several counts of them
+are averaged. The average is one linear map again.
 """
 
 from __future__ import annotations
@@ -30,7 +33,9 @@ TEMPERATURES = np.geomspace(0.25, 8.0, 61)
 class VoiceConfig:
     """Hyperparameters of the head; `benchmarks/voice.py` measures exactly these.
 
-    n_components: principal components of the standardised audio tokens that are kept.
+    n_components: principal components of the standardised audio tokens that are kept, a count for each discriminant.
+        Instead of 200 alone, these raised recall as recorded in each of seven sets of copies, which overlap, from 0.880
+        on average (0.871 to 0.890) to 0.889 (0.879 to 0.898), and over ten degradations from 0.835 to 0.839.
     shrinkage: share of the covariance that is taken to be the same in all their directions (Friedman 1989).
     n_folds: groups of speakers that are left out in turn to measure how sure the head may be.
     doubt: how often a voice beside words or faces is taken to say nothing about the annotated emotion. On ECF dev, with
@@ -38,14 +43,15 @@ class VoiceConfig:
         0.1 points, at 0.8 0.395 and 0.6 points, at 0.6 0.423 and 1.3 points.
     """
 
-    n_components: int = 200
+    n_components: tuple[int, ...] = (100, 150, 200, 300, 400)
     shrinkage: float = 0.3
     n_folds: int = 4
     doubt: float = 0.85
 
     def __post_init__(self) -> None:
-        if not (self.n_components >= 1 and 0 < self.shrinkage <= 1 and self.n_folds >= 2 and 0 < self.doubt <= 1):
-            raise ValueError(f"{self}: a count below one or a share outside (0, 1]")
+        counts = min(self.n_components, default=0) >= 1 and self.n_folds >= 2
+        if not (counts and 0 < self.shrinkage <= 1 and 0 < self.doubt <= 1):
+            raise ValueError(f"{self}: no count, a count below one or a share outside (0, 1]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,13 +113,16 @@ def check_speech(speech: SpeechFeatures) -> None:
 
 
 def fit_discriminant(speech: SpeechFeatures, config: VoiceConfig) -> VoiceFit:
-    """Linear discriminant analysis of recordings and copies; every emotion counts the same, however often it is."""
+    """Linear discriminant analysis of recordings and copies; every emotion counts the same, however often it is.
+
+    The mean of one analysis for each of `config.n_components`.
+    """
     n_copies = len(speech.tokens)
     flat = speech.tokens.reshape(n_copies * len(speech.emotions), -1)
     emotions = np.tile(speech.emotions, n_copies)
     mean, deviation = flat.mean(0), flat.std(0) + np.float32(1e-3)
     standardised = (flat - mean) / deviation
-    components = principal_components(standardised, config.n_components)
+    components = principal_components(standardised, max(config.n_components))
     scores = (standardised @ components).astype(np.float64)
     heard = np.unique(emotions)
     means = np.stack([scores[emotions == emotion].mean(0) for emotion in heard])
@@ -121,11 +130,15 @@ def fit_discriminant(speech: SpeechFeatures, config: VoiceConfig) -> VoiceFit:
     for emotion, centre in zip(heard, means, strict=True):
         around = scores[emotions == emotion] - centre
         covariance += around.T @ around / (len(around) * len(heard))
-    sphere = np.trace(covariance) / len(covariance) * np.eye(len(covariance))
-    shrunk = (1.0 - config.shrinkage) * covariance + config.shrinkage * sphere
-    directions = np.linalg.solve(shrunk, means.T)
+    directions = np.zeros_like(means.T)
+    for count in config.n_components:
+        kept = covariance[:count, :count]
+        sphere = np.trace(kept) / len(kept) * np.eye(len(kept))
+        shrunk = (1.0 - config.shrinkage) * kept + config.shrinkage * sphere
+        directions[:count] += np.linalg.solve(shrunk, means[:, :count].T) / len(config.n_components)
     weight, bias = np.zeros((flat.shape[1], len(EMOTIONS))), np.zeros(len(EMOTIONS))
     weight[:, heard] = components @ directions
+    # A discriminant's directions are zero in components it did not keep, so this is the mean of their offsets.
     bias[heard] = -0.5 * (means.T * directions).sum(0)
     return VoiceFit(mean, deviation, weight, bias, np.isin(np.arange(len(EMOTIONS)), heard))
 

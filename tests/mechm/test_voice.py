@@ -61,7 +61,7 @@ def head(doubt: float, heard: tuple[int, ...] = HEARD) -> VoiceHead:
 
 def test_the_fit_is_linear_discriminant_analysis() -> None:
     data = speech(n_each=60, copies=0)
-    config = VoiceConfig(n_components=TOKENS * WIDTH, shrinkage=1e-6)
+    config = VoiceConfig(n_components=(TOKENS * WIDTH,), shrinkage=1e-6)
     fit = fit_discriminant(data, config)
     flat = (data.tokens[0].reshape(len(data.emotions), -1).astype(np.float64) - fit.mean) / fit.deviation
     means = np.stack([flat[data.emotions == e].mean(0) for e in HEARD])
@@ -74,6 +74,30 @@ def test_the_fit_is_linear_discriminant_analysis() -> None:
     found = fit.log_probabilities(data.tokens[0])
     assert np.isneginf(found[:, SURPRISE]).all()
     assert np.abs(found[:, :SURPRISE] - expected).max() < 0.02
+
+
+def test_several_counts_of_components_are_averaged() -> None:
+    data, width = speech(), TOKENS * WIDTH
+    few, all_of_them, both = (
+        fit_discriminant(data, VoiceConfig(n_components=counts))
+        for counts in ((width - 30,), (width,), (width - 30, width))
+    )
+    assert np.abs(few.weight - all_of_them.weight).max() > 1e-2
+    assert np.abs(both.weight - (few.weight + all_of_them.weight) / 2).max() < 1e-4
+    assert np.abs(both.bias - (few.bias + all_of_them.bias) / 2).max() < 1e-4
+
+
+def test_components_beyond_the_width_are_left_out() -> None:
+    data, width = speech(), TOKENS * WIDTH
+    wide = fit_discriminant(data, VoiceConfig(n_components=(width, width + 300)))
+    exact = fit_discriminant(data, VoiceConfig(n_components=(width,)))
+    assert np.abs(wide.weight - exact.weight).max() < 1e-9
+
+
+@pytest.mark.parametrize("counts", [(), (0,), (10, -1)])
+def test_no_components_are_refused(counts: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="count"):
+        VoiceConfig(n_components=counts)
 
 
 def test_randomised_components_span_what_exact_ones_span() -> None:
