@@ -25,6 +25,9 @@ _folder = click.Path(path_type=Path, exists=True, file_okay=False)
     metavar="DIR",
     help="Base weights in the Hugging Face layout. Default: the preset's, see mechm weights.",
 )
+@click.option(
+    "--start-from", "start", type=_folder, metavar="DIR", help="Go on learning with this adapter. Default: a new one."
+)
 @click.option("--train", "train_file", type=_file, required=True, metavar="FILE", help="ECF conversations to train on.")
 @click.option("--dev", "dev_file", type=_file, required=True, metavar="FILE", help="Decides which epoch is kept.")
 @click.option("--report", "reports", type=_file, multiple=True, metavar="FILE", help="Score at the end, for the card.")
@@ -51,6 +54,7 @@ _folder = click.Path(path_type=Path, exists=True, file_okay=False)
 def llm(
     preset: str,
     base: Path | None,
+    start: Path | None,
     train_file: Path,
     dev_file: Path,
     reports: tuple[Path, ...],
@@ -72,6 +76,7 @@ def llm(
     \b
     mechm train llm --train ecf/train.txt --dev ecf/dev.txt --report ecf/test.txt --out runs/llm
     mechm train llm --train ecf/train.txt --dev ecf/dev.txt --goemotions goemotions --reccon reccon --out runs/llm
+    mechm train llm --start-from runs/llm --train own/train.json --dev own/dev.json --lr 2e-4 --out runs/own
     torchrun --nproc-per-node 2 --no-python mechm train llm --train ecf/train.txt ...
     """
     import json
@@ -82,7 +87,9 @@ def llm(
     from mechm.data.corpora import read_goemotions, read_reccon
     from mechm.llm.adapter import adapter_card, save_adapter
     from mechm.llm.base import base_fingerprint, read_base
-    from mechm.llm.scorer import AnswerScores, add_adapter, load_llama
+    from mechm.llm.combination import ADAPTER_FILE
+    from mechm.llm.fit import check_fit, read_adapter
+    from mechm.llm.scorer import AnswerScores, add_adapter, load_llama, resume_adapter
     from mechm.llm.training import LlamaTrainingConfig, score_with_llama, train_llama
     from mechm.model.build import CARD_FILE
     from mechm.quiet import quiet_transformers
@@ -90,6 +97,7 @@ def llm(
     from mechm.training.checkpoint import discard_checkpoint
     from mechm.training.stages import Stage, balanced
     from mechm.weights import weights_path
+    from mechm_runtime.bundle import file_sha256
     from mechm_runtime.questions import QuestionTokenizer
     from mechm_runtime.readers import read_labelled
 
@@ -119,11 +127,15 @@ def llm(
         )
         if main and (note := unseen_note(corpora["ecf"])):
             click.echo(f"note: {note}", err=True)
+        card = adapter_card(preset, corpora, config) | {"base_fingerprint": base_fingerprint(read_base(folder))}
+        if start is not None:
+            begun = read_adapter(start)
+            check_fit(begun, read_base(folder))
+            card["start"] = {"adapter_sha256": file_sha256(start / ADAPTER_FILE), "card": dict(begun.card)}
         torch.manual_seed(seed)  # the adapter's own start is random too
         with quiet_transformers():
             llama = load_llama(folder, torch.bfloat16)
-        scores = AnswerScores(add_adapter(llama), tokenizer)
-        card = adapter_card(preset, corpora, config) | {"base_fingerprint": base_fingerprint(read_base(folder))}
+            scores = AnswerScores(add_adapter(llama) if start is None else resume_adapter(llama, start), tokenizer)
 
         def keep(report: EpochReport, dev: DevScores, record: dict[str, Any]) -> None:
             # Other splits are scored now, while the weights of this epoch are in place; they decide nothing.

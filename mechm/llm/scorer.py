@@ -159,3 +159,10 @@ def add_adapter(llama: Any, rank: int = LORA_RANK) -> Any:
         r=rank, lora_alpha=2 * rank, target_modules="all-linear", exclude_modules=["lm_head"], task_type="CAUSAL_LM"
     )
     return get_peft_model(llama, config)
+
+
+def resume_adapter(llama: Any, folder: Path) -> Any:
+    """The model with an adapter that was trained before, to be trained further; the base is frozen."""
+    from peft import PeftModel
+
+    return PeftModel.from_pretrained(llama, str(folder), is_trainable=True, local_files_only=True)

@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from peft import PeftModel
+from safetensors.torch import load_file
 
 from mechm.cli import cli
 from mechm.llm.adapter import save_adapter
@@ -81,6 +82,24 @@ def test_the_command_trains_and_writes_an_adapter_that_answers_as_it_did(
     again = CliRunner().invoke(cli, arguments)
     assert isinstance(again.exception, WeightsError)
     assert "exists" in str(again.exception)
+
+
+def test_a_training_starts_from_an_adapter(base: Path, corpus: Path, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    arguments = ["train", "llm", "--base", str(base), "--train", str(corpus), "--dev", str(corpus)]
+    CliRunner().invoke(cli, [*arguments, "--epochs", "20", "--lr", "0.01", "--out", str(first)], catch_exceptions=False)
+    more = ["--start-from", str(first), "--epochs", "1", "--lr", "1e-9", "--out", str(second)]
+    ran = CliRunner().invoke(cli, [*arguments, *more], catch_exceptions=False)
+    assert ran.exit_code == 0, ran.output
+    before, after = (load_file(folder / "adapter_model.safetensors") for folder in (first, second))
+    assert all(torch.allclose(value, before[name], atol=1e-5) for name, value in after.items())
+    card = json.loads((second / "card.json").read_text(encoding="utf-8"))
+    assert card["start"]["card"] == json.loads((first / "card.json").read_text(encoding="utf-8"))
+    assert card["scores"]["ecf.txt"]["weighted_f1"] == pytest.approx(
+        card["start"]["card"]["scores"]["ecf.txt"]["weighted_f1"], abs=0.05
+    )
+    foreign = CliRunner().invoke(cli, [*arguments, "--start-from", str(tmp_path), "--out", str(tmp_path / "third")])
+    assert isinstance(foreign.exception, WeightsError)
 
 
 def train_briefly(
