@@ -75,7 +75,7 @@ def build_parts(
         else ExpressionNetwork.from_pretrained(expression_folder)
     )
     parts: tuple[ExportPart, ...] = (
-        _text_part(config, network.text),
+        _text_part(config, network.text.merged()),
         _audio_part(config, build_audio_encoder(config, folders["audio"])),
         _scene_part(config, build_scene_encoder(config, folders["scene"])),
         ExportPart(

@@ -43,6 +43,7 @@ train.add_command(combination)
 @click.option("--report", "reports", type=_file, multiple=True, metavar="FILE", help="Score at the end, for the card.")
 @recording_options
 @click.option("--goemotions", type=_folder, metavar="DIR", help="Warm the text encoder up on GoEmotions (train.tsv).")
+@click.option("--comments", type=click.IntRange(min=1), metavar="N", help="Of GoEmotions, at most. Default: all.")
 @click.option("--reccon", type=_folder, metavar="DIR", help="Add RECCON's DailyDialog dialogues, train split.")
 @click.option(
     "--speech",
@@ -60,8 +61,11 @@ train.add_command(combination)
     help="With RECCON, SEMAINE.",
 )
 @click.option("--epochs", type=click.IntRange(min=1), default=4, show_default=True, help="On --train alone.")
-@click.option("--text-lr", type=click.FloatRange(min=0, min_open=True), default=8e-5, show_default=True)
+@click.option("--text-lr", type=click.FloatRange(min=0, min_open=True), default=6e-4, show_default=True)
 @click.option("--fusion-lr", type=click.FloatRange(min=0, min_open=True), default=5e-4, show_default=True)
+@click.option(
+    "--max-tokens", type=click.IntRange(min=1), default=1400, show_default=True, help="Padded tokens a batch."
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: torch's own choice.")
 def fusion(
@@ -70,6 +74,7 @@ def fusion(
     dev_file: Path,
     reports: tuple[Path, ...],
     goemotions: Path | None,
+    comments: int | None,
     reccon: Path | None,
     speech: Path | None,
     out: Path,
@@ -78,6 +83,7 @@ def fusion(
     epochs: int,
     text_lr: float,
     fusion_lr: float,
+    max_tokens: int,
     seed: int,
     threads: int | None,
     loop: LoopConfig,
@@ -104,7 +110,7 @@ def fusion(
     from mechm.training.card import NO_VOICE, make_card, unseen_note
     from mechm.training.fusion import FusionTrainingConfig, train_fusion
     from mechm.training.speech import N_COPIES, standardise_audio
-    from mechm.training.stages import Stage
+    from mechm.training.stages import Stage, balanced
     from mechm.training.voice import VoiceConfig, check_speech, fit_voice
     from mechm.weights import weights_path
     from mechm_runtime.readers import read_labelled
@@ -118,8 +124,8 @@ def fusion(
             return
         config = preset_config(preset)
         text_folder = weights_path("text", "small" if preset == "tiny" else preset)
-        max_tokens = config.text.max_tokens
-        tokenizer = ConversationTokenizer(text_folder / "tokenizer.json", TextConfig(max_tokens, max_tokens // 4))
+        window = config.text.max_tokens
+        tokenizer = ConversationTokenizer(text_folder / "tokenizer.json", TextConfig(window, window // 4))
         sources = TrainingSources(
             train_file,
             dev_file,
@@ -132,7 +138,9 @@ def fusion(
             recordings.aesi,
         )
         data = load_training_data(sources, max_utterances=config.fusion.window)
-        corpora = data.corpora
+        corpora = dict(data.corpora)
+        if "goemotions" in corpora and comments is not None:
+            corpora["goemotions"] = balanced(corpora["goemotions"], comments, seed)
         held_out = {dev_file.name: data.dev, **{path.name: read_labelled(path) for path in reports}}
         stages = [Stage("target", (data.target,), epochs)]
         dialogues = tuple(name for name in ("reccon", "semaine") if name in corpora)
@@ -140,7 +148,9 @@ def fusion(
             stages.insert(0, Stage("pairs", (data.target, *dialogues), pair_epochs))
         if "goemotions" in corpora and warmup_epochs:
             stages.insert(0, Stage("warm-up", ("goemotions",), warmup_epochs))
-        training = FusionTrainingConfig(tuple(stages), seed=seed, text_lr=text_lr, fusion_lr=fusion_lr)
+        training = FusionTrainingConfig(
+            tuple(stages), seed=seed, max_tokens=max_tokens, text_lr=text_lr, fusion_lr=fusion_lr
+        )
         evidence = gather_evidence(
             config, data, speech, recordings, training.evidence, accelerator, n_copies=N_COPIES, seed=seed
         )

@@ -16,17 +16,25 @@ from mechm_runtime.types import EMOTIONS
 
 @dataclass(frozen=True, slots=True)
 class TextEncoderConfig:
-    """A BERT-family sentence encoder."""
+    """A sentence encoder of the BERT family.
 
-    vocab_size: int = 30522
-    hidden_size: int = 384
-    n_layers: int = 6
+    lora_rank: of the adapter that is learnt beside it; 0 learns the encoder itself.
+    """
+
+    architecture: Literal["mpnet", "bert"] = "mpnet"
+    vocab_size: int = 30527
+    hidden_size: int = 768
+    n_layers: int = 12
     n_heads: int = 12
-    intermediate_size: int = 1536
+    intermediate_size: int = 3072
     max_tokens: int = 512
+    lora_rank: int = 32
 
     def __post_init__(self) -> None:
+        _check_choice(self.architecture, ("mpnet", "bert"))
         _check_heads(self.hidden_size, self.n_heads)
+        if self.lora_rank < 0:
+            raise ValueError(f"lora_rank={self.lora_rank} is negative")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,7 +197,7 @@ SMALL = ModelConfig("small", TextEncoderConfig(), AudioEncoderConfig(), SceneEnc
 
 TINY = ModelConfig(
     "tiny",
-    TextEncoderConfig(vocab_size=30522, hidden_size=32, n_layers=2, n_heads=2, intermediate_size=64, max_tokens=64),
+    TextEncoderConfig(hidden_size=32, n_layers=2, n_heads=2, intermediate_size=64, max_tokens=64, lora_rank=0),
     AudioEncoderConfig(hidden_size=32, n_layers=2, n_heads=2, intermediate_size=64, pooled_layers=(1, 2)),
     SceneEncoderConfig(
         hidden_size=32, n_layers=2, n_heads=2, intermediate_size=64, weights_image_size=224, pooled_layer=2

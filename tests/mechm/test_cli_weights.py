@@ -40,7 +40,7 @@ def test_list_shows_each_part_with_its_licence_and_absence() -> None:
     lines = run("list", "--preset", "small").splitlines()
     rows = {line.split()[0]: line for line in lines[1:] if not line.startswith(" ")}
     assert list(rows) == ["text", "audio", "scene", "expression", "detector", "llm"]
-    assert "sentence-transformers/all-MiniLM-L6-v2" in rows["text"]
+    assert "sentence-transformers/all-mpnet-base-v2" in rows["text"]
     assert "Apache-2.0" in rows["text"]
     assert all(row.rstrip().endswith("no") for row in rows.values())
 

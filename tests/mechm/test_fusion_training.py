@@ -189,7 +189,7 @@ def test_stages_without_the_target_are_not_scored(tokenizer: ConversationTokeniz
     assert [(r.stage, r.epoch) for r in reports] == [("warm-up", 1), ("both", 1)]
     assert reports[0].dev_emotion_accuracy == 0 < reports[1].dev_emotion_accuracy
     after = network.state_dict()
-    frozen = [name for name in before if name.startswith("text.bert.embeddings.")]
+    frozen = [name for name in before if name.startswith("text.encoder.embeddings.")]
     assert frozen
     assert all(torch.equal(before[name], after[name]) for name in frozen)
 

@@ -89,7 +89,7 @@ def test_a_conversation_without_any_text_is_scored(network: Network, tokenizer: 
 def test_what_is_trained_is_all_but_the_embeddings(network: Network) -> None:
     state, trained = network.state_dict(), network.trained_state()
     assert {name for name in state if name not in trained} == {
-        name for name in state if name.startswith("text.bert.embeddings.")
+        name for name in state if name.startswith("text.encoder.embeddings.")
     }
-    assert any(name.startswith("text.bert.encoder.") for name in trained)
+    assert any(name.startswith("text.encoder.encoder.") for name in trained)
     assert {"fusion.audio_mean", "fusion.emotion_head.weight"} <= trained.keys()

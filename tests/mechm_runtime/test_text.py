@@ -174,6 +174,14 @@ def test_a_tokenizer_without_the_special_tokens_is_refused(tmp_path: Path) -> No
         ConversationTokenizer(tmp_path / "tokenizer.json", TextConfig())
 
 
+def test_mpnet_s_own_special_tokens_come_before_bert_s(tmp_path: Path) -> None:
+    words = ["<s>", "<pad>", "</s>", "[UNK]", "[CLS]", "[SEP]", "[PAD]", "hi"]
+    tokenizer = Tokenizer(models.WordPiece({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))  # noqa: S106
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    windows = ConversationTokenizer(tmp_path / "tokenizer.json", TextConfig())((Utterance(1, "", "hi"),))
+    assert windows.input_ids.tolist() == [[0, 7, 2]]
+
+
 def test_context_must_leave_a_core() -> None:
     with pytest.raises(ValueError, match="no core"):
         TextConfig(max_tokens=33, context_tokens=16)
