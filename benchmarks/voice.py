@@ -134,7 +134,8 @@ def listen(fusion: Fusion, decision: DecisionConfig, tokens: torch.Tensor) -> tu
             torch.zeros(shape, dtype=torch.int64),
             ~nothing,
         )
-    labels = decide(output.emotion_logits[:, 0].numpy(), np.full((len(tokens), 1), -np.inf), decision).labels
+    no_pairs, wordless = np.full((len(tokens), 1), -np.inf), np.zeros(len(tokens), bool)
+    labels = decide(output.emotion_logits[:, 0].numpy(), no_pairs, decision, worded=wordless).labels
     return opinion.argmax(-1).numpy(), labels
 
 

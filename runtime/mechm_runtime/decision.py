@@ -99,15 +99,18 @@ def decide(
     pair_logits: Float,
     config: DecisionConfig,
     first_cause: npt.NDArray[np.int64] | None = None,
+    worded: npt.NDArray[np.bool_] | None = None,
 ) -> Decision:
     """Decide a conversation.
 
     emotion_logits: float (U, 7). pair_logits: float (U, W), -inf where a pair was not scored.
     first_cause: int64 (U,), the position that column 0 of each row of `pair_logits` stands for; None for 0 everywhere.
+    worded: bool (U,), utterances whose words are known; None for all. The preference for or against neutral was fitted
+        on words, and a voice alone is decided without it.
     """
     probabilities = emotion_probabilities(emotion_logits, config)
     preference = np.log(np.maximum(probabilities, 1e-12))
-    preference[:, 0] += config.neutral_log_bias
+    preference[:, 0] += config.neutral_log_bias if worded is None else np.where(worded, config.neutral_log_bias, 0.0)
     labels = preference.argmax(-1)
     labels[probabilities.max(-1) < config.abstain_below] = -1
     # Only emotional utterances have causes, so only their rows are worth computing.

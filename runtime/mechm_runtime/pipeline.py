@@ -180,7 +180,9 @@ class Pipeline:
                 scores = self._ask_llama(self._llama, self.bundle.llama, utterances, scores, work, report)
             constants = self.bundle.llama.decision
         with work.timed("decide"):
-            decision = decide(scores.emotion_logits, scores.pair_logits, constants, scores.first_cause)
+            decision = decide(
+                scores.emotion_logits, scores.pair_logits, constants, scores.first_cause, work.inputs.text_mask
+            )
         work.timings_ms["total"] = 1000 * (time.perf_counter() - start)
         return self._answer(conversation, work, decision)
 
