@@ -6,21 +6,13 @@ from pathlib import Path
 
 import click
 
+from mechm.cli.training import adapter_options
+
 _file = click.Path(path_type=Path)
-_folder = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
 @click.command()
-@click.option("--preset", type=click.Choice(["small", "tiny", "llama2-7b"]), default="small", show_default=True)
-@click.option("--adapter", type=_folder, required=True, metavar="DIR", help="What `mechm train llm` wrote.")
-@click.option(
-    "--fusion",
-    "fusion_folder",
-    type=_folder,
-    metavar="DIR",
-    help="What `mechm train fusion` wrote. Default: the weights shipped with the preset.",
-)
-@click.option("--base", type=_folder, metavar="DIR", help="The adapter's Llama. Default: the preset's.")
+@adapter_options
 @click.option("--dev", "dev_file", type=_file, required=True, metavar="FILE", help="Conversations to fit on.")
 @click.option("--report", "reports", type=_file, multiple=True, metavar="FILE", help="Score too; it decides nothing.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: torch's own choice.")

@@ -127,10 +127,11 @@ def llm(
         )
         if main and (note := unseen_note(corpora["ecf"])):
             click.echo(f"note: {note}", err=True)
-        card = adapter_card(preset, corpora, config) | {"base_fingerprint": base_fingerprint(read_base(folder))}
+        stored = read_base(folder)
+        card = adapter_card(preset, corpora, config) | {"base_fingerprint": base_fingerprint(stored)}
         if start is not None:
             begun = read_adapter(start)
-            check_fit(begun, read_base(folder))
+            check_fit(begun, stored)
             card["start"] = {"adapter_sha256": file_sha256(start / ADAPTER_FILE), "card": dict(begun.card)}
         torch.manual_seed(seed)  # the adapter's own start is random too
         with quiet_transformers():

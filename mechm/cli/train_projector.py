@@ -9,7 +9,7 @@ import click
 
 from mechm.cli.evidence import gather_evidence
 from mechm.cli.recordings import RecordingOptions, recording_options
-from mechm.cli.training import check_out, epoch_line, loop_options, training_processes
+from mechm.cli.training import adapter_options, check_out, epoch_line, loop_options, training_processes
 
 if TYPE_CHECKING:
     from mechm.training.loop import DevScores, EpochReport, LoopConfig
@@ -20,16 +20,7 @@ _folder = click.Path(path_type=Path, exists=True, file_okay=False)
 
 @click.command()
 @loop_options
-@click.option("--preset", type=click.Choice(["small", "tiny", "llama2-7b"]), default="small", show_default=True)
-@click.option("--adapter", type=_folder, required=True, metavar="DIR", help="What `mechm train llm` wrote.")
-@click.option(
-    "--fusion",
-    "fusion_folder",
-    type=_folder,
-    metavar="DIR",
-    help="What `mechm train fusion` wrote. Default: the weights shipped with the preset.",
-)
-@click.option("--base", type=_folder, metavar="DIR", help="The adapter's Llama. Default: the preset's.")
+@adapter_options
 @click.option("--train", "train_file", type=_file, required=True, metavar="FILE", help="ECF, or a table of MELD.")
 @click.option("--dev", "dev_file", type=_file, required=True, metavar="FILE", help="Decides which epoch is kept.")
 @recording_options

@@ -1,4 +1,4 @@
-"""What `mechm train fusion` and `mechm train llm` have in common: options of the loop, and how a training is left."""
+"""What the commands of `mechm train` have in common: options, and how a training is left."""
 
 from __future__ import annotations
 
@@ -36,6 +36,29 @@ _OPTIONS = (
     click.option("--tensorboard", is_flag=True, help="Write curves into OUT/tensorboard."),
     click.option("--wandb", "wandb_project", metavar="PROJECT", help="Send curves to this Weights & Biases project."),
 )
+
+
+_folder = click.Path(path_type=Path, exists=True, file_okay=False)
+
+_ADAPTER_OPTIONS = (
+    click.option("--preset", type=click.Choice(["small", "tiny", "llama2-7b"]), default="small", show_default=True),
+    click.option("--adapter", type=_folder, required=True, metavar="DIR", help="What `mechm train llm` wrote."),
+    click.option(
+        "--fusion",
+        "fusion_folder",
+        type=_folder,
+        metavar="DIR",
+        help="What `mechm train fusion` wrote. Default: the weights shipped with the preset.",
+    ),
+    click.option("--base", type=_folder, metavar="DIR", help="The adapter's Llama. Default: the preset's."),
+)
+
+
+def adapter_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add `preset`, `adapter`, `fusion_folder` and `base`: what lies between a trained Llama and a trained fusion."""
+    for option in reversed(_ADAPTER_OPTIONS):
+        command = option(command)
+    return command
 
 
 def loop_options(command: Callable[..., None]) -> Callable[..., None]:
