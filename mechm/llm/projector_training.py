@@ -79,11 +79,16 @@ def train_projector(
     """
     check_corpora(config.stages, {**corpora, "dev": dev}, "dev")
     accelerator = start_processes()
+    loop = loop or LoopConfig()
     scores.requires_grad_(False).eval().to(accelerator.device)
     projection.to(accelerator.device)
     random = np.random.default_rng(config.seed)
     plan = plan_epochs(
-        config.stages, corpora, lambda some: question_groups(some, tokenizer, config.max_tokens, random), random
+        config.stages,
+        corpora,
+        lambda some: question_groups(some, tokenizer, config.max_tokens, random),
+        random,
+        loop.batches_a_step(accelerator),
     )
     projector = projection.projector
     optimizer = torch.optim.AdamW(projector.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -116,7 +121,7 @@ def train_projector(
     }
     learner = Learner(projector, optimizer)
     task = Task(learner, plan, config.seed, config.warmup, loss, evaluate, keep, identity)
-    return run_training(task, loop or LoopConfig(), out, accelerator, on_step, on_epoch)
+    return run_training(task, loop, out, accelerator, on_step, on_epoch)
 
 
 def project(

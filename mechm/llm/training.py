@@ -83,13 +83,18 @@ def train_llama(
     """
     check_corpora(config.stages, {**corpora, "dev": dev}, "dev")
     accelerator = start_processes()
+    loop = loop or LoopConfig()
     scores.to(accelerator.device)
     if config.checkpoint_activations:
         scores.llama.enable_input_require_grads()  # a frozen embedding's output has none, and peft asks for them
         scores.llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     random = np.random.default_rng(config.seed)
     plan = plan_epochs(
-        config.stages, corpora, lambda some: question_groups(some, tokenizer, config.max_tokens, random), random
+        config.stages,
+        corpora,
+        lambda some: question_groups(some, tokenizer, config.max_tokens, random),
+        random,
+        loop.batches_a_step(accelerator),
     )
     trained = [p for p in scores.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -108,7 +113,7 @@ def train_llama(
     identity = {"training": asdict(config), "corpora": corpora_digests({**corpora, "dev": dev})}
     learner = Learner(scores, optimizer)
     task = Task(learner, plan, config.seed, config.warmup, loss, evaluate, keep, identity)
-    return run_training(task, loop or LoopConfig(), out, accelerator, on_step, on_epoch)
+    return run_training(task, loop, out, accelerator, on_step, on_epoch)
 
 
 def score_with_llama(
@@ -145,7 +150,7 @@ def question_groups(
     max_tokens: int,
     random: np.random.Generator,
 ) -> list[list[LabelledConversation]]:
-    """Shuffled groups of conversations of similar size whose padded size stays below `max_tokens`."""
+    """Groups of conversations of similar size whose padded size stays below `max_tokens`, small to large."""
     sizes = []
     for labelled in conversations:
         lines = sum(len(line.ids) for line in tokenizer.conversation(labelled.conversation.utterances))
@@ -159,7 +164,7 @@ def question_groups(
             groups.append([])
             largest = sizes[index]
         groups[-1].append(conversations[index])
-    return [groups[index] for index in random.permutation(len(groups))]
+    return groups
 
 
 def answer_loss(

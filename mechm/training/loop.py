@@ -66,6 +66,10 @@ class LoopConfig:
         if self.accumulate < 1 or self.save_every_s < 0:
             raise ValueError("accumulate counts batches from 1, save_every_s is no negative time")
 
+    def batches_a_step(self, accelerator: Accelerator) -> int:
+        """Batches whose gradients one step averages, over all processes."""
+        return self.accumulate * accelerator.num_processes
+
 
 @dataclass(frozen=True, slots=True)
 class StepReport:
@@ -145,7 +149,7 @@ def run_training(
         cannot be written.
     """
     learner, plan = task.learner, task.plan
-    batches_a_step = config.accumulate * accelerator.num_processes
+    batches_a_step = config.batches_a_step(accelerator)
     identity = {**task.identity, "batches a step": batches_a_step, "base weights": fingerprint(learner.model)}
     check_agreement(accelerator, identity)
     position = Position()

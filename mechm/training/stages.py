@@ -37,7 +37,8 @@ class Epoch:
 
 def check_corpora(stages: Sequence[Stage], corpora: Mapping[str, Sequence[LabelledConversation]], *more: str) -> None:
     """Raises: InputError: a corpus of the stages, or one of `more`, is missing or empty."""
-    absent = [name for name in (*(n for stage in stages for n in stage.corpora), *more) if not corpora.get(name)]
+    names = dict.fromkeys((*(name for stage in stages for name in stage.corpora), *more))
+    absent = [name for name in names if not corpora.get(name)]
     if absent:
         raise InputError(f"no conversations in {', '.join(absent)}")
 
@@ -47,13 +48,25 @@ def plan_epochs(
     corpora: Mapping[str, Sequence[LabelledConversation]],
     group: Callable[[Sequence[LabelledConversation]], list[Group]],
     random: np.random.Generator,
+    side_by_side: int = 1,
 ) -> list[Epoch]:
-    """Every epoch's batches in order; known before the first step, since the learning rate depends on their number."""
+    """Every epoch's batches in order; known before the first step, since the learning rate depends on their number.
+
+    side_by_side: batches of one step. Neighbours of what `group` returns are kept in one step: where it returns them by
+        size, processes of one training wait less for each other.
+    """
     epochs = []
     for stage in stages:
         for number in range(1, stage.epochs + 1):
-            groups = [g for name in stage.corpora for g in group(corpora[name])]
-            epochs.append(Epoch(stage, number, [groups[index] for index in random.permutation(len(groups))]))
+            steps: list[list[Group]] = []
+            left: list[Group] = []
+            for name in stage.corpora:
+                groups = group(corpora[name])
+                whole = len(groups) - len(groups) % side_by_side
+                steps += [groups[at : at + side_by_side] for at in range(0, whole, side_by_side)]
+                left += groups[whole:]  # at the epoch's end, or every step behind them would be of other neighbours
+            shuffled = [one for index in random.permutation(len(steps)) for one in steps[index]]
+            epochs.append(Epoch(stage, number, shuffled + left))
     return epochs
 
 
