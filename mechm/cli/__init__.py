@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "evaluate": ("mechm.cli.evaluate", "evaluate", "Score a bundle, weights or a submission on annotated data."),
     "export": ("mechm_export.cli", "export", "Turn weights into a verified bundle."),
     "merge": ("mechm.cli.merge", "merge", "Merge the Llama's adapter into its base: a plain Hugging Face model."),
+    "serve": ("mechm.cli.serve", "serve", "Serve a bundle's Llama with vLLM."),
     "train": ("mechm.cli.train", "train", "Train the fusion and its heads, or the Llama's adapter, and weigh the two."),
     "weights": ("mechm.cli.weights", "weights", "Fetch, list and locate base weights."),
 }

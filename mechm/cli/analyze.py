@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mechm.cli.llm import llm_options
+
 if TYPE_CHECKING:
     from rich.progress import Progress
 
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
     from mechm_runtime.errors import InputError
     from mechm_runtime.media import MediaLimits
     from mechm_runtime.pipeline import Llm, Pipeline, Precision
+    from mechm_runtime.serving.client import ServerConfig
     from mechm_runtime.types import Analysis, Conversation
 
 EXAMPLES = """\b
@@ -56,12 +59,7 @@ _File = click.Path(path_type=Path)
     help="Analyse with this bundle. Default: the one that `make demo` built, or MECHM_BUNDLE.",
 )
 @click.option("--precision", type=click.Choice(["fp32", "int8"]), help="Which of the bundle's precisions to run.")
-@click.option(
-    "--llm",
-    type=click.Choice(["none", "onnx"]),
-    help="Which Llama is asked about what was said: the bundle's own (onnx), or none, which is faster and finds less. "
-    "Default: the bundle's own, where it has one.",
-)
+@llm_options
 @click.option(
     "--modality",
     "modalities",
@@ -90,6 +88,7 @@ def analyze(
     bundle: Path | None,
     precision: Precision | None,
     llm: Llm | None,
+    server: ServerConfig | None,
     modalities: tuple[str, ...],
     threads: int | None,
     limit_duration_s: float | None,
@@ -117,7 +116,7 @@ def analyze(
     exit code is not 0.
 
     Exit codes: 0 done, 2 bad input or usage, 130 interrupted, 1 anything else. Files are written at the end, whole
-    or not at all. Nothing leaves this machine.
+    or not at all. Nothing leaves this machine, but the words for a server elsewhere that --llm-url names.
     """
     try:
         from mechm.cli.outputs import Outputs
@@ -129,7 +128,7 @@ def analyze(
             raise click.UsageError("--quiet shows nothing: give --json, --vtt, --submission or --report with it")
         limits = MediaLimits() if limit_duration_s is None else MediaLimits(max_duration_s=limit_duration_s)
         conversations = read_input(source, transcript, outputs, limits, modalities or MODALITIES)
-        pipeline = load_pipeline(bundle, precision, llm, modalities or MODALITIES, threads, limits)
+        pipeline = load_pipeline(bundle, precision, llm, server, modalities or MODALITIES, threads, limits)
         show = Printer(outputs, heading=len(conversations) > 1, quiet=quiet)
         analyses, failures = analyze_all(pipeline, conversations, show, quiet=quiet)
         finish(outputs, conversations, analyses, failures, title=source.stem or source.resolve().name, quiet=quiet)
@@ -164,20 +163,21 @@ def load_pipeline(
     bundle: Path | None,
     precision: Precision | None,
     llm: Llm | None,
+    server: ServerConfig | None,
     modalities: Sequence[str],
     threads: int | None,
     limits: MediaLimits,
 ) -> Pipeline:
     """The pipeline as the options say.
 
-    Raises: BundleError, ProviderError, MissingExtraError.
+    Raises: BundleError, ProviderError, MissingExtraError, LlmUnavailableError.
     """
     from mechm_runtime.engine import EngineConfig
     from mechm_runtime.pipeline import Pipeline
 
     engine = EngineConfig() if threads is None else EngineConfig(n_threads=threads)
     return Pipeline.from_bundle(
-        bundle, precision=precision, engine=engine, modalities=modalities, limits=limits, llm=llm
+        bundle, precision=precision, engine=engine, modalities=modalities, limits=limits, llm=llm, server=server
     )
 
 

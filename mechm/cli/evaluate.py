@@ -8,9 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mechm.cli.llm import llm_options
+
 if TYPE_CHECKING:
     from mechm.evaluation.report import ScoreReport
     from mechm_runtime.pipeline import Llm, Precision
+    from mechm_runtime.serving.client import ServerConfig
     from mechm_runtime.types import LabelledConversation
 
 
@@ -26,11 +29,7 @@ if TYPE_CHECKING:
     help="Analyse with this bundle. Default: the one that `make demo` built, or MECHM_BUNDLE.",
 )
 @click.option("--precision", type=click.Choice(["fp32", "int8"]), help="Which of the bundle's precisions to run.")
-@click.option(
-    "--llm",
-    type=click.Choice(["none", "onnx"]),
-    help="As for mechm analyze. Default: onnx, where the bundle has a Llama.",
-)
+@llm_options
 @click.option(
     "--clips",
     type=click.Path(path_type=Path),
@@ -58,6 +57,7 @@ def evaluate(
     bundle: Path | None,
     precision: Precision | None,
     llm: Llm | None,
+    server: ServerConfig | None,
     clips: Path | None,
     limit: int | None,
     abstain_below: tuple[float, ...],
@@ -109,6 +109,7 @@ def evaluate(
             bundle=bundle,
             precision=precision,
             llm=llm,
+            server=server,
             clips=clips,
             abstain_below=abstain_below,
         )
@@ -128,6 +129,7 @@ def _run_bundle(
     bundle: Path | None,
     precision: Precision | None,
     llm: Llm | None,
+    server: ServerConfig | None,
     clips: Path | None,
     abstain_below: Sequence[float],
 ) -> ScoreReport:
@@ -142,7 +144,7 @@ def _run_bundle(
     conversations = None
     if clips is not None:
         conversations = clips_for([one.conversation for one in labelled], clips, names=clip_names(gold))
-    pipeline = Pipeline.from_bundle(bundle, precision=precision, llm=llm)
+    pipeline = Pipeline.from_bundle(bundle, precision=precision, llm=llm, server=server)
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,6 +57,7 @@ def merge(
     """
     import torch
 
+    from mechm.cli.progress import steps_progress
     from mechm.llm.fit import read_adapter
     from mechm.llm.merge import describe, merge_adapter
     from mechm.weights import weights_path
@@ -77,7 +76,7 @@ def merge(
     if device == "cuda" and not torch.cuda.is_available():
         raise click.UsageError("--device cuda: torch finds no CUDA device here")
     folder = weights_path("llm", str(named)) if base is None else base
-    with _progress() as on_progress:
+    with steps_progress() as on_progress:
         made = merge_adapter(
             adapter,
             folder,
@@ -91,25 +90,3 @@ def merge(
     click.echo(f"merged, fp32: {describe(made.merged)}")
     click.echo(f"written, {made.dtype}: {describe(made.written)}")
     click.echo(f"wrote {out} ({made.n_parameters / 1e6:,.0f} M parameters, {made.dtype})")
-
-
-@contextmanager
-def _progress() -> Iterator[Callable[[str, int, int], None]]:
-    """A bar for the step that is running on a terminal, a line for each step elsewhere; both on standard error."""
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-
-    console = Console(stderr=True)
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
-        task = bars.add_task("")
-        last = ""
-
-        def on_progress(doing: str, done: int, total: int) -> None:
-            nonlocal last
-            if doing != last and not console.is_terminal:
-                click.echo(doing, err=True)
-            last = doing
-            bars.update(task, description=doing, completed=done, total=total or None)
-
-        yield on_progress

@@ -1,4 +1,4 @@
-"""What a long training shows: a bar on a terminal, a line about every minute in a log."""
+"""What long work shows: a bar on a terminal; in a log, a line about every minute of a training and one a step else."""
 
 from __future__ import annotations
 
@@ -42,6 +42,28 @@ def training_progress(*, shown: bool = True) -> Iterator[tuple[Callable[[StepRep
                 progress.console.print(line, highlight=False, soft_wrap=True)
 
             yield on_step, say
+
+
+@contextmanager
+def steps_progress() -> Iterator[Callable[[str, int, int], None]]:
+    """A bar for the step that is running on a terminal, a line for each step elsewhere; both on standard error."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bars:
+        task = bars.add_task("")
+        last = ""
+
+        def on_progress(doing: str, done: int, total: int) -> None:
+            nonlocal last
+            if doing != last and not console.is_terminal:
+                click.echo(doing, err=True)
+            last = doing
+            bars.update(task, description=doing, completed=done, total=total or None)
+
+        yield on_progress
 
 
 class TimedLines:

@@ -68,7 +68,7 @@ class LoopConfig:
 
     def batches_a_step(self, accelerator: Accelerator) -> int:
         """Batches whose gradients one step averages, over all processes."""
-        return self.accumulate * accelerator.num_processes
+        return self.accumulate * int(accelerator.num_processes)
 
 
 @dataclass(frozen=True, slots=True)

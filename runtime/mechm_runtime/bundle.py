@@ -34,6 +34,8 @@ LLAMA = "llama"
 """The part that is the Llama."""
 PROJECTOR = "projector"
 """The part that makes the Llama's soft tokens; a Llama that reads words alone has none."""
+SERVED = "served"
+"""The manifest's entry for a Llama that a server loads, and the folder below `llm/` where that lies."""
 MAX_MANIFEST_BYTES = 4 << 20
 REBUILD = "make it again: mechm export bundle --preset small --out DIR"
 MAX_SHOWN = 200
@@ -114,8 +116,26 @@ class LlamaFiles:
 
 
 @dataclass(frozen=True, slots=True)
+class ServedLlama:
+    """The Llama's merged weights as a server loads them: a plain Hugging Face folder.
+
+    folder: path inside the bundle. dtype: of the weights, `bf16`, `fp16` or `fp32`.
+    """
+
+    folder: str
+    dtype: str
+
+    def __post_init__(self) -> None:
+        if self.dtype not in ("bf16", "fp16", "fp32"):
+            raise ValueError(f"a served Llama in {self.dtype}")
+
+
+@dataclass(frozen=True, slots=True)
 class Bundle:
-    """An opened bundle; `manifest` is all of `bundle.json`, `llama` is None where it has no Llama."""
+    """An opened bundle; `manifest` is all of `bundle.json`.
+
+    llama: None where it has no Llama. served: None where it has none for a server (`mechm export llm` adds it).
+    """
 
     folder: Path
     id: str
@@ -128,6 +148,7 @@ class Bundle:
     fusion: FusionWindows
     decision: DecisionConfig
     llama: LlamaFiles | None
+    served: ServedLlama | None
     manifest: Mapping[str, Any]
 
     def path(self, name: str) -> Path:
@@ -251,6 +272,7 @@ def _build(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         fusion=_config(FusionWindows, preprocessing["fusion"]),
         decision=_config(DecisionConfig, manifest["decision"]),
         llama=_llama(manifest["llama"], parts, listed) if "llama" in manifest else None,
+        served=_served(manifest[SERVED], listed) if SERVED in manifest else None,
         manifest=manifest,
     )
 
@@ -268,6 +290,13 @@ def _llama(values: Mapping[str, Any], parts: Mapping[str, PartFiles], listed: se
         _config(CombinationConfig, values["combination"]),
         _config(DecisionConfig, values["decision"]),
     )
+
+
+def _served(values: Mapping[str, Any], listed: set[str]) -> ServedLlama:
+    served = _config(ServedLlama, values)
+    if f"{served.folder}/config.json" not in listed:
+        raise ValueError("the served Llama is not listed")
+    return served
 
 
 def _config(kind: type[Config], values: Mapping[str, Any]) -> Config:

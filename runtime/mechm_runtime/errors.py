@@ -8,6 +8,7 @@ MechmError
 ├── BundleError               a bundle that is incomplete, changed, newer than this library or unsafe (exit code 2)
 ├── WeightsError              base or trained weights that are missing, changed or of another preset (exit code 2)
 ├── ProviderError             an execution provider was asked for and did not load
+├── LlmUnavailableError       the Llama's server does not answer, not in time, or not what it should
 ├── MissingExtraError         an optional package is needed; the message names the extra (exit code 2)
 └── VerificationError         an exported or converted part does not match its reference
 """
@@ -61,6 +62,10 @@ class WeightsError(MechmError):
 
 class ProviderError(MechmError):
     """An execution provider was asked for and did not load."""
+
+
+class LlmUnavailableError(MechmError):
+    """The Llama's server does not answer, not in time, or not what it should."""
 
 
 class MissingExtraError(MechmError):

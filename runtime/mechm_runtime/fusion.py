@@ -56,6 +56,10 @@ class FusionInputs:
             speaker_ids=np.array(speaker_numbers(utterances), np.int64),
         )
 
+    def evident(self) -> npt.NDArray[np.bool_]:
+        """bool (U,): where something but words is known."""
+        return np.asarray(self.audio_mask | self.face_mask.any(-1) | self.scene_mask.any(-1))
+
 
 @dataclass(frozen=True, slots=True)
 class FusionScores:

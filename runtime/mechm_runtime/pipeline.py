@@ -22,7 +22,7 @@ from mechm_runtime.bundle import LLAMA, PROJECTOR, Bundle, LlamaFiles, PartFiles
 from mechm_runtime.combination import combine
 from mechm_runtime.decision import Decision, decide, emotion_logits_of, emotion_probabilities
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
-from mechm_runtime.errors import BundleError, InputError, MediaError
+from mechm_runtime.errors import BundleError, InputError, LlmUnavailableError, MediaError
 from mechm_runtime.features.faces import FaceFinder
 from mechm_runtime.fusion import FusionInputs, FusionScores, run_fusion
 from mechm_runtime.llama import LlamaReader
@@ -30,11 +30,12 @@ from mechm_runtime.media import MediaLimits, MediaReader, Segment
 from mechm_runtime.perception import FrameReader, TextReader, VoiceReader
 from mechm_runtime.projector import Projector
 from mechm_runtime.questions import QuestionTokenizer, pair_logits
+from mechm_runtime.serving.client import ServerConfig, VllmServer
 from mechm_runtime.text import ConversationTokenizer
 from mechm_runtime.types import EMOTIONS, MODALITIES, Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
 
 Precision = Literal["fp32", "int8"]
-Llm = Literal["none", "onnx"]
+Llm = Literal["none", "onnx", "vllm"]
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the utterances done and their number."""
 
@@ -68,6 +69,7 @@ class Pipeline:
 
     Engines of modalities that no conversation has used yet are not loaded: text alone never pays for the encoders of
     voice and picture. Where the bundle has a Llama, it is asked about what was said and weighed against the fusion.
+    Where a server runs the Llama and does not answer, the result is the fusion's alone, and `missing["llm"]` says why.
     """
 
     def __init__(
@@ -79,14 +81,18 @@ class Pipeline:
         modalities: Sequence[str] = MODALITIES,
         limits: MediaLimits | None = None,
         llm: Llm | None = None,
+        server: ServerConfig | None = None,
         load_part: Callable[[PartFiles], GraphRunner] | None = None,
     ) -> None:
         """Build a pipeline from an opened bundle.
 
         precisions: part -> precision; the bundle's default for parts that are not named or have None.
-        llm: `none` for the fusion alone, `onnx` for the bundle's Llama; None for that where the bundle has one.
+        llm: `none` for the fusion alone, `onnx` for the bundle's Llama, `vllm` for a server that serves it; None for
+            `onnx` where the bundle has one.
+        server: where that server is; None for the default address.
         load_part: what runs a part; None runs the bundle's own graphs. Export compares against torch with it.
-        Raises: InputError: unknown modalities, or none. BundleError: a precision or part that the bundle lacks.
+        Raises: InputError: unknown modalities, or none; or the server serves something else. BundleError: a precision
+            or part that the bundle lacks. LlmUnavailableError: there is no server.
         """
         unknown = sorted(set(modalities) - set(MODALITIES))
         if unknown:
@@ -109,11 +115,11 @@ class Pipeline:
         self.llm: Llm = self._chosen_llm(llm)
         self._llama: LlamaReader | None = None
         self._projector: Projector | None = None
-        if self.llm == "onnx" and bundle.llama is not None:
+        if self.llm != "none" and bundle.llama is not None:
             questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
             hidden_size = bundle.parts[LLAMA].width("soft_tokens")
-            self._llama = LlamaReader(questions, self._engine(LLAMA), hidden_size)
-            if bundle.llama.questions.soft_tokens:
+            self._llama = LlamaReader(questions, self._llama_runner(questions, server), hidden_size)
+            if bundle.llama.questions.soft_tokens and self.llm == "onnx":
                 self._projector = Projector(self._fusion, self._engine(PROJECTOR), bundle.fusion)
         self._voice: VoiceReader | None = None
         self._frames: FrameReader | None = None
@@ -128,6 +134,7 @@ class Pipeline:
         modalities: Sequence[str] = MODALITIES,
         limits: MediaLimits | None = None,
         llm: Llm | None = None,
+        server: ServerConfig | None = None,
     ) -> Pipeline:
         """Open a bundle and load it.
 
@@ -135,12 +142,22 @@ class Pipeline:
         precision: of every part; None takes the bundle's default part by part.
         modalities: which to use; the others count as absent.
         limits: on recordings; None for the defaults.
-        llm: `none` for the fusion alone, `onnx` for the bundle's Llama; None for that where the bundle has one.
-        Raises: BundleError, ProviderError, MissingExtraError.
+        llm: `none` for the fusion alone, `onnx` for the bundle's Llama, `vllm` for a server that serves it; None for
+            `onnx` where the bundle has one.
+        server: where that server is; None for the default address.
+        Raises: BundleError, ProviderError, MissingExtraError, LlmUnavailableError.
         """
         bundle = open_bundle(None if path is None else Path(path))
         precisions = dict.fromkeys(bundle.parts, precision)
-        return cls(bundle, precisions=precisions, engine=engine, modalities=modalities, limits=limits, llm=llm)
+        return cls(
+            bundle,
+            precisions=precisions,
+            engine=engine,
+            modalities=modalities,
+            limits=limits,
+            llm=llm,
+            server=server,
+        )
 
     @property
     def bundle_id(self) -> str:
@@ -176,9 +193,13 @@ class Pipeline:
             )
         constants = self.bundle.decision
         if self._llama is not None and self.bundle.llama is not None and work.inputs.text_mask.any():
-            with work.timed("llm"):
-                scores = self._ask_llama(self._llama, self.bundle.llama, utterances, scores, work, report)
-            constants = self.bundle.llama.decision
+            try:
+                with work.timed("llm"):
+                    scores = self._ask_llama(self._llama, self.bundle.llama, utterances, scores, work, report)
+                constants = self.bundle.llama.decision
+            except LlmUnavailableError as error:
+                for index in work.inputs.text_mask.nonzero()[0]:
+                    work.missing[index]["llm"] = str(error)
         with work.timed("decide"):
             decision = decide(
                 scores.emotion_logits, scores.pair_logits, constants, scores.first_cause, work.inputs.text_mask
@@ -205,6 +226,9 @@ class Pipeline:
     ) -> FusionScores:
         """The fusion's scores with the Llama's weighed in."""
         soft = None if self._projector is None else self._projector.project(work.inputs)
+        if files.questions.soft_tokens and self._projector is None:
+            for index in work.inputs.evident().nonzero()[0].tolist():
+                work.missing[index]["llm"] = "what was heard and seen: a server is asked about the words alone"
         answers = llama.read(utterances, soft, lambda done, total: report("llm", done, total))
         for index, n_tokens in llama.overlong(utterances).items():
             work.missing[index]["llm"] = f"the middle of its {n_tokens} tokens"
@@ -351,15 +375,24 @@ class Pipeline:
 
         Raises: BundleError: the bundle lacks the one that was asked for. InputError: it was, without words.
         """
-        if asked == "onnx" and "text" not in self.modalities:
+        wanted = asked in ("onnx", "vllm")
+        if wanted and "text" not in self.modalities:
             raise InputError("the Llama reads words, and text is not to be used", hint="add text, or choose llm none")
-        if asked == "onnx" and self.bundle.llama is None:
+        if wanted and self.bundle.llama is None:
             raise BundleError(
                 "the bundle has no Llama", hint="mechm export bundle --llm DIR adds one; or use --llm none"
             )
         if asked is None:
             asked = "none" if self.bundle.llama is None else "onnx"
         return asked if "text" in self.modalities else "none"
+
+    def _llama_runner(self, questions: QuestionTokenizer, server: ServerConfig | None) -> GraphRunner:
+        """What answers the questions: the bundle's graph, or a server that is there now; later it may come and go."""
+        if self.llm == "onnx":
+            return self._engine(LLAMA)
+        asked = VllmServer(server or ServerConfig(), questions)
+        asked.check()
+        return asked
 
     def _engine(self, part: str) -> GraphRunner:
         if part not in self.bundle.parts:

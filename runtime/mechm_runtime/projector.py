@@ -29,7 +29,7 @@ class Projector:
 
     def project(self, inputs: FusionInputs) -> SoftTokens | None:
         """Soft tokens of a conversation's utterances, None where nothing but words is known of any."""
-        evident = inputs.audio_mask | inputs.face_mask.any(-1) | inputs.scene_mask.any(-1)
+        evident = inputs.evident()
         if not evident.any():
             return None
         beside = run_fusion(self._fusion, replace(inputs, text_mask=np.zeros_like(inputs.text_mask)), self._sizes)

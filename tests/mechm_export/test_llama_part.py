@@ -12,23 +12,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-import torch
 from click.testing import CliRunner
 
 from mechm.cli import cli
-from mechm.llm.adapter import save_adapter
-from mechm.llm.combination import LLAMA_FOLDER, FittedCombination, fusion_sha256, is_adapter, write_combination
+from mechm.llm.combination import LLAMA_FOLDER, is_adapter, read_combination
 from mechm.llm.packed import TorchLlama
-from mechm.llm.scorer import add_adapter, load_llama
-from mechm.llm.stored_projector import PROJECTOR_FOLDER, ProjectorOrigin, save_projector
 from mechm.model.build import build_network, pretrained_folder, save_trained
 from mechm.model.config import TINY
-from mechm.model.projector import ProjectorConfig, SoftTokenProjector
-from mechm_export.bundle import BundleReport, export_bundle, verify_bundle
+from mechm_export.bundle import BundleReport, verify_bundle
 from mechm_export.data import check_conversations
 from mechm_export.llama import load_llama_source
 from mechm_runtime.bundle import LLAMA, MANIFEST, PROJECTOR, manifest_id, open_bundle
-from mechm_runtime.combination import CombinationConfig, combine
+from mechm_runtime.combination import combine
 from mechm_runtime.decision import DecisionConfig, decide
 from mechm_runtime.engine import EngineConfig
 from mechm_runtime.errors import BundleError, InputError, WeightsError
@@ -38,49 +33,18 @@ from mechm_runtime.questions import QuestionTokenizer, pair_logits
 from mechm_runtime.readers import read_transcript
 from mechm_runtime.types import EMOTIONS, Conversation, Utterance
 
-COMBINATION = CombinationConfig(0.4, 1.1, 0.3, 0.8, pair_bias=0.1)
-DECISION = DecisionConfig(pair_threshold=0.05, neutral_log_bias=-1.0)
 ONE_THREAD = EngineConfig(n_threads=1)
 
 
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("trained")
-    save_trained(build_network(TINY, None), DecisionConfig(), {"data": "none"}, folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def adapter(llama_base: Path, trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An adapter that changes answers, as training writes it."""
-    torch.manual_seed(1)
-    adapted = add_adapter(load_llama(llama_base, torch.float32))
-    with torch.no_grad():
-        for parameter in adapted.parameters():
-            if parameter.requires_grad:
-                parameter.normal_(0.0, 0.05)
-    folder = tmp_path_factory.mktemp("adapter") / "llm"
-    save_adapter(adapted, DecisionConfig(), {"data": "none"}, folder)
-    write_combination(FittedCombination(COMBINATION, DECISION, fusion_sha256(trained)), folder)
-    projector = SoftTokenProjector(ProjectorConfig(2, TINY.fusion.hidden_size, 64), torch.randn(7, 64))
-    save_projector(projector, ProjectorOrigin.of(trained, folder), {"data": "none"}, folder / PROJECTOR_FOLDER)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def report(
-    trained: Path, adapter: Path, llama_base: Path, tmp_path_factory: pytest.TempPathFactory, small_weights: Path
-) -> BundleReport:
-    out = tmp_path_factory.mktemp("bundle") / "tiny"
-    return export_bundle("tiny", out, trained=trained, adapter=adapter, llm_base=llama_base)
-
-
-def test_the_graph_equals_torch_and_the_bundle_says_how_it_is_asked(report: BundleReport) -> None:
+def test_the_graph_equals_torch_and_the_bundle_says_how_it_is_asked(
+    report: BundleReport, adapter: Path, trained: Path
+) -> None:
     (check,) = (c for c in report.values if (c.part, c.precision) == (LLAMA, "fp32"))
     assert check.largest_difference < 1e-4
     bundle = report.bundle
+    fitted = read_combination(adapter, trained)
     assert bundle.llama is not None
-    assert (bundle.llama.combination, bundle.llama.decision) == (COMBINATION, DECISION)
+    assert (bundle.llama.combination, bundle.llama.decision) == (fitted.combination, fitted.decision)
     assert bundle.manifest[LLAMA]["card"] == {"data": "none"}
     assert {"adapter", "projector"} <= set(bundle.manifest["weights"])
     assert bundle.llama.questions.soft_tokens == 2
@@ -112,8 +76,10 @@ def test_answers_are_those_of_fusion_and_llama_weighed(
         pairs[row, pair.cause_utterance - 1] = np.log(given / (1 - given))
     assert np.isfinite(pairs).all()
     answers = reader.read(conversation.utterances)
-    weighed = combine((logits, pairs), (answers.emotions, pair_logits(answers.causes)), COMBINATION)
-    expected = decide(*weighed, DECISION)
+    llama = report.bundle.llama
+    assert llama is not None
+    weighed = combine((logits, pairs), (answers.emotions, pair_logits(answers.causes)), llama.combination)
+    expected = decide(*weighed, llama.decision)
     found = both.analyze(conversation)
     probabilities = np.array([[u.probabilities[e] for e in EMOTIONS] for u in found.utterances])
     np.testing.assert_allclose(probabilities, expected.probabilities, atol=1e-4)

@@ -1,0 +1,191 @@
+"""How fast does the Llama answer, by writing and by scoring, packed and one by one, in the graph and from a server?
+
+    mechm export llm --bundle DIR && mechm serve llm --bundle DIR &
+    python benchmarks/llama_serving.py --bundle DIR --conversations ecf/test.txt --url http://127.0.0.1:8000
+
+Four questions on each conversation of ten utterances, in turns on the same conversations, one thread. The original way
+is that of MER-MCE and its kind: transformers' generate, greedy, 20 tokens, one question at a time, here with the same
+merged weights; what it writes is not read, since this Llama was trained to answer, not to write. A question is an
+emotion and its causes. The server's first answer on a conversation and a repeated one are told apart: its cache is part
+of what it is for, so a new conversation is what counts. Then the newest utterance of a conversation that grows, asked
+about alone, with a start that the server has read and with one that it has not. `mechm evaluate --llm ...` says what
+each scores.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import time
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mechm_runtime.bundle import LLAMA, Bundle, open_bundle
+from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
+from mechm_runtime.llama import graph_inputs
+from mechm_runtime.questions import QuestionTokenizer
+from mechm_runtime.readers import read_labelled
+from mechm_runtime.serving.client import MODEL, ServerConfig, VllmServer
+from mechm_runtime.types import Utterance
+
+UTTERANCES = 10
+QUESTIONS = 4
+WRITTEN_TOKENS = 20
+TURNS = (5, 20, 50)
+REPEATS = 5
+
+Ask = Callable[[Sequence[Utterance], list[int]], Any]
+
+
+def main() -> None:
+    """Time every system on every conversation and print a table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--bundle", type=Path, default=None, help="default: the one that make demo built")
+    parser.add_argument("--conversations", type=Path, required=True)
+    parser.add_argument("--url", default=None, help="a server that `mechm serve llm` started with this bundle")
+    parser.add_argument("--limit", type=int, default=12, help="conversations")
+    given = parser.parse_args()
+    bundle = open_bundle(given.bundle)
+    if bundle.llama is None or bundle.served is None:
+        parser.error("the bundle has no Llama for a server: mechm export llm adds it")
+    questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
+    talks = [one.conversation.utterances for one in read_labelled(given.conversations)]
+    talks = [talk[:UTTERANCES] for talk in talks if len(talk) >= UTTERANCES][: given.limit]
+    systems = _systems(bundle, bundle.folder / bundle.served.folder, questions, given.url)
+    for ask in systems.values():  # the first run allocates
+        ask(talks[-1], [0])
+    times: dict[str, list[float]] = {name: [] for name in systems}
+    for talk in talks:
+        asked = np.linspace(0, len(talk) - 1, QUESTIONS).round().astype(int).tolist()
+        # In turns, so that a machine that slows down slows them all.
+        for name, ask in systems.items():
+            start = time.perf_counter()
+            ask(talk, asked)
+            times[name].append(1000 * (time.perf_counter() - start))
+    server = f", {given.url}" if given.url else ""
+    print(
+        f"{given.conversations.name}, {len(talks)} conversations of {UTTERANCES} utterances, {QUESTIONS} questions; "
+        f"onnxruntime {version('onnxruntime')}, torch {version('torch')}, transformers {version('transformers')}, one "
+        f"thread, {platform.machine()}; bundle {bundle.id}{server}"
+    )
+    print(f"{'':44}{'p50 ms':>9}{'p99 ms':>9}{'ratio':>8}")
+    slowest = np.array(times["transformers generate, one by one"])
+    rows = []
+    for name, taken in times.items():
+        p50, p99 = np.percentile(taken, [50, 99])
+        ratio = float(np.median(slowest / taken))
+        print(f"{name:44}{p50:9.0f}{p99:9.0f}{ratio:8.1f}")
+        rows.append({"system": name, "p50_ms": round(p50, 1), "p99_ms": round(p99, 1), "ratio": round(ratio, 2)})
+    print(f"\nthe newest utterance of a growing conversation, ms{'':4}" + "".join(f"turn {n:<6}" for n in TURNS))
+    lines = [u for talk in talks for u in talk]
+    for name, ask in systems.items():
+        if "scoring" not in name or "one by one" in name:
+            continue
+        known = "its cache" in name
+        taken = [_newest(ask, lines[: n - 1], known, run) for n in TURNS for run in range(REPEATS)]
+        medians = np.median(np.reshape(taken, (len(TURNS), REPEATS)), 1)
+        print(f"{name:44}" + "".join(f"{value:11.0f}" for value in medians))
+        rows.append({"system": name, "newest_ms": dict(zip(map(str, TURNS), medians.round(1).tolist(), strict=True))})
+    print(json.dumps(rows))
+
+
+def _newest(ask: Ask, before: Sequence[Utterance], known: bool, run: int) -> float:
+    """Milliseconds for the last utterance of a conversation, whose start the server has read or has not."""
+    opening = Utterance(1, "A", f"Let us begin with number {time.perf_counter_ns()} of the conversations, run {run}.")
+    talk = [opening, *before]
+    if known:
+        ask(talk[:-1], [len(talk) - 2])
+    start = time.perf_counter()
+    ask(talk, [len(talk) - 1])
+    return 1000 * (time.perf_counter() - start)
+
+
+def _systems(bundle: Bundle, served: Path, questions: QuestionTokenizer, url: str | None) -> dict[str, Ask]:
+    width = bundle.parts[LLAMA].width("soft_tokens")
+    systems: dict[str, Ask] = {"transformers generate, one by one": _writer(served, questions)}
+    if url is not None:
+        server = VllmServer(ServerConfig(url, timeout_s=600.0), questions)
+        server.check()
+        systems["vLLM generate, one by one"] = _server_writer(url, questions)
+        systems["vLLM scoring"] = _packed(server, questions, width)
+        systems["vLLM scoring, conversation in its cache"] = systems["vLLM scoring"]
+    for precision, file in bundle.parts[LLAMA].files.items():
+        engine = Engine(bundle.path(file), EngineConfig(n_threads=1))
+        systems[f"ONNX {precision} scoring, one by one"] = _one_by_one(engine, questions, width)
+        systems[f"ONNX {precision} scoring, packed"] = _packed(engine, questions, width)
+    return systems
+
+
+def _packed(runner: GraphRunner, questions: QuestionTokenizer, width: int) -> Ask:
+    def ask(talk: Sequence[Utterance], asked: list[int]) -> Any:
+        return runner.run(graph_inputs(questions.pack(talk, asked), _no_soft_tokens(questions, talk, width)))
+
+    return ask
+
+
+def _one_by_one(runner: GraphRunner, questions: QuestionTokenizer, width: int) -> Ask:
+    packed = _packed(runner, questions, width)
+    return lambda talk, asked: [packed(talk, [position]) for position in asked]
+
+
+def _no_soft_tokens(questions: QuestionTokenizer, talk: Sequence[Utterance], width: int) -> npt.NDArray[np.float32]:
+    return np.zeros((len(talk), questions.config.soft_tokens, width), np.float32)
+
+
+def _prompt(questions: QuestionTokenizer, talk: Sequence[Utterance], position: int) -> list[int]:
+    lines = [token for line in questions.conversation(talk) for token in line.ids]
+    return [*lines, *questions.question(talk, position).ids]
+
+
+def _writer(folder: Path, questions: QuestionTokenizer) -> Ask:
+    import torch
+    from transformers import AutoModelForCausalLM, GenerationConfig
+
+    torch.set_num_threads(1)
+    llama = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    greedy = GenerationConfig(  # type: ignore[no-untyped-call]
+        max_new_tokens=WRITTEN_TOKENS, min_new_tokens=WRITTEN_TOKENS, do_sample=False, pad_token_id=0
+    )
+
+    def ask(talk: Sequence[Utterance], asked: list[int]) -> Any:
+        written = []
+        for position in asked:
+            ids = torch.tensor([_prompt(questions, talk, position)])
+            with torch.inference_mode():
+                written.append(llama.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy))
+        return written
+
+    return ask
+
+
+def _server_writer(url: str, questions: QuestionTokenizer) -> Ask:
+    import httpx2
+
+    client = httpx2.Client(base_url=url, timeout=600.0, trust_env=False)
+
+    def ask(talk: Sequence[Utterance], asked: list[int]) -> Any:
+        written = []
+        for position in asked:
+            body = {
+                "model": MODEL,
+                "prompt": _prompt(questions, talk, position),
+                "max_tokens": WRITTEN_TOKENS,
+                "ignore_eos": True,
+                "temperature": 0,
+                # A cache of its own, so that the scoring that follows does not find the conversation read.
+                "cache_salt": f"written {id(talk)}",
+            }
+            written.append(client.post("/v1/completions", json=body).raise_for_status().json())
+        return written
+
+    return ask
+
+
+if __name__ == "__main__":
+    main()

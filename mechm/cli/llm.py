@@ -1,0 +1,51 @@
+"""Which Llama is asked, and where: the options of the commands that analyse."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from mechm_runtime.pipeline import Llm
+    from mechm_runtime.serving.client import ServerConfig
+
+
+def llm_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add `--llm` and `--llm-url`, which reach the command as `llm` and `server`."""
+
+    @functools.wraps(command)
+    def with_llm(*, llm: Llm | None, llm_url: str | None, **arguments: Any) -> None:
+        command(llm=llm, server=_server(llm, llm_url), **arguments)
+
+    which = click.option(
+        "--llm",
+        type=click.Choice(["none", "onnx", "vllm"]),
+        help="Which Llama is asked about what was said: the bundle's own graph (onnx), a server that serves it "
+        "(vllm, see mechm serve llm), or none, which is faster and finds less. Default: onnx, where the bundle has it.",
+    )
+    where = click.option(
+        "--llm-url",
+        metavar="URL",
+        help="Where the server of --llm vllm is, whose key is taken from VLLM_API_KEY. Default: http://127.0.0.1:8000",
+    )
+    return which(where(with_llm))
+
+
+def _server(llm: Llm | None, url: str | None) -> ServerConfig | None:
+    """The server to ask, None where none is.
+
+    Raises: UsageError: an address that would not be used. InputError: it is no address.
+    """
+    if llm != "vllm":
+        if url is not None:
+            raise click.UsageError("--llm-url is for --llm vllm")
+        return None
+    from mechm_runtime.serving.client import ServerConfig
+    from mechm_runtime.serving.command import API_KEY
+
+    key = os.environ.get(API_KEY)
+    return ServerConfig(api_key=key) if url is None else ServerConfig(url, key)

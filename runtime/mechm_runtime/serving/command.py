@@ -1,0 +1,120 @@
+"""The command that serves a bundle's Llama with vLLM, as somebody would type it."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePath
+
+from mechm_runtime.bundle import Bundle, LlamaFiles, ServedLlama
+from mechm_runtime.errors import BundleError, InputError
+from mechm_runtime.serving.client import MODEL
+from mechm_runtime.serving.memory import LlamaShape, estimate_memory, read_shape
+
+BLOCK_SIZE = 32
+"""Tokens a block of the prefix cache. vLLM's CPU backend takes no 16, and its own 128 would share little of a
+conversation: only whole blocks are shared (DESIGN.md section 5)."""
+ANSWERS = 64
+"""Log-probabilities that a request may ask for; all answers of both questions are 21."""
+DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+API_KEY = "VLLM_API_KEY"
+"""The environment variable that vLLM reads the key from; a command line is visible to every user of a machine."""
+
+QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+"""Nothing is sent or fetched."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServeConfig:
+    """How the server is run.
+
+    concurrency: prompts it reads at once. gpu_memory: share of the GPU that it takes. api_key: what clients must show.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    device: str = "cpu"
+    concurrency: int = 16
+    gpu_memory: float = 0.9
+    api_key: str | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if not 0 < self.port < 65536 or self.concurrency < 1 or not 0 < self.gpu_memory <= 1:
+            raise ValueError("a port, a concurrency or a share of memory is out of range")
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f"device {self.device!r}")
+        if not self.api_key and not is_loopback(self.host):
+            raise InputError(
+                f"without an API key nobody but this machine may reach the server, and {self.host} is no loopback",
+                hint=f"set {API_KEY} to a secret, or leave --host out",
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ServeCommand:
+    """Arguments after `python -m`, and what the environment needs beside what it has."""
+
+    arguments: tuple[str, ...]
+    environment: Mapping[str, str]
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches an address."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def serve_command(bundle: Bundle, config: ServeConfig) -> ServeCommand:
+    """vLLM's OpenAI server for a bundle's Llama.
+
+    Raises: BundleError: the bundle has none for a server.
+    """
+    if bundle.served is None or bundle.llama is None:
+        raise BundleError(
+            f"{bundle.folder} has no Llama for a server", hint=f"mechm export llm --bundle {bundle.folder} adds it"
+        )
+    folder = bundle.path(f"{bundle.served.folder}/config.json").parent.absolute()
+    shape = read_shape(folder / "config.json")
+    server = server_arguments(shape, bundle.llama, bundle.served, config, folder)
+    arguments = ["vllm.entrypoints.openai.api_server", *server]
+    environment = dict(QUIET)
+    if config.device == "cpu":
+        arguments.append("--enforce-eager")  # compiling takes a minute at start and gains nothing at one token
+        length = context_length(shape, bundle.llama)
+        cache = estimate_memory(shape, bundle.served.dtype, concurrency=config.concurrency, context=length).cache_bytes
+        environment |= {
+            # More threads than one thrash on shared cores (DESIGN.md section 5).
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+            "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, -(-cache // (1 << 30)))),
+        }
+    if config.api_key:
+        environment[API_KEY] = config.api_key
+    return ServeCommand(tuple(arguments), environment)
+
+
+def context_length(shape: LlamaShape, llama: LlamaFiles) -> int:
+    """Tokens of the longest prompt and one more: vLLM writes one, since its log-probabilities are the answer."""
+    return min(llama.questions.max_tokens + 1, shape.max_position_embeddings)
+
+
+def server_arguments(
+    shape: LlamaShape, llama: LlamaFiles, served: ServedLlama, config: ServeConfig, folder: PurePath
+) -> list[str]:
+    """What vLLM's server is told, wherever it runs.
+
+    folder: where it finds the weights.
+    """
+    length = context_length(shape, llama)
+    arguments = [
+        *("--model", str(folder), "--served-model-name", MODEL, "--host", config.host, "--port", str(config.port)),
+        *("--dtype", DTYPES[served.dtype], "--max-model-len", str(length), "--max-num-seqs", str(config.concurrency)),
+        *("--enable-prefix-caching", "--enable-prompt-embeds", "--block-size", str(BLOCK_SIZE)),
+        *("--max-logprobs", str(ANSWERS), "--enable-prompt-tokens-details"),
+        *("--disable-uvicorn-access-log", "--no-enable-log-requests"),
+    ]
+    return arguments + (["--gpu-memory-utilization", f"{config.gpu_memory:g}"] if config.device == "cuda" else [])

@@ -1,0 +1,90 @@
+"""The memory that a served Llama takes, from its config alone: weights, and keys and values of what it reads."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mechm_runtime.errors import BundleError
+
+DTYPE_BYTES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaShape:
+    """Sizes of a Llama, as its `config.json` names them.
+
+    max_position_embeddings: tokens it can read.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    head_dim: int
+    max_position_embeddings: int
+    tie_word_embeddings: bool
+
+    @property
+    def n_parameters(self) -> int:
+        """Of the whole model."""
+        queries = self.hidden_size * self.num_attention_heads * self.head_dim
+        keys = self.hidden_size * self.num_key_value_heads * self.head_dim
+        layer = 2 * queries + 2 * keys + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        vocabulary = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
+        return self.num_hidden_layers * layer + vocabulary + self.hidden_size
+
+    def cache_bytes_per_token(self, dtype: str) -> int:
+        """Of keys and values."""
+        return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * DTYPE_BYTES[dtype]
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryEstimate:
+    """Bytes of weights and of the cache for `concurrency` conversations of `context` tokens each."""
+
+    weights_bytes: int
+    cache_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """Both; activations and the server itself come on top."""
+        return self.weights_bytes + self.cache_bytes
+
+
+def read_shape(config_file: Path) -> LlamaShape:
+    """Sizes from a `config.json` in the Hugging Face layout.
+
+    Raises: BundleError: it is no Llama's.
+    """
+    try:
+        config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
+        heads = int(config["num_attention_heads"])
+        return LlamaShape(
+            vocab_size=int(config["vocab_size"]),
+            hidden_size=int(config["hidden_size"]),
+            intermediate_size=int(config["intermediate_size"]),
+            num_hidden_layers=int(config["num_hidden_layers"]),
+            num_attention_heads=heads,
+            num_key_value_heads=int(config.get("num_key_value_heads") or heads),
+            head_dim=int(config.get("head_dim") or config["hidden_size"] // heads),
+            max_position_embeddings=int(config["max_position_embeddings"]),
+            tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        )
+    except (OSError, ValueError, TypeError, LookupError, AttributeError, ZeroDivisionError) as error:
+        raise BundleError(f"{config_file.name} is not the config of a Llama: {error}") from error
+
+
+def estimate_memory(shape: LlamaShape, dtype: str, *, concurrency: int, context: int) -> MemoryEstimate:
+    """What a server needs to hold.
+
+    concurrency: conversations whose prompts are in the cache at once; the questions on one share their conversation.
+    context: tokens of each.
+    """
+    cache = shape.cache_bytes_per_token(dtype) * concurrency * context
+    return MemoryEstimate(shape.n_parameters * DTYPE_BYTES[dtype], cache)

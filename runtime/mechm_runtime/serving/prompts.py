@@ -1,0 +1,78 @@
+"""Packed questions as prompts of their own, for a server that answers one prompt at a time, and its answers back.
+
+What the graph reads in one pass (`mechm_runtime.questions`) are here two prompts a question: up to where the emotion is
+answered, and on to where the cause is. All begin with the conversation, so that a server with a prefix cache reads it
+once, and reads only the new lines when the conversation goes on. A prompt of the graph's inputs and one of these hold
+the same tokens at the same positions, so both give the same answers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mechm_runtime.questions import CONVERSATION, QuestionTokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """The prompts of one conversation, emotions first, then causes, both in the order of the questions.
+
+    token_ids: one list a prompt.
+    """
+
+    token_ids: list[list[int]]
+
+    @property
+    def n_questions(self) -> int:
+        """Half of the prompts."""
+        return len(self.token_ids) // 2
+
+
+def make_prompts(inputs: Mapping[str, npt.NDArray[Any]]) -> Prompts:
+    """Prompts of what `mechm_runtime.llama.graph_inputs` made."""
+    ids, segments = inputs["input_ids"][0], inputs["segments"][0]
+    conversation = ids[segments == CONVERSATION].tolist()
+
+    def prompt(end: int) -> list[int]:
+        start = int(np.argmax(segments == segments[end]))
+        return [*conversation, *ids[start : end + 1].tolist()]
+
+    ends = [*inputs["emotion_at"].tolist(), *inputs["cause_at"].tolist()]
+    return Prompts([prompt(end) for end in ends])
+
+
+def answer_ids(tokenizer: QuestionTokenizer) -> list[int]:
+    """Every token that answers some question, each once: what a server is asked the log-probabilities of."""
+    return sorted({*tokenizer.emotion_answers.tolist(), *tokenizer.cause_answers.tolist()})
+
+
+def read_answers(
+    log_probabilities: Sequence[Mapping[int, float]], tokenizer: QuestionTokenizer
+) -> dict[str, npt.NDArray[np.float32]]:
+    """The graph's outputs from a server's log-probabilities.
+
+    log_probabilities: token id -> log-probability over the whole vocabulary, one for each of the `Prompts`.
+    Returns: log-probabilities over the answers alone, by the graph's names.
+    Raises: ValueError: an answer is missing, or is no number.
+    """
+    half = len(log_probabilities) // 2
+    return {
+        "emotion_log_probabilities": _among(log_probabilities[:half], tokenizer.emotion_answers.tolist()),
+        "cause_log_probabilities": _among(log_probabilities[half:], tokenizer.cause_answers.tolist()),
+    }
+
+
+def _among(found: Sequence[Mapping[int, float]], answers: Sequence[int]) -> npt.NDArray[np.float32]:
+    if absent := sorted({answer for one in found for answer in answers if answer not in one}):
+        raise ValueError(f"no log-probability of the answer {absent[0]}")
+    scores = np.array([[one[answer] for answer in answers] for one in found], np.float64).reshape(-1, len(answers))
+    largest = scores.max(-1, keepdims=True)
+    if np.isnan(scores).any() or not np.isfinite(largest).all():
+        raise ValueError("a log-probability is not a number")
+    shifted = scores - largest
+    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), np.float32)
