@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from mechm.training.calibration import ScoredConversation, fit_decision, pair_counts, weighted_f1
+from mechm.training.calibration import NOISE, ScoredConversation, fit_decision, pair_counts, weighted_f1
 from mechm_runtime.combination import CombinationConfig, combine
 from mechm_runtime.types import EMOTIONS
 
@@ -69,22 +69,27 @@ def fit_combination(fusion: Sequence[ScoredConversation], llama: Sequence[Scored
 def choose_shares(
     fusion: Sequence[ScoredConversation], llama: Sequence[ScoredConversation], config: CombinationConfig
 ) -> CombinationConfig:
-    """Shift the weights between the two models to where the task's F1 is best, in cross-validation on `dev`.
+    """Shift the weights between the two models where the task's F1 says so, in cross-validation on `dev`.
 
-    What is likeliest is not what scores best: the F1 of rare emotions hangs on few utterances. First the emotions'
-    weights, then the causes', each at its sum; of neighbouring shares the mean is looked at, since F1 is noisy.
+    What is likeliest is not what scores best: the F1 of rare emotions hangs on few utterances. But it is noisy too, so
+    that of neighbouring shares the mean is looked at, and of shares as good as the best but for `NOISE` the one nearest
+    to the likeliest is taken. First the emotions' weights, then the causes', each at its sum.
     fusion, llama: as for `fit_combination`, which made `config`.
     """
     for kind in ("emotion", "pair"):
         names = (f"{kind}_fusion", f"{kind}_llama")
-        total = sum(getattr(config, name) for name in names)
+        of_fusion, of_llama = (getattr(config, name) for name in names)
+        total = of_fusion + of_llama
         candidates = [
             replace(config, **{names[0]: round(total * (1 - share), 4), names[1]: round(total * share, 4)})
             for share in SHARES
         ]
         f1 = np.array([cross_validated_f1(combined(fusion, llama, one)) for one in candidates])
         padded = np.pad(f1, 1, mode="edge")
-        config = candidates[int(np.argmax(padded[:-2] + padded[1:-1] + padded[2:]))]
+        smooth = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
+        likeliest = of_llama / total if total else 0.5
+        nearest = sorted(range(len(SHARES)), key=lambda at: abs(SHARES[at] - likeliest))
+        config = next(candidates[at] for at in nearest if smooth[at] >= smooth.max() - NOISE)
     return config
 
 

@@ -87,6 +87,12 @@ def test_shares_are_chosen_for_the_metric() -> None:
     assert reached > before
 
 
+def test_what_f1_does_not_tell_apart_stays_as_likely_as_it_was() -> None:
+    fusion = _scored(np.random.default_rng(7), None, 0.8)
+    likeliest = CombinationConfig(emotion_fusion=0.6, emotion_llama=0.4, pair_fusion=0.3, pair_llama=0.7)
+    assert choose_shares(fusion, fusion, likeliest) == likeliest  # of the same scores every share is as good
+
+
 def test_cross_validation_looks_at_no_fold_it_was_fitted_on() -> None:
     # Scores that say nothing: what is fitted to them on other conversations finds nothing but chance here.
     random = np.random.default_rng(5)
