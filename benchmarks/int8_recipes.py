@@ -36,6 +36,9 @@ RECIPES = {
     "+ smoothing 0.5": Int8Recipe(embeddings=True, smoothing=0.5),
     "+ smoothing 0.8": Int8Recipe(embeddings=True, smoothing=0.8),
     "+ smoothing 0.8, down projections fp32": Int8Recipe(embeddings=True, smoothing=0.8, keep_down_projections=True),
+    "+ a scale a token": Int8Recipe(embeddings=True, tokens=True),
+    "+ a scale a token, smoothing 0.5": Int8Recipe(embeddings=True, tokens=True, smoothing=0.5),
+    "+ a scale a token, smoothing 0.8": Int8Recipe(embeddings=True, tokens=True, smoothing=0.8),
     "no smoothing, down projections fp32": Int8Recipe(embeddings=True, keep_down_projections=True),
 }
 

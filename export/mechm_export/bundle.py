@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
+
 from mechm_export.gate import TaskCheck, ValueCheck, check_values
 from mechm_export.judge import CheckSet, ask_torch, compare, judge, problems_of, shipped_check_set
 from mechm_export.manifest import (
@@ -27,12 +29,16 @@ from mechm_export.onnx_graph import export_graph
 from mechm_export.part import ExportPart, Feeds
 from mechm_export.parts import ModelParts, build_parts
 from mechm_export.quantize import quantize_int8
-from mechm_runtime.bundle import MANIFEST, Bundle, open_bundle, read_manifest
+from mechm_runtime.bundle import LLAMA, MANIFEST, Bundle, open_bundle, read_manifest
 from mechm_runtime.errors import BundleError, VerificationError
+from mechm_runtime.llama import graph_inputs
 from mechm_runtime.pipeline import DETECTOR_FILE, TOKENIZER_FILE
+from mechm_runtime.questions import QuestionTokenizer
 from mechm_runtime.text import ConversationTokenizer
 
 CALIBRATION_CONVERSATIONS = 100
+LLAMA_CALIBRATION_CONVERSATIONS = 12
+"""Fewer, since every utterance of one is read twice, and all states of it are looked at."""
 
 Step = Callable[[str], None]
 """Called with what is being done, as it starts."""
@@ -79,7 +85,7 @@ def export_bundle(
     step("loading weights")
     model = build_parts(preset, trained, adapter, llm_base)
     with _written(out), _staging(out) as staging:
-        calibration = {"text": _text_inputs(model, checks)}
+        calibration = {"text": _text_inputs(model, checks), LLAMA: _llama_inputs(model, checks)}
         values = [check for part in model for check in _write_part(part, staging, calibration.get(part.name, []), step)]
         carried = [(model.tokenizer, TOKENIZER_FILE), (model.detector, DETECTOR_FILE)]
         if model.llama is not None:
@@ -186,6 +192,21 @@ def _text_inputs(model: ModelParts, checks: CheckSet) -> list[Feeds]:
     tokenizer = ConversationTokenizer(model.tokenizer, text_preprocessing(model.config))
     windows = [tokenizer(one.conversation.utterances) for one in checks.labelled[:CALIBRATION_CONVERSATIONS]]
     return [{"input_ids": w.input_ids, "attention_mask": w.attention_mask} for w in windows if len(w.input_ids)]
+
+
+def _llama_inputs(model: ModelParts, checks: CheckSet) -> list[Feeds]:
+    """Packed questions on the first of the check set's conversations, where there is a Llama to ask them."""
+    if model.llama is None:
+        return []
+    tokenizer, width = QuestionTokenizer(model.llama.tokenizer, model.llama.questions), model.llama.scores.hidden_size
+    inputs = []
+    for one in checks.labelled[:LLAMA_CALIBRATION_CONVERSATIONS]:
+        utterances = one.conversation.utterances
+        (first, last, *_), *_ = tokenizer.windows(utterances)
+        packed = tokenizer.pack(utterances[first:last], range(last - first))
+        no_soft_tokens = np.zeros((last - first, model.llama.questions.soft_tokens, width), np.float32)
+        inputs.append(graph_inputs(packed, no_soft_tokens))
+    return inputs
 
 
 def _graph(folder: Path, part: str, precision: str) -> Path:

@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from mechm_export.onnx_graph import strip_provenance
-from mechm_export.smoothing import linear_layers, smooth
+from mechm_export.smoothing import linear_layers, scale_tokens, smooth
 from mechm_runtime.errors import VerificationError
 
 
@@ -28,13 +28,15 @@ class Int8Recipe:
     """How a part becomes int8.
 
     operators: ONNX operators whose constant weights are quantized. smoothing: strength of `smoothing.smooth`, 0 for
-    none; it needs real inputs. keep_down_projections: leave linear layers that narrow (the second of an MLP) in fp32:
-    their inputs, behind a GELU, have the worst outliers. embeddings: word embeddings as int8 with a scale a row.
-    default: whether the runtime prefers the int8 form where it passes the gate.
+    none; it needs real inputs. tokens: whether `smoothing.scale_tokens` gives every token a scale of its own.
+    keep_down_projections: leave linear layers that narrow (the second of an MLP) in fp32: their inputs, behind a GELU,
+    have the worst outliers. embeddings: word embeddings as int8 with a scale a row. default: whether the runtime
+    prefers the int8 form where it passes the gate.
     """
 
     operators: tuple[str, ...] = ("MatMul",)
     smoothing: float = 0.0
+    tokens: bool = False
     keep_down_projections: bool = False
     embeddings: bool = False
     default: bool = True
@@ -51,6 +53,8 @@ def quantize_int8(
     model = onnx.load(source)
     if recipe.smoothing:
         smooth(model, feeds, recipe.smoothing)
+    if recipe.tokens:
+        scale_tokens(model)
     if recipe.embeddings:
         quantize_embeddings(model)
     kept = down_projections(model) if recipe.keep_down_projections else []

@@ -464,9 +464,10 @@ def test_a_refusal_has_no_stack_trace_in_a_process_of_its_own(folder: Path) -> N
     [
         ([], "Missing argument 'INPUT'"),
         (["--precision", "fp8"], "'fp8' is not one of"),
-        (["--llm", "vllm"], "'vllm'"),
         (["--modality", "smell"], "'smell' is not one of"),
         (["--threads", "0"], "0 is not in the range"),
+        (["--llm", "gguf"], "'gguf' is not one of"),
+        (["--llm-url", "http://127.0.0.1:8000"], "--llm-url is for --llm vllm"),
         (["--limit-duration", "0"], "0"),
         (["--quiet"], "--quiet shows nothing"),
     ],

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mechm_export.quantize import Int8Recipe, down_projections, quantize_embeddings, quantize_int8
-from mechm_export.smoothing import linear_layers, smooth
+from mechm_export.smoothing import linear_layers, scale_tokens, smooth
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import VerificationError
 
@@ -161,6 +161,46 @@ def test_smoothing_saves_what_outliers_cost(tmp_path: Path) -> None:
     smoothed = error_of(Int8Recipe(keep_down_projections=True, smoothing=0.5), tmp_path, outliers=100.0)
     assert plain > 0.1, "outliers hurt"
     assert smoothed < plain / 10
+
+
+def test_a_scale_a_token_changes_nothing_in_fp32(tmp_path: Path) -> None:
+    model = mlp(outliers=100.0)
+    exact = states(saved(model, tmp_path / "plain.onnx"))
+    scale_tokens(model)
+    onnx.checker.check_model(model)
+    scaled = states(saved(model, tmp_path / "scaled.onnx"))
+    assert np.abs(scaled - exact).max() < 1e-5 * np.abs(exact).max()
+    assert [node.name for node in linear_layers(model)] == ["up_proj", "down_proj"]
+
+
+def test_a_token_of_zeros_stays_one(tmp_path: Path) -> None:
+    model = mlp()
+    table = next(i for i in model.graph.initializer if i.name == "table")
+    table.CopyFrom(numpy_helper.from_array(np.zeros_like(numpy_helper.to_array(table)), "table"))
+    exact = states(saved(model, tmp_path / "plain.onnx"))
+    scale_tokens(model)
+    np.testing.assert_allclose(states(saved(model, tmp_path / "scaled.onnx")), exact, atol=1e-6)
+
+
+def test_a_scale_a_token_saves_what_one_large_token_costs(tmp_path: Path) -> None:
+    """Of a table with one word a thousand times larger, the other words keep their values."""
+    model = mlp()
+    table = next(i for i in model.graph.initializer if i.name == "table")
+    rows = numpy_helper.to_array(table).copy()
+    asked = ids(1)["input_ids"]
+    loud = int(asked.flat[0])
+    rows[loud] *= 1000
+    table.CopyFrom(numpy_helper.from_array(rows, "table"))
+    source = saved(model, tmp_path / "source.onnx")
+    others = asked != loud
+    exact = states(source)[others]
+
+    def error(recipe: Int8Recipe) -> float:
+        quantize_int8(source, tmp_path / "int8.onnx", recipe)
+        return float(np.abs(states(tmp_path / "int8.onnx")[others] - exact).max() / np.abs(exact).max())
+
+    assert error(Int8Recipe()) > 0.3
+    assert error(Int8Recipe(tokens=True)) < 0.03
 
 
 def test_layers_with_one_input_share_their_factors() -> None:

@@ -1,0 +1,129 @@
+"""How should the Llama become int8? Size, divergence, answers kept and CPU time of several recipes, in one process.
+
+    python benchmarks/int8_llama.py --adapter runs/llm --conversations ecf/dev.txt [--limit 16]
+
+Every recipe is compared with the fp32 graph on every question of the same conversations: mean divergence in nats of
+the emotions' and of the causes' answers, and the share of questions whose likeliest answer is the same. Recipes look at
+other conversations (those that come with mechm), as an export does. CPU time is process time, one thread. Choose on
+`dev`, never on `test`; what a bundle keeps is decided by its gate, on the labels of fusion and Llama together.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mechm.model.build import pretrained_folder
+from mechm.weights import weights_path
+from mechm_export.data import check_conversations
+from mechm_export.llama import LlamaSource, llama_parts, load_llama_source
+from mechm_export.onnx_graph import export_graph
+from mechm_export.quantize import Int8Recipe, quantize_int8
+from mechm_runtime.bundle import LLAMA
+from mechm_runtime.engine import Engine, EngineConfig
+from mechm_runtime.llama import graph_inputs
+from mechm_runtime.questions import QuestionTokenizer
+from mechm_runtime.readers import read_labelled
+from mechm_runtime.types import Conversation
+
+RECIPES = {
+    "plain dynamic int8": Int8Recipe(embeddings=True),
+    "down projections fp32": Int8Recipe(embeddings=True, keep_down_projections=True),
+    "a scale a token": Int8Recipe(embeddings=True, tokens=True),
+    "smoothing 0.5, down projections fp32": Int8Recipe(embeddings=True, smoothing=0.5, keep_down_projections=True),
+    "smoothing 0.5, a scale a token": Int8Recipe(embeddings=True, smoothing=0.5, tokens=True),
+    "smoothing 0.8, a scale a token": Int8Recipe(embeddings=True, smoothing=0.8, tokens=True),
+}
+CALIBRATION_CONVERSATIONS = 12
+
+Outputs = list[dict[str, npt.NDArray[np.float32]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One recipe's result; of the emotions and of the causes."""
+
+    recipe: str
+    megabytes: float
+    emotion_kl: float
+    cause_kl: float
+    emotions_kept: float
+    causes_kept: float
+    cpu_ms: float
+
+
+def main() -> None:
+    """Run all recipes and print a table and one JSON line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--adapter", type=Path, default=pretrained_folder("small") / "llm")
+    parser.add_argument(
+        "--trained", type=Path, default=pretrained_folder("small"), help="the fusion it is weighed with"
+    )
+    parser.add_argument("--conversations", type=Path, required=True)
+    parser.add_argument("--limit", type=int, default=16)
+    given = parser.parse_args()
+    source = load_llama_source(weights_path("llm", "small"), given.adapter, given.trained)
+    asked = _feeds(source, [one.conversation for one in read_labelled(given.conversations)[: given.limit]])
+    seen = _feeds(source, [one.conversation for one in check_conversations()[:CALIBRATION_CONVERSATIONS]])
+    (part,) = (part for part in llama_parts(source) if part.name == LLAMA)
+    with tempfile.TemporaryDirectory() as name:
+        plain, quantized = Path(name) / "fp32.onnx", Path(name) / "int8.onnx"
+        export_graph(part, plain, "portable")
+        reference, cpu_ms = _run(plain, asked)
+        rows = [_row("fp32", plain, reference, reference, cpu_ms)]
+        for recipe, settings in RECIPES.items():
+            quantize_int8(plain, quantized, settings, seen)
+            outputs, cpu_ms = _run(quantized, asked)
+            rows.append(_row(recipe, quantized, reference, outputs, cpu_ms))
+    n_questions = sum(len(one["emotion_at"]) for one in asked)
+    print(f"{given.conversations.name}: {len(asked)} conversations, {n_questions} questions; one thread")
+    print(f"onnxruntime {version('onnxruntime')}, onnx {version('onnx')}, torch {version('torch')}")
+    print(f"{'recipe':42}{'MB':>7}{'KL emotion':>12}{'KL cause':>10}{'kept':>8}{'kept':>8}{'CPU ms':>9}")
+    for row in rows:
+        print(
+            f"{row.recipe:42}{row.megabytes:7.0f}{row.emotion_kl:12.4f}{row.cause_kl:10.4f}{row.emotions_kept:8.4f}"
+            f"{row.causes_kept:8.4f}{row.cpu_ms:9.0f}"
+        )
+    print(json.dumps([asdict(row) for row in rows]))
+
+
+def _feeds(source: LlamaSource, conversations: Sequence[Conversation]) -> list[dict[str, npt.NDArray[Any]]]:
+    tokenizer = QuestionTokenizer(source.tokenizer, source.questions)
+    feeds = []
+    for one in conversations:
+        n = len(one.utterances)
+        soft_tokens = np.zeros((n, source.questions.soft_tokens, source.scores.hidden_size), np.float32)
+        feeds.append(graph_inputs(tokenizer.pack(one.utterances, range(n)), soft_tokens))
+    return feeds
+
+
+def _run(graph: Path, feeds: Sequence[dict[str, npt.NDArray[Any]]]) -> tuple[Outputs, float]:
+    """Answers, and milliseconds of CPU time a conversation."""
+    engine = Engine(graph, EngineConfig(n_threads=1))
+    engine.run(feeds[0])
+    start = time.process_time()
+    outputs = [engine.run(one) for one in feeds]
+    return outputs, 1000 * (time.process_time() - start) / len(feeds)
+
+
+def _row(recipe: str, graph: Path, reference: Outputs, outputs: Outputs, cpu_ms: float) -> Row:
+    kl, kept = [], []
+    for name in ("emotion_log_probabilities", "cause_log_probabilities"):
+        expected, found = (np.concatenate([one[name] for one in answers]) for answers in (reference, outputs))
+        kl.append(float((np.exp(expected) * (expected - found)).sum(-1).mean()))
+        kept.append(float((expected.argmax(-1) == found.argmax(-1)).mean()))
+    return Row(recipe, graph.stat().st_size / 1e6, kl[0], kl[1], kept[0], kept[1], cpu_ms)
+
+
+if __name__ == "__main__":
+    main()
