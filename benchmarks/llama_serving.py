@@ -148,7 +148,7 @@ def _writer(folder: Path, questions: QuestionTokenizer) -> Ask:
     from transformers import AutoModelForCausalLM, GenerationConfig
 
     torch.set_num_threads(1)
-    llama = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    llama: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     greedy = GenerationConfig(  # type: ignore[no-untyped-call]
         max_new_tokens=WRITTEN_TOKENS, min_new_tokens=WRITTEN_TOKENS, do_sample=False, pad_token_id=0
     )
