@@ -120,7 +120,7 @@ def test_what_only_faces_say_is_learnt(llama_base: Path, adapter: Path, fusion: 
     words = scores.causal.get_input_embeddings().weight[scores.emotion_answers]
     module = Projection(build_network(TINY, None).fusion, TINY.text.hidden_size, SoftTokenProjector(SIZES, words))
     before = {name: value.clone() for name, value in scores.state_dict().items()}
-    config = ProjectorTrainingConfig((Stage("projector", ("ecf",), 60),), max_tokens=250, learning_rate=0.03)
+    config = ProjectorTrainingConfig((Stage("projector", ("ecf",), 120),), max_tokens=250, learning_rate=0.03)
     train_projector(
         scores,
         module,
