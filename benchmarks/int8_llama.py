@@ -18,23 +18,21 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mechm.model.build import pretrained_folder
 from mechm.weights import weights_path
+from mechm_export.bundle import LLAMA_CALIBRATION_CONVERSATIONS
 from mechm_export.data import check_conversations
-from mechm_export.llama import LlamaSource, llama_parts, load_llama_source
+from mechm_export.llama import llama_parts, load_llama_source, question_inputs
 from mechm_export.onnx_graph import export_graph
+from mechm_export.part import Feeds
 from mechm_export.quantize import Int8Recipe, quantize_int8
 from mechm_runtime.bundle import LLAMA
 from mechm_runtime.engine import Engine, EngineConfig
-from mechm_runtime.llama import graph_inputs
-from mechm_runtime.questions import QuestionTokenizer
 from mechm_runtime.readers import read_labelled
-from mechm_runtime.types import Conversation
 
 RECIPES = {
     "plain dynamic int8": Int8Recipe(embeddings=True),
@@ -44,7 +42,6 @@ RECIPES = {
     "smoothing 0.5, a scale a token": Int8Recipe(embeddings=True, smoothing=0.5, tokens=True),
     "smoothing 0.8, a scale a token": Int8Recipe(embeddings=True, smoothing=0.8, tokens=True),
 }
-CALIBRATION_CONVERSATIONS = 12
 
 Outputs = list[dict[str, npt.NDArray[np.float32]]]
 
@@ -73,8 +70,10 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=16)
     given = parser.parse_args()
     source = load_llama_source(weights_path("llm", "small"), given.adapter, given.trained)
-    asked = _feeds(source, [one.conversation for one in read_labelled(given.conversations)[: given.limit]])
-    seen = _feeds(source, [one.conversation for one in check_conversations()[:CALIBRATION_CONVERSATIONS]])
+    asked = question_inputs(source, [one.conversation for one in read_labelled(given.conversations)[: given.limit]])
+    seen = question_inputs(
+        source, [one.conversation for one in check_conversations()[:LLAMA_CALIBRATION_CONVERSATIONS]]
+    )
     (part,) = (part for part in llama_parts(source) if part.name == LLAMA)
     with tempfile.TemporaryDirectory() as name:
         plain, quantized = Path(name) / "fp32.onnx", Path(name) / "int8.onnx"
@@ -97,17 +96,7 @@ def main() -> None:
     print(json.dumps([asdict(row) for row in rows]))
 
 
-def _feeds(source: LlamaSource, conversations: Sequence[Conversation]) -> list[dict[str, npt.NDArray[Any]]]:
-    tokenizer = QuestionTokenizer(source.tokenizer, source.questions)
-    feeds = []
-    for one in conversations:
-        n = len(one.utterances)
-        soft_tokens = np.zeros((n, source.questions.soft_tokens, source.scores.hidden_size), np.float32)
-        feeds.append(graph_inputs(tokenizer.pack(one.utterances, range(n)), soft_tokens))
-    return feeds
-
-
-def _run(graph: Path, feeds: Sequence[dict[str, npt.NDArray[Any]]]) -> tuple[Outputs, float]:
+def _run(graph: Path, feeds: Sequence[Feeds]) -> tuple[Outputs, float]:
     """Answers, and milliseconds of CPU time a conversation."""
     engine = Engine(graph, EngineConfig(n_threads=1))
     engine.run(feeds[0])

@@ -13,10 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
 from mechm_export.gate import TaskCheck, ValueCheck, check_values
 from mechm_export.judge import CheckSet, ask_torch, compare, judge, problems_of, shipped_check_set
+from mechm_export.llama import question_inputs
 from mechm_export.manifest import (
     LLAMA_TOKENIZER,
     graph_name,
@@ -31,9 +30,7 @@ from mechm_export.parts import ModelParts, build_parts
 from mechm_export.quantize import quantize_int8
 from mechm_runtime.bundle import LLAMA, MANIFEST, Bundle, open_bundle, read_manifest
 from mechm_runtime.errors import BundleError, VerificationError
-from mechm_runtime.llama import graph_inputs
 from mechm_runtime.pipeline import DETECTOR_FILE, TOKENIZER_FILE
-from mechm_runtime.questions import QuestionTokenizer
 from mechm_runtime.text import ConversationTokenizer
 
 CALIBRATION_CONVERSATIONS = 100
@@ -195,18 +192,10 @@ def _text_inputs(model: ModelParts, checks: CheckSet) -> list[Feeds]:
 
 
 def _llama_inputs(model: ModelParts, checks: CheckSet) -> list[Feeds]:
-    """Packed questions on the first of the check set's conversations, where there is a Llama to ask them."""
+    """Questions on the first of the check set's conversations, where there is a Llama to ask them."""
     if model.llama is None:
         return []
-    tokenizer, width = QuestionTokenizer(model.llama.tokenizer, model.llama.questions), model.llama.scores.hidden_size
-    inputs = []
-    for one in checks.labelled[:LLAMA_CALIBRATION_CONVERSATIONS]:
-        utterances = one.conversation.utterances
-        (first, last, *_), *_ = tokenizer.windows(utterances)
-        packed = tokenizer.pack(utterances[first:last], range(last - first))
-        no_soft_tokens = np.zeros((last - first, model.llama.questions.soft_tokens, width), np.float32)
-        inputs.append(graph_inputs(packed, no_soft_tokens))
-    return inputs
+    return question_inputs(model.llama, [one.conversation for one in checks.labelled[:LLAMA_CALIBRATION_CONVERSATIONS]])
 
 
 def _graph(folder: Path, part: str, precision: str) -> Path:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mechm.cli.merge import merge_options, merge_settings, print_merge
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -119,17 +121,7 @@ def bundle(
     metavar="DIR",
     help="What the bundle's Llama was made from. Default: the adapter shipped with the bundle's preset.",
 )
-@click.option(
-    "--base",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="The Llama that the adapter is for. Default: the preset's, see mechm weights.",
-)
-@click.option(
-    "--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True, help="Of the weights."
-)
-@click.option("--conversations", type=click.Path(path_type=Path), metavar="FILE", help="Compare answers on these.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@merge_options
 @click.option(
     "--compose",
     type=click.Path(path_type=Path, file_okay=False),
@@ -143,7 +135,7 @@ def llm(
     base: Path | None,
     dtype: DType,
     conversations: Path | None,
-    device: str,
+    device: str | None,
     compose: Path | None,
 ) -> None:
     """Put the Llama into a bundle as vLLM loads it: merged, in the Hugging Face layout; `mechm serve llm` serves it.
@@ -152,41 +144,34 @@ def llm(
 
     \b
     mechm export llm --bundle bundle --adapter runs/llm
-    mechm export llm --bundle bundle --adapter runs/llm --base Llama-2-7b-chat-hf --dtype fp16 --device cuda
+    mechm export llm --bundle bundle --adapter runs/llm --base Llama-2-7b-chat-hf --dtype fp16
     mechm export llm --bundle bundle --compose deploy
     """
     _require_packages()
     from mechm.cli.progress import steps_progress
-    from mechm.llm.merge import describe
     from mechm.weights import weights_path
+    from mechm_export.deploy import check_deployment_target
     from mechm_export.served import SERVED_FOLDER, add_served_llama
     from mechm_runtime.bundle import default_bundle_path, open_bundle
     from mechm_runtime.errors import InputError
-    from mechm_runtime.readers import read_transcript
 
     folder = folder or default_bundle_path()
     opened = open_bundle(folder, check_hashes=False)
     preset = opened.preset
+    if compose is not None:
+        check_deployment_target(compose)
     if compose is not None and opened.served is not None:
         _write_deployment(folder, compose)
         return
     adapter = adapter or _adapter_folder(_trained_folder(preset, None), None)
     if adapter is None:
         raise InputError(f"no adapter is shipped with the preset {preset}", hint="name one with --adapter")
+    settings = merge_settings(dtype, conversations, device)
     with steps_progress() as on_progress:
         made = add_served_llama(
-            folder,
-            adapter,
-            base or weights_path("llm", preset),
-            dtype=dtype,
-            conversations=None if conversations is None else (conversations.name, read_transcript(conversations)),
-            device=device,
-            on_progress=on_progress,
+            folder, adapter, base or weights_path("llm", preset), on_progress=on_progress, **settings
         )
-    click.echo(f"on {made.conversations} ({made.n_conversations} conversations), against base and adapter in fp32:")
-    click.echo(f"merged, fp32: {describe(made.merged)}")
-    click.echo(f"written, {made.dtype}: {describe(made.written)}")
-    click.echo(f"wrote {folder / SERVED_FOLDER} ({made.n_parameters / 1e6:,.0f} M parameters, {made.dtype})")
+    print_merge(made, folder / SERVED_FOLDER)
     if compose is not None:
         _write_deployment(folder, compose)
 

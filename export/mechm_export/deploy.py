@@ -42,17 +42,22 @@ def write_deployment(bundle: Bundle, config: ServeConfig, out: Path) -> tuple[Pa
         COMPOSE_FILE: [_compose(bundle, arguments, config.port)],
         KUBERNETES_FILE: [_deployment(bundle, arguments), _service(config.port)],
     }
+    check_deployment_target(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
         for name, documents in written.items():
             text = yaml.safe_dump_all(documents, sort_keys=False, width=110)  # type: ignore[no-untyped-call]
-            with (out / name).open("x", encoding="utf-8") as file:
-                file.write(_heading(name) + text)
-    except FileExistsError as error:
-        raise BundleError(f"{out / name} exists", hint="remove it, or name another folder") from error
+            (out / name).write_text(_heading(name) + text, encoding="utf-8")
     except OSError as error:
         raise BundleError(f"cannot write into {out}: {error.strerror or error}", hint="name another folder") from error
     return out / COMPOSE_FILE, out / KUBERNETES_FILE
+
+
+def check_deployment_target(out: Path) -> None:
+    """Raises: BundleError: a file that would be written is there already."""
+    for name in (COMPOSE_FILE, KUBERNETES_FILE):
+        if (out / name).exists():
+            raise BundleError(f"{out / name} exists", hint="remove it, or name another folder")
 
 
 def _heading(name: str) -> str:

@@ -6,7 +6,7 @@ The adapter is merged into the base here, in memory and in fp32. What its scores
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,8 +21,9 @@ from mechm.quiet import quiet_transformers
 from mechm_export.part import ExportPart, Feeds
 from mechm_export.quantize import Int8Recipe
 from mechm_runtime.bundle import LLAMA, PROJECTOR, Tensor
+from mechm_runtime.llama import graph_inputs
 from mechm_runtime.questions import CAUSE_ANSWERS, CONVERSATION, QuestionConfig, QuestionTokenizer
-from mechm_runtime.types import EMOTIONS
+from mechm_runtime.types import EMOTIONS, Conversation
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +111,18 @@ def _llama_part(source: LlamaSource) -> ExportPart:
         int8=Int8Recipe(smoothing=0.5, tokens=True, embeddings=True),
         make_inputs=packed,
     )
+
+
+def question_inputs(source: LlamaSource, conversations: Sequence[Conversation]) -> list[Feeds]:
+    """The graph's inputs for every question on the first window of each conversation, of words alone."""
+    tokenizer = QuestionTokenizer(source.tokenizer, source.questions)
+    inputs = []
+    for one in conversations:
+        (first, last, *_), *_ = tokenizer.windows(one.utterances)
+        packed = tokenizer.pack(one.utterances[first:last], range(last - first))
+        no_soft_tokens = np.zeros((last - first, source.questions.soft_tokens, source.scores.hidden_size), np.float32)
+        inputs.append(graph_inputs(packed, no_soft_tokens))
+    return inputs
 
 
 def load_llama_source(base: Path, adapter: Path, fusion: Path) -> LlamaSource:

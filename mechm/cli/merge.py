@@ -2,13 +2,74 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from mechm.llm.merge import DType
+    from mechm.llm.merge import DType, MergeReport
+
+
+_OPTIONS = (
+    click.option(
+        "--base",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        metavar="DIR",
+        help="The model it was trained on, in the Hugging Face layout. Default: the preset's, see mechm weights.",
+    ),
+    click.option(
+        "--dtype",
+        type=click.Choice(["bf16", "fp16", "fp32"]),
+        default="bf16",
+        show_default=True,
+        help="Of the weights.",
+    ),
+    click.option(
+        "--conversations",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Compare answers on these: ECF / SemEval JSON, MECPE text or subtitles. Default: four that come with "
+        "mechm.",
+    ),
+    click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda where there is one."),
+)
+
+
+def merge_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add `base`, `dtype`, `conversations` and `device`: how an adapter is merged."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+def merge_settings(dtype: DType, conversations: Path | None, device: str | None) -> dict[str, Any]:
+    """The options as `mechm.llm.merge.merge_adapter` takes them.
+
+    Raises: UsageError: there is no such device. TranscriptError: the conversations cannot be read.
+    """
+    import torch
+
+    from mechm_runtime.readers import read_transcript
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.UsageError("--device cuda: torch finds no CUDA device here")
+    return {
+        "dtype": dtype,
+        "conversations": None if conversations is None else (conversations.name, read_transcript(conversations)),
+        "device": device or ("cuda" if torch.cuda.is_available() else "cpu"),
+    }
+
+
+def print_merge(made: MergeReport, out: Path) -> None:
+    """What was merged and written, and how it answers."""
+    from mechm.llm.merge import describe
+
+    click.echo(f"on {made.conversations} ({made.n_conversations} conversations), against base and adapter in fp32:")
+    click.echo(f"merged, fp32: {describe(made.merged)}")
+    click.echo(f"written, {made.dtype}: {describe(made.written)}")
+    click.echo(f"wrote {out} ({made.n_parameters / 1e6:,.0f} M parameters, {made.dtype})")
 
 
 @click.command()
@@ -19,24 +80,9 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="What mechm train llm wrote.",
 )
-@click.option(
-    "--base",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="The model it was trained on, in the Hugging Face layout. Default: the preset's, see mechm weights.",
-)
 @click.option("--preset", type=click.Choice(["small", "llama2-7b"]), help="Default: the one that the adapter names.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the model goes.")
-@click.option(
-    "--dtype", type=click.Choice(["bf16", "fp16", "fp32"]), default="bf16", show_default=True, help="Of the weights."
-)
-@click.option(
-    "--conversations",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Compare answers on these: ECF / SemEval JSON, MECPE text or subtitles. Default: four that come with mechm.",
-)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda where there is one.")
+@merge_options
 def merge(
     adapter: Path,
     base: Path | None,
@@ -55,14 +101,11 @@ def merge(
     mechm merge --adapter runs/llm --out runs/llm-merged
     mechm merge --adapter runs/llm --base Llama-2-7b-chat-hf --dtype fp16 --out runs/llama2-merged
     """
-    import torch
-
     from mechm.cli.progress import steps_progress
     from mechm.llm.fit import read_adapter
-    from mechm.llm.merge import describe, merge_adapter
+    from mechm.llm.merge import merge_adapter
     from mechm.weights import weights_path
     from mechm_runtime.errors import WeightsError
-    from mechm_runtime.readers import read_transcript
 
     named = read_adapter(adapter).card.get("preset")
     if preset is not None and preset != named:
@@ -73,20 +116,8 @@ def merge(
         raise WeightsError(
             f"the card of {adapter} names no preset", hint="give the base that it was trained on: --base"
         )
-    if device == "cuda" and not torch.cuda.is_available():
-        raise click.UsageError("--device cuda: torch finds no CUDA device here")
+    settings = merge_settings(dtype, conversations, device)
     folder = weights_path("llm", str(named)) if base is None else base
     with steps_progress() as on_progress:
-        made = merge_adapter(
-            adapter,
-            folder,
-            out,
-            dtype=dtype,
-            conversations=None if conversations is None else (conversations.name, read_transcript(conversations)),
-            device=device or ("cuda" if torch.cuda.is_available() else "cpu"),
-            on_progress=on_progress,
-        )
-    click.echo(f"on {made.conversations} ({made.n_conversations} conversations), against base and adapter in fp32:")
-    click.echo(f"merged, fp32: {describe(made.merged)}")
-    click.echo(f"written, {made.dtype}: {describe(made.written)}")
-    click.echo(f"wrote {out} ({made.n_parameters / 1e6:,.0f} M parameters, {made.dtype})")
+        made = merge_adapter(adapter, folder, out, on_progress=on_progress, **settings)
+    print_merge(made, out)

@@ -65,8 +65,7 @@ def llm(
 
     from mechm_runtime.bundle import open_bundle
     from mechm_runtime.errors import LlmUnavailableError
-    from mechm_runtime.serving.command import API_KEY, ServeConfig, context_length, serve_command
-    from mechm_runtime.serving.memory import estimate_memory, read_shape
+    from mechm_runtime.serving.command import API_KEY, ServeConfig, serve_command
     from mechm_runtime.serving.process import running_server
 
     config = ServeConfig(host, port, device, concurrency, gpu_memory, os.environ.get(API_KEY))
@@ -77,16 +76,13 @@ def llm(
         variables = [f"{name}={shlex.quote(value)}" for name, value in shown.items()]
         click.echo(" ".join([*variables, "python", "-m", shlex.join(command.arguments)]))
         return
-    if bundle.served is not None and bundle.llama is not None:
-        shape = read_shape(bundle.path(f"{bundle.served.folder}/config.json"))
-        length = context_length(shape, bundle.llama)
-        needed = estimate_memory(shape, bundle.served.dtype, concurrency=concurrency, context=length)
-        click.echo(
-            f"{shape.n_parameters / 1e6:,.0f} M parameters in {bundle.served.dtype}: {needed.weights_bytes / 1e9:.2f} "
-            f"GB, and {needed.cache_bytes / 1e9:.2f} GB for {concurrency} conversations of "
-            f"{length} tokens",
-            err=True,
-        )
+    needed = command.memory
+    click.echo(
+        f"{command.shape.n_parameters / 1e6:,.0f} M parameters: {needed.total_bytes / 1e9:.2f} GB at least, "
+        f"{needed.weights_bytes / 1e9:.2f} of weights and {needed.cache_bytes / 1e9:.2f} for {concurrency} "
+        f"conversations of {command.context} tokens",
+        err=True,
+    )
     # A service manager stops with SIGTERM: the same way out as Ctrl-C's.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:

@@ -112,6 +112,8 @@ class Pipeline:
         if "text" in self.modalities:
             tokenizer = ConversationTokenizer(bundle.path(TOKENIZER_FILE), bundle.text)
             self._text = TextReader(tokenizer, self._engine("text"))
+        if server is not None and llm != "vllm":
+            raise InputError("a server is named, and the Llama is not asked there", hint="choose llm vllm too")
         self.llm: Llm = self._chosen_llm(llm)
         self._llama: LlamaReader | None = None
         self._projector: Projector | None = None

@@ -48,6 +48,18 @@ def test_compose_and_kubernetes_run_the_same_server_and_want_a_key(bundle: Bundl
         write_deployment(bundle, ServeConfig(), tmp_path / "deploy")
 
 
+def test_both_files_are_written_or_none(bundle: Bundle, tmp_path: Path) -> None:
+    out = tmp_path / "deploy"
+    out.mkdir()
+    (out / "kubernetes.yaml").write_text("mine", encoding="utf-8")
+    with pytest.raises(BundleError, match=r"kubernetes\.yaml exists"):
+        write_deployment(bundle, ServeConfig(), out)
+    assert [path.name for path in out.iterdir()] == ["kubernetes.yaml"]
+    assert (out / "kubernetes.yaml").read_text(encoding="utf-8") == "mine"
+    with pytest.raises(BundleError, match="cannot write into"):
+        write_deployment(bundle, ServeConfig(), out / "kubernetes.yaml")
+
+
 def test_a_bundle_without_a_served_llama_has_no_deployment(report: BundleReport, tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="has no Llama for a server"):
         write_deployment(report.bundle, ServeConfig(), tmp_path)

@@ -162,6 +162,11 @@ def test_without_a_server_the_pipeline_says_so_at_once(served: Path) -> None:
         Pipeline.from_bundle(served, llm="vllm", server=ServerConfig(f"http://127.0.0.1:{free_port()}"))
 
 
+def test_a_server_that_would_not_be_asked_is_refused(served: Path) -> None:
+    with pytest.raises(InputError, match="a server is named"):
+        Pipeline.from_bundle(served, llm="onnx", server=ServerConfig())
+
+
 def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

@@ -133,6 +133,26 @@ def hang_up(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
     handler.close_connection = True
 
 
+def test_what_is_no_vllm_server_is_said_to_be_none(tokenizer: QuestionTokenizer) -> None:
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            send(self, b'{"data": "something else"}')
+
+        def log_message(self, *_: Any) -> None:
+            return None
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
+        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        with (
+            client(f"http://127.0.0.1:{listening.server_port}", tokenizer) as asked,
+            pytest.raises(LlmUnavailableError, match="is no vLLM server"),
+        ):
+            asked.check()
+        listening.shutdown()
+        thread.join()
+
+
 def body_of(content: Any) -> Reply:
     return lambda handler, _: send(handler, content if isinstance(content, bytes) else json.dumps(content).encode())
 

@@ -28,10 +28,10 @@ def test_a_prompt_is_what_its_answers_place_sees_in_the_packed_pass(
     prompts = make_prompts(graph_inputs(packed, np.zeros((6, 0, 8), np.float32)))
     visible = packed.visible()
     ends = [*packed.emotion_at, *packed.cause_at]
-    assert prompts.token_ids == [packed.input_ids[visible[end]].tolist() for end in ends]
-    for prompt, end in zip(prompts.token_ids, ends, strict=True):
+    assert prompts == [packed.input_ids[visible[end]].tolist() for end in ends]
+    for prompt, end in zip(prompts, ends, strict=True):
         assert len(prompt) == packed.position_ids[end] + 1
-    assert prompts.n_questions == len(asked)
+    assert len(prompts) == 2 * len(asked)
 
 
 def test_answers_are_probabilities_among_the_answers_alone(tokenizer: QuestionTokenizer) -> None:

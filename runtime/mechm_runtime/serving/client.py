@@ -108,7 +108,10 @@ class VllmServer:
         """
         status, body = self._send("GET", "/v1/models", None, time.monotonic() + self.config.connect_timeout_s)
         self._require_accepted(status)
-        names = sorted(str(one.get("id")) for one in _entries(body, "data"))
+        try:
+            names = sorted(str(one.get("id")) for one in _entries(body, "data"))
+        except ValueError as error:
+            raise LlmUnavailableError(f"what answers at {self.config.url} is no vLLM server: {error}") from error
         if self.config.model not in names:
             raise InputError(
                 f"the server at {self.config.url} serves {', '.join(names) or 'nothing'}, not {self.config.model}",
@@ -124,14 +127,14 @@ class VllmServer:
         if len(inputs["soft_at"]):
             raise ValueError("a server is asked about words alone, and there are soft tokens")
         prompts = make_prompts(inputs)
-        if not prompts.token_ids:
+        if not prompts:
             return read_answers([], self._tokenizer)
         deadline = time.monotonic() + self.config.timeout_s
         self._rest.check()
         if not self._places.acquire(timeout=self.config.timeout_s):
             raise LlmUnavailableError(f"{self.config.max_in_flight} requests to the Llama's server are under way")
         try:
-            answered = self._ask(prompts.token_ids, deadline)
+            answered = self._ask(prompts, deadline)
             outputs = read_answers(answered, self._tokenizer)
         except ValueError as error:
             self._rest.failed()

@@ -11,7 +11,7 @@ from pathlib import PurePath
 from mechm_runtime.bundle import Bundle, LlamaFiles, ServedLlama
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.serving.client import MODEL
-from mechm_runtime.serving.memory import LlamaShape, estimate_memory, read_shape
+from mechm_runtime.serving.memory import LlamaShape, MemoryEstimate, estimate_memory, read_shape
 
 BLOCK_SIZE = 32
 """Tokens a block of the prefix cache. vLLM's CPU backend takes no 16, and its own 128 would share little of a
@@ -54,10 +54,17 @@ class ServeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ServeCommand:
-    """Arguments after `python -m`, and what the environment needs beside what it has."""
+    """Arguments after `python -m`, and what the environment needs beside what it has.
+
+    shape: of the Llama. context: tokens of the longest conversation. memory: what it takes for all it reads
+    at once.
+    """
 
     arguments: tuple[str, ...]
     environment: Mapping[str, str]
+    shape: LlamaShape
+    context: int
+    memory: MemoryEstimate
 
 
 def is_loopback(host: str) -> bool:
@@ -79,22 +86,22 @@ def serve_command(bundle: Bundle, config: ServeConfig) -> ServeCommand:
         )
     folder = bundle.path(f"{bundle.served.folder}/config.json").parent.absolute()
     shape = read_shape(folder / "config.json")
+    context = context_length(shape, bundle.llama)
+    memory = estimate_memory(shape, bundle.served.dtype, concurrency=config.concurrency, context=context)
     server = server_arguments(shape, bundle.llama, bundle.served, config, folder)
     arguments = ["vllm.entrypoints.openai.api_server", *server]
     environment = dict(QUIET)
     if config.device == "cpu":
         arguments.append("--enforce-eager")  # compiling takes a minute at start and gains nothing at one token
-        length = context_length(shape, bundle.llama)
-        cache = estimate_memory(shape, bundle.served.dtype, concurrency=config.concurrency, context=length).cache_bytes
         environment |= {
             # More threads than one thrash on shared cores (DESIGN.md section 5).
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-            "VLLM_CPU_KVCACHE_SPACE": str(max(1, -(-cache // (1 << 30)))),
+            "VLLM_CPU_KVCACHE_SPACE": str(max(1, -(-memory.cache_bytes // (1 << 30)))),
         }
     if config.api_key:
         environment[API_KEY] = config.api_key
-    return ServeCommand(tuple(arguments), environment)
+    return ServeCommand(tuple(arguments), environment, shape, context, memory)
 
 
 def context_length(shape: LlamaShape, llama: LlamaFiles) -> int:

@@ -56,7 +56,7 @@ def require_vllm(device: str) -> None:
     """Raises: MissingExtraError: vLLM is not installed."""
     if find_spec("vllm") is None:
         raise MissingExtraError("vllm", extra="serve")
-    if device == "cuda" and find_spec("vllm") is not None and _is_cpu_build():
+    if device == "cuda" and _is_cpu_build():
         raise InputError("the vLLM that is installed here is built for CPUs", hint="pip install vllm; or --device cpu")
 
 

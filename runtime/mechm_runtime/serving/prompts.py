@@ -9,7 +9,6 @@ the same tokens at the same positions, so both give the same answers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,23 +17,11 @@ import numpy.typing as npt
 from mechm_runtime.questions import CONVERSATION, QuestionTokenizer
 
 
-@dataclass(frozen=True, slots=True)
-class Prompts:
-    """The prompts of one conversation, emotions first, then causes, both in the order of the questions.
+def make_prompts(inputs: Mapping[str, npt.NDArray[Any]]) -> list[list[int]]:
+    """Token ids of the prompts, emotions first, then causes, both in the order of the questions.
 
-    token_ids: one list a prompt.
+    inputs: what `mechm_runtime.llama.graph_inputs` made.
     """
-
-    token_ids: list[list[int]]
-
-    @property
-    def n_questions(self) -> int:
-        """Half of the prompts."""
-        return len(self.token_ids) // 2
-
-
-def make_prompts(inputs: Mapping[str, npt.NDArray[Any]]) -> Prompts:
-    """Prompts of what `mechm_runtime.llama.graph_inputs` made."""
     ids, segments = inputs["input_ids"][0], inputs["segments"][0]
     conversation = ids[segments == CONVERSATION].tolist()
 
@@ -43,7 +30,7 @@ def make_prompts(inputs: Mapping[str, npt.NDArray[Any]]) -> Prompts:
         return [*conversation, *ids[start : end + 1].tolist()]
 
     ends = [*inputs["emotion_at"].tolist(), *inputs["cause_at"].tolist()]
-    return Prompts([prompt(end) for end in ends])
+    return [prompt(end) for end in ends]
 
 
 def answer_ids(tokenizer: QuestionTokenizer) -> list[int]:
@@ -56,7 +43,7 @@ def read_answers(
 ) -> dict[str, npt.NDArray[np.float32]]:
     """The graph's outputs from a server's log-probabilities.
 
-    log_probabilities: token id -> log-probability over the whole vocabulary, one for each of the `Prompts`.
+    log_probabilities: token id -> log-probability over the whole vocabulary, one for each prompt.
     Returns: log-probabilities over the answers alone, by the graph's names.
     Raises: ValueError: an answer is missing, or is no number.
     """
