@@ -31,7 +31,8 @@ from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
 from mechm_runtime.llama import graph_inputs
 from mechm_runtime.questions import QuestionTokenizer
 from mechm_runtime.readers import read_labelled
-from mechm_runtime.serving.client import MODEL, ServerConfig, VllmServer
+from mechm_runtime.serving.client import VllmServer
+from mechm_runtime.serving.settings import MODEL, ServerConfig
 from mechm_runtime.types import Utterance
 
 UTTERANCES = 10

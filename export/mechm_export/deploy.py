@@ -13,7 +13,7 @@ import yaml
 
 from mechm_runtime.bundle import Bundle
 from mechm_runtime.errors import BundleError
-from mechm_runtime.serving.command import API_KEY, QUIET, ServeConfig, server_arguments
+from mechm_runtime.serving.command import API_KEY, QUIET, ServeConfig, engine_settings, server_arguments
 from mechm_runtime.serving.memory import read_shape
 
 IMAGE = "vllm/vllm-openai:v0.32.0"
@@ -29,15 +29,16 @@ def write_deployment(bundle: Bundle, config: ServeConfig, out: Path) -> tuple[Pa
     """Write `compose.yaml` and `kubernetes.yaml` into a folder, which is made where it is missing.
 
     config: gives `concurrency`, `gpu_memory` and `port`; containers run on GPUs and listen to their own network.
-    Raises: BundleError: the bundle has no Llama for a server, or a file exists or cannot be written.
+    Raises: BundleError: the bundle has no Llama for vLLM, or a file exists or cannot be written.
     """
     if bundle.llama is None or bundle.served is None:
         raise BundleError(
-            f"{bundle.folder} has no Llama for a server", hint=f"mechm export llm --bundle {bundle.folder} adds it"
+            f"{bundle.folder} has no Llama for vLLM", hint=f"mechm export llm --bundle {bundle.folder} adds it"
         )
     inside = ServeConfig("0.0.0.0", 8000, "cuda", config.concurrency, config.gpu_memory, api_key=API_KEY)  # noqa: S104
     shape = read_shape(bundle.path(f"{bundle.served.folder}/config.json"))
-    arguments = server_arguments(shape, bundle.llama, bundle.served, inside, MOUNTED / bundle.served.folder)
+    settings = engine_settings(shape, bundle.llama, bundle.served, inside, MOUNTED / bundle.served.folder)
+    arguments = server_arguments(settings, inside)
     written = {
         COMPOSE_FILE: [_compose(bundle, arguments, config.port)],
         KUBERNETES_FILE: [_deployment(bundle, arguments), _service(config.port)],

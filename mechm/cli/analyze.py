@@ -20,10 +20,11 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from mechm.cli.outputs import Outputs
+    from mechm_runtime.advice import Llm
     from mechm_runtime.errors import InputError
     from mechm_runtime.media import MediaLimits
-    from mechm_runtime.pipeline import Llm, Pipeline, Precision
-    from mechm_runtime.serving.client import ServerConfig
+    from mechm_runtime.pipeline import Pipeline, Precision
+    from mechm_runtime.serving.settings import ServerConfig
     from mechm_runtime.types import Analysis, Conversation
 
 EXAMPLES = """\b

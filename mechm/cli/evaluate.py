@@ -12,8 +12,9 @@ from mechm.cli.llm import llm_options
 
 if TYPE_CHECKING:
     from mechm.evaluation.report import ScoreReport
-    from mechm_runtime.pipeline import Llm, Precision
-    from mechm_runtime.serving.client import ServerConfig
+    from mechm_runtime.advice import Llm
+    from mechm_runtime.pipeline import Precision
+    from mechm_runtime.serving.settings import ServerConfig
     from mechm_runtime.types import LabelledConversation
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from mechm_runtime.pipeline import Llm
-    from mechm_runtime.serving.client import ServerConfig
+    from mechm_runtime.advice import Llm
+    from mechm_runtime.serving.settings import ServerConfig
 
 
 def llm_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -23,9 +23,10 @@ def llm_options(command: Callable[..., None]) -> Callable[..., None]:
 
     which = click.option(
         "--llm",
-        type=click.Choice(["none", "onnx", "vllm"]),
+        type=click.Choice(["none", "onnx", "vllm", "vllm-local"]),
         help="Which Llama is asked about what was said: the bundle's own graph (onnx), a server that serves it "
-        "(vllm, see mechm serve llm), or none, which is faster and finds less. Default: onnx, where the bundle has it.",
+        "(vllm, see mechm serve llm), vLLM in this process (vllm-local), or none, which is faster and finds less. "
+        "Default: onnx, where the bundle has it.",
     )
     where = click.option(
         "--llm-url",
@@ -44,8 +45,8 @@ def _server(llm: Llm | None, url: str | None) -> ServerConfig | None:
         if url is not None:
             raise click.UsageError("--llm-url is for --llm vllm")
         return None
-    from mechm_runtime.serving.client import ServerConfig
     from mechm_runtime.serving.command import API_KEY
+    from mechm_runtime.serving.settings import ServerConfig
 
     key = os.environ.get(API_KEY)
     return ServerConfig(api_key=key) if url is None else ServerConfig(url, key)

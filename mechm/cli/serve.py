@@ -35,6 +35,12 @@ def serve() -> None:
     help="Share of the GPU's memory, with --device cuda.",
 )
 @click.option(
+    "--step-tokens",
+    type=click.IntRange(min=32),
+    help="Tokens read in one step: longer conversations are read in several, so that short ones need not wait. "
+    "Default: what vLLM chooses.",
+)
+@click.option(
     "--timeout", "timeout_s", type=click.FloatRange(min=1), default=600.0, show_default=True, help="Seconds to start."
 )
 @click.option("--print", "print_only", is_flag=True, help="Print the plain vLLM command instead of running it.")
@@ -46,6 +52,7 @@ def llm(
     device: str,
     concurrency: int,
     gpu_memory: float,
+    step_tokens: int | None,
     timeout_s: float,
     print_only: bool,
     verbose: bool,
@@ -65,22 +72,22 @@ def llm(
 
     from mechm_runtime.bundle import open_bundle
     from mechm_runtime.errors import LlmUnavailableError
-    from mechm_runtime.serving.command import API_KEY, ServeConfig, serve_command
+    from mechm_runtime.serving.command import API_KEY, ServeConfig, plan_serving, serve_arguments, serve_environment
     from mechm_runtime.serving.process import running_server
 
-    config = ServeConfig(host, port, device, concurrency, gpu_memory, os.environ.get(API_KEY))
+    config = ServeConfig(host, port, device, concurrency, gpu_memory, os.environ.get(API_KEY), step_tokens)
     bundle = open_bundle(folder)
-    command = serve_command(bundle, config)
+    plan = plan_serving(bundle, config)
     if print_only:
-        shown = {name: value for name, value in command.environment.items() if name != API_KEY}
+        shown = {name: value for name, value in serve_environment(plan, config).items() if name != API_KEY}
         variables = [f"{name}={shlex.quote(value)}" for name, value in shown.items()]
-        click.echo(" ".join([*variables, "python", "-m", shlex.join(command.arguments)]))
+        click.echo(" ".join([*variables, "python", "-m", shlex.join(serve_arguments(plan, config))]))
         return
-    needed = command.memory
+    needed = plan.memory
     click.echo(
-        f"{command.shape.n_parameters / 1e6:,.0f} M parameters: {needed.total_bytes / 1e9:.2f} GB at least, "
+        f"{plan.shape.n_parameters / 1e6:,.0f} M parameters: {needed.total_bytes / 1e9:.2f} GB at least, "
         f"{needed.weights_bytes / 1e9:.2f} of weights and {needed.cache_bytes / 1e9:.2f} for {concurrency} "
-        f"conversations of {command.context} tokens",
+        f"conversations of {plan.context} tokens",
         err=True,
     )
     # A service manager stops with SIGTERM: the same way out as Ctrl-C's.

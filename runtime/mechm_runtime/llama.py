@@ -6,9 +6,10 @@ fusion's scores (`combination`) and decides nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import asyncio
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +17,20 @@ import numpy.typing as npt
 from mechm_runtime.engine import GraphRunner
 from mechm_runtime.questions import CAUSE_ANSWERS, PackedQuestions, QuestionTokenizer
 from mechm_runtime.types import EMOTIONS, Utterance
+
+T = TypeVar("T")
+Arrays = Mapping[str, npt.NDArray[Any]]
+
+Asking = Generator[Arrays, Arrays, T]
+"""Yields a graph's inputs, is sent its outputs, and returns what it made of them."""
+
+
+@runtime_checkable
+class AsyncRunner(Protocol):
+    """A graph's runner that can be awaited."""
+
+    async def run_async(self, inputs: Arrays) -> Mapping[str, npt.NDArray[Any]]:
+        """Arrays by input name to arrays by output name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +64,8 @@ class LlamaReader:
     """
 
     def __init__(self, tokenizer: QuestionTokenizer, engine: GraphRunner, hidden_size: int) -> None:
+        self.engine = engine
         self._tokenizer = tokenizer
-        self._engine = engine
         self._hidden_size = hidden_size
 
     def read(
@@ -65,6 +80,15 @@ class LlamaReader:
         progress: called with utterances done and their number.
         Raises: ValueError: `soft` has another shape, or tokens that are not finite.
         """
+        return answered(self.steps(utterances, soft, progress), self.engine)
+
+    def steps(
+        self,
+        utterances: Sequence[Utterance],
+        soft: SoftTokens | None = None,
+        progress: Callable[[int, int], None] | None = None,
+    ) -> Asking[LlamaScores]:
+        """The same as a generator of what is asked, for `answered` or `answered_async`: it waits for nothing."""
         n = len(utterances)
         asked = np.array([bool((u.text or "").strip()) for u in utterances])
         emotions = np.zeros((n, len(EMOTIONS)), np.float32)
@@ -74,7 +98,7 @@ class LlamaReader:
             positions = core_first + np.flatnonzero(asked[core_first:core_last])
             if len(positions):
                 packed = self._tokenizer.pack(utterances[first:last], (positions - first).tolist(), evident[first:last])
-                outputs = self._engine.run(graph_inputs(packed, tokens[first:last]))
+                outputs = yield graph_inputs(packed, tokens[first:last])
                 emotions[positions] = outputs["emotion_log_probabilities"]
                 causes[positions] = outputs["cause_log_probabilities"]
             if progress is not None:
@@ -95,6 +119,40 @@ class LlamaReader:
         if not np.isfinite(soft.tokens[soft.evident]).all():
             raise ValueError("a soft token is not finite")
         return soft.evident.tolist(), soft.tokens
+
+
+def answered(asking: Asking[T], engine: GraphRunner) -> T:
+    """Run what is asked, and return what comes of it."""
+    step = _advance(asking, None)
+    while isinstance(step, _Question):
+        step = _advance(asking, engine.run(step.inputs))
+    return step
+
+
+async def answered_async(asking: Asking[T], engine: GraphRunner) -> T:
+    """The same without blocking the event loop: an engine that can be awaited is, all else is done in threads."""
+    step = await asyncio.to_thread(_advance, asking, None)
+    while isinstance(step, _Question):
+        if isinstance(engine, AsyncRunner):
+            outputs = await engine.run_async(step.inputs)
+        else:
+            outputs = await asyncio.to_thread(engine.run, step.inputs)
+        step = await asyncio.to_thread(_advance, asking, outputs)
+    return step
+
+
+@dataclass(frozen=True, slots=True)
+class _Question:
+    inputs: Arrays
+
+
+def _advance(asking: Asking[T], outputs: Arrays | None) -> _Question | T:
+    """What is asked next, or what came of it all. A StopIteration could not cross from a thread to an event loop."""
+    try:
+        return _Question(next(asking) if outputs is None else asking.send(outputs))
+    except StopIteration as end:
+        result: T = end.value
+        return result
 
 
 def graph_inputs(packed: PackedQuestions, soft_tokens: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:

@@ -8,34 +8,31 @@ and named in the result.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from mechm_runtime.bundle import LLAMA, PROJECTOR, Bundle, LlamaFiles, PartFiles, open_bundle
-from mechm_runtime.combination import combine
-from mechm_runtime.decision import Decision, decide, emotion_logits_of, emotion_probabilities
+from mechm_runtime.advice import Adviser, Llm, make_adviser
+from mechm_runtime.bundle import Bundle, PartFiles, open_bundle
+from mechm_runtime.decision import Decision, decide
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
 from mechm_runtime.errors import BundleError, InputError, LlmUnavailableError, MediaError
 from mechm_runtime.features.faces import FaceFinder
 from mechm_runtime.fusion import FusionInputs, FusionScores, run_fusion
-from mechm_runtime.llama import LlamaReader
 from mechm_runtime.media import MediaLimits, MediaReader, Segment
 from mechm_runtime.perception import FrameReader, TextReader, VoiceReader
-from mechm_runtime.projector import Projector
-from mechm_runtime.questions import QuestionTokenizer, pair_logits
-from mechm_runtime.serving.client import ServerConfig, VllmServer
+from mechm_runtime.serving.settings import ServerConfig
 from mechm_runtime.text import ConversationTokenizer
 from mechm_runtime.types import EMOTIONS, MODALITIES, Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
 
 Precision = Literal["fp32", "int8"]
-Llm = Literal["none", "onnx", "vllm"]
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the utterances done and their number."""
 
@@ -49,11 +46,17 @@ PAST_END_S = 0.5
 
 @dataclass(slots=True)
 class _Work:
-    """One conversation on its way: what is known so far, why things are missing, and where time went."""
+    """One conversation on its way: what is known so far, why things are missing, and where time went.
+
+    scores: the fusion's, then with the Llama's weighed in. is_advised: whether they are.
+    """
 
     inputs: FusionInputs
     missing: list[dict[str, str]]
+    scores: FusionScores = field(init=False)
+    is_advised: bool = False
     timings_ms: dict[str, float] = field(default_factory=dict)
+    started: float = field(default_factory=time.perf_counter)
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
@@ -62,6 +65,17 @@ class _Work:
             yield
         finally:
             self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + 1000 * (time.perf_counter() - start)
+
+    @contextmanager
+    def advised(self) -> Iterator[None]:
+        """Around the Llama's turn: where it does not answer, the scores stay the fusion's, and the result says why."""
+        try:
+            with self.timed("llm"):
+                yield
+            self.is_advised = True
+        except LlmUnavailableError as error:
+            for index in self.inputs.text_mask.nonzero()[0]:
+                self.missing[index]["llm"] = str(error)
 
 
 class Pipeline:
@@ -87,8 +101,8 @@ class Pipeline:
         """Build a pipeline from an opened bundle.
 
         precisions: part -> precision; the bundle's default for parts that are not named or have None.
-        llm: `none` for the fusion alone, `onnx` for the bundle's Llama, `vllm` for a server that serves it; None for
-            `onnx` where the bundle has one.
+        llm: `none` for the fusion alone, `onnx` for the bundle's Llama, `vllm` for a server that serves it,
+            `vllm-local` for vLLM in this process; None for `onnx` where the bundle has one.
         server: where that server is; None for the default address.
         load_part: what runs a part; None runs the bundle's own graphs. Export compares against torch with it.
         Raises: InputError: unknown modalities, or none; or the server serves something else. BundleError: a precision
@@ -115,14 +129,7 @@ class Pipeline:
         if server is not None and llm != "vllm":
             raise InputError("a server is named, and the Llama is not asked there", hint="choose llm vllm too")
         self.llm: Llm = self._chosen_llm(llm)
-        self._llama: LlamaReader | None = None
-        self._projector: Projector | None = None
-        if self.llm != "none" and bundle.llama is not None:
-            questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
-            hidden_size = bundle.parts[LLAMA].width("soft_tokens")
-            self._llama = LlamaReader(questions, self._llama_runner(questions, server), hidden_size)
-            if bundle.llama.questions.soft_tokens and self.llm == "onnx":
-                self._projector = Projector(self._fusion, self._engine(PROJECTOR), bundle.fusion)
+        self._adviser: Adviser | None = make_adviser(bundle, self.llm, server, self._fusion, self._engine)
         self._voice: VoiceReader | None = None
         self._frames: FrameReader | None = None
 
@@ -144,8 +151,8 @@ class Pipeline:
         precision: of every part; None takes the bundle's default part by part.
         modalities: which to use; the others count as absent.
         limits: on recordings; None for the defaults.
-        llm: `none` for the fusion alone, `onnx` for the bundle's Llama, `vllm` for a server that serves it; None for
-            `onnx` where the bundle has one.
+        llm: `none` for the fusion alone, `onnx` for the bundle's Llama, `vllm` for a server that serves it,
+            `vllm-local` for vLLM in this process; None for `onnx` where the bundle has one.
         server: where that server is; None for the default address.
         Raises: BundleError, ProviderError, MissingExtraError, LlmUnavailableError.
         """
@@ -172,10 +179,35 @@ class Pipeline:
         Raises: MediaError: the conversation's own recording cannot be read (a broken clip of a single utterance is
             named in the result instead). InputError: nothing to analyse, or times past the recording's end.
         """
-        start = time.perf_counter()
+        report = progress or _silent
+        work = self._perceive(conversation, report)
+        if self._adviser is not None and work.inputs.text_mask.any():
+            with work.advised():
+                work.scores = self._adviser.advise(
+                    conversation.utterances, work.inputs, work.scores, work.missing, _stage(report, "llm")
+                )
+        return self._conclude(conversation, work)
+
+    async def analyze_async(self, conversation: Conversation, *, progress: Progress | None = None) -> Analysis:
+        """The same for an event loop, which is never blocked: graphs run in threads, a server's answer is awaited.
+
+        progress: called in those threads. Cancelled, it ends a server's request; a graph that runs comes to its end
+        unheard.
+        Raises: as `analyze`.
+        """
+        report = progress or _silent
+        work = await asyncio.to_thread(self._perceive, conversation, report)
+        if self._adviser is not None and work.inputs.text_mask.any():
+            with work.advised():
+                work.scores = await self._adviser.advise_async(
+                    conversation.utterances, work.inputs, work.scores, work.missing, _stage(report, "llm")
+                )
+        return await asyncio.to_thread(self._conclude, conversation, work)
+
+    def _perceive(self, conversation: Conversation, report: Progress) -> _Work:
+        """All that comes before the Llama: what was said, heard and seen, and the fusion's scores on it."""
         utterances = conversation.utterances
         work = _Work(FusionInputs.absent(utterances, self.bundle.fusion), [{} for _ in utterances])
-        report = progress or _silent
         recorded = conversation.media is not None or any(u.media is not None for u in utterances)
         # Entering the reader starts its process, which gets ready while the text is read.
         with MediaReader(self._limits) if recorded and self.modalities != ("text",) else nullcontext() as reader:
@@ -190,59 +222,29 @@ class Pipeline:
                 f"conversation {conversation.id} has nothing to analyse{detail}", hint="give text, a recording or clips"
             )
         with work.timed("fusion"):
-            scores = run_fusion(
-                self._fusion, work.inputs, self.bundle.fusion, lambda done, total: report("fusion", done, total)
-            )
+            work.scores = run_fusion(self._fusion, work.inputs, self.bundle.fusion, _stage(report, "fusion"))
+        return work
+
+    def _conclude(self, conversation: Conversation, work: _Work) -> Analysis:
+        """Labels and pairs, with the constants of what scored them."""
         constants = self.bundle.decision
-        if self._llama is not None and self.bundle.llama is not None and work.inputs.text_mask.any():
-            try:
-                with work.timed("llm"):
-                    scores = self._ask_llama(self._llama, self.bundle.llama, utterances, scores, work, report)
-                constants = self.bundle.llama.decision
-            except LlmUnavailableError as error:
-                for index in work.inputs.text_mask.nonzero()[0]:
-                    work.missing[index]["llm"] = str(error)
+        if work.is_advised and self.bundle.llama is not None:
+            constants = self.bundle.llama.decision
         with work.timed("decide"):
+            scores = work.scores
             decision = decide(
                 scores.emotion_logits, scores.pair_logits, constants, scores.first_cause, work.inputs.text_mask
             )
-        work.timings_ms["total"] = 1000 * (time.perf_counter() - start)
+        work.timings_ms["total"] = 1000 * (time.perf_counter() - work.started)
         return self._answer(conversation, work, decision)
 
     @staticmethod
     def _read_text(text: TextReader, utterances: Sequence[Utterance], work: _Work, report: Progress) -> None:
         with work.timed("text"):
-            text.read(utterances, work.inputs, lambda done, total: report("text", done, total))
+            text.read(utterances, work.inputs, _stage(report, "text"))
         for index in (~work.inputs.text_mask).nonzero()[0]:
             work.missing[index]["text"] = "no words known"
         report("text", len(utterances), len(utterances))
-
-    def _ask_llama(
-        self,
-        llama: LlamaReader,
-        files: LlamaFiles,
-        utterances: Sequence[Utterance],
-        fusion: FusionScores,
-        work: _Work,
-        report: Progress,
-    ) -> FusionScores:
-        """The fusion's scores with the Llama's weighed in."""
-        soft = None if self._projector is None else self._projector.project(work.inputs)
-        if files.questions.soft_tokens and self._projector is None:
-            for index in work.inputs.evident().nonzero()[0].tolist():
-                work.missing[index]["llm"] = "what was heard and seen: a server is asked about the words alone"
-        answers = llama.read(utterances, soft, lambda done, total: report("llm", done, total))
-        for index, n_tokens in llama.overlong(utterances).items():
-            work.missing[index]["llm"] = f"the middle of its {n_tokens} tokens"
-        causes = pair_logits(answers.causes, fusion.first_cause, fusion.pair_logits.shape[1])
-        causes[~answers.asked] = -np.inf
-        emotions, pairs = combine(
-            (fusion.emotion_logits, fusion.pair_logits), (answers.emotions, causes), files.combination
-        )
-        # Without words the fusion's own calibration holds: the combination's was fitted on words, which bends a voice.
-        silent = emotion_probabilities(fusion.emotion_logits[~answers.asked], self.bundle.decision)
-        emotions[~answers.asked] = emotion_logits_of(silent, files.decision)
-        return replace(fusion, emotion_logits=emotions, pair_logits=pairs)
 
     def _read_media(self, conversation: Conversation, reader: MediaReader, work: _Work, report: Progress) -> None:
         wanted = [m for m in self.modalities if m != "text"]
@@ -375,25 +377,16 @@ class Pipeline:
     def _chosen_llm(self, asked: Llm | None) -> Llm:
         """Which Llama answers; without words there is nothing to ask it.
 
-        Raises: BundleError: the bundle lacks the one that was asked for. InputError: it was, without words.
+        Raises: InputError: it was asked for, without words.
         """
-        wanted = asked in ("onnx", "vllm")
-        if wanted and "text" not in self.modalities:
-            raise InputError("the Llama reads words, and text is not to be used", hint="add text, or choose llm none")
-        if wanted and self.bundle.llama is None:
-            raise BundleError(
-                "the bundle has no Llama", hint="mechm export bundle --llm DIR adds one; or use --llm none"
-            )
+        if "text" not in self.modalities:
+            if asked not in (None, "none"):
+                raise InputError(
+                    "the Llama reads words, and text is not to be used", hint="add text, or choose llm none"
+                )
+            return "none"
         if asked is None:
-            asked = "none" if self.bundle.llama is None else "onnx"
-        return asked if "text" in self.modalities else "none"
-
-    def _llama_runner(self, questions: QuestionTokenizer, server: ServerConfig | None) -> GraphRunner:
-        """What answers the questions: the bundle's graph, or a server that is there now; later it may come and go."""
-        if self.llm == "onnx":
-            return self._engine(LLAMA)
-        asked = VllmServer(server or ServerConfig(), questions)
-        asked.check()
+            return "none" if self.bundle.llama is None else "onnx"
         return asked
 
     def _engine(self, part: str) -> GraphRunner:
@@ -439,3 +432,7 @@ class Pipeline:
 
 def _silent(_stage: str, _done: int, _total: int) -> None:
     return None
+
+
+def _stage(report: Progress, stage: str) -> Callable[[int, int], None]:
+    return lambda done, total: report(stage, done, total)

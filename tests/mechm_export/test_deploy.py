@@ -61,5 +61,5 @@ def test_both_files_are_written_or_none(bundle: Bundle, tmp_path: Path) -> None:
 
 
 def test_a_bundle_without_a_served_llama_has_no_deployment(report: BundleReport, tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="has no Llama for a server"):
+    with pytest.raises(BundleError, match="has no Llama for vLLM"):
         write_deployment(report.bundle, ServeConfig(), tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import shutil
 from collections.abc import Mapping
@@ -31,7 +32,7 @@ from mechm_runtime.llama import LlamaReader
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.questions import QuestionTokenizer, pair_logits
 from mechm_runtime.readers import read_transcript
-from mechm_runtime.types import EMOTIONS, Conversation, Utterance
+from mechm_runtime.types import EMOTIONS, Analysis, Conversation, Utterance
 
 ONE_THREAD = EngineConfig(n_threads=1)
 
@@ -120,16 +121,16 @@ def test_what_was_heard_and_seen_reaches_the_llama(
     (conversation,) = read_transcript(sample / "conversation.srt", media=sample / "conversation.mp4")
     pipeline = Pipeline(report.bundle, precisions=dict.fromkeys(report.bundle.parts, "fp32"), engine=ONE_THREAD)
     asked: list[Mapping[str, npt.NDArray[Any]]] = []
-    llama = pipeline._llama
-    assert llama is not None
-    engine = llama._engine
+    assert pipeline._adviser is not None
+    reader = pipeline._adviser._reader
+    engine = reader.engine
 
     class Listening:
         def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
             asked.append(inputs)
             return engine.run(inputs)
 
-    llama._engine = Listening()
+    reader.engine = Listening()
     pipeline.analyze(conversation)
     (inputs,) = asked
     n_told = 2 * 2 * len(conversation.utterances)  # two tokens, in the line and in the question
@@ -141,6 +142,22 @@ def test_what_was_heard_and_seen_reaches_the_llama(
         np.testing.assert_allclose(found[name], values, atol=1e-4)
     other = engine.run({**inputs, "soft_tokens": np.zeros_like(inputs["soft_tokens"])})
     assert np.abs(other["emotion_log_probabilities"] - found["emotion_log_probabilities"]).max() > 1e-4
+
+
+def test_awaiting_it_gives_the_same_answers(report: BundleReport, repository: Path) -> None:
+    (conversation,) = read_transcript(repository / "sample" / "conversation.srt")
+    pipeline = Pipeline(report.bundle, engine=ONE_THREAD)
+    stages: list[str] = []
+
+    async def twice() -> list[Analysis]:
+        told = pipeline.analyze_async(conversation, progress=lambda stage, done, total: stages.append(stage))
+        return await asyncio.gather(told, pipeline.analyze_async(conversation))
+
+    expected = pipeline.analyze(conversation)
+    for found in asyncio.run(twice()):
+        assert (found.utterances, found.pairs) == (expected.utterances, expected.pairs)
+        assert found.timings_ms.keys() == expected.timings_ms.keys()
+    assert {"text", "fusion", "llm"} <= set(stages)
 
 
 def test_a_bundle_without_a_llama_says_so(tiny_bundle: Path) -> None:

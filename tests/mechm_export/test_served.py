@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -25,14 +26,16 @@ from mechm_export.bundle import BundleReport, check_target
 from mechm_export.data import check_conversations
 from mechm_export.served import add_served_llama
 from mechm_runtime.bundle import LLAMA, MANIFEST, manifest_id, open_bundle
-from mechm_runtime.engine import EngineConfig
+from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import BundleError, InputError, LlmUnavailableError, MissingExtraError
-from mechm_runtime.llama import LlamaReader
+from mechm_runtime.llama import LlamaReader, SoftTokens
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.questions import QuestionTokenizer
-from mechm_runtime.serving.client import ServerConfig, VllmServer
-from mechm_runtime.serving.command import ServeConfig, serve_command
+from mechm_runtime.readers import read_transcript
+from mechm_runtime.serving.client import VllmServer
+from mechm_runtime.serving.command import ServeConfig, plan_serving
 from mechm_runtime.serving.process import require_vllm
+from mechm_runtime.serving.settings import ServerConfig
 from mechm_runtime.types import Conversation, Utterance
 
 VLLM_PYTHON = os.environ.get("MECHM_VLLM_PYTHON")
@@ -97,8 +100,8 @@ def test_another_adapter_and_a_bundle_without_a_llama_are_refused(
         add_served_llama(served, other, llama_base)
     with pytest.raises(BundleError, match="has no Llama"):
         add_served_llama(tiny_bundle, adapter, llama_base)
-    with pytest.raises(BundleError, match="has no Llama for a server"):
-        serve_command(open_bundle(tiny_bundle), ServeConfig())
+    with pytest.raises(BundleError, match="has no Llama for vLLM"):
+        plan_serving(open_bundle(tiny_bundle), ServeConfig())
 
 
 def test_a_write_that_fails_leaves_the_old_bundle(
@@ -216,6 +219,10 @@ class Served:
         assert found, name
         return sum(map(float, found))
 
+    def under_way(self) -> bool:
+        """Whether there are questions that it has not answered."""
+        return self.metric("vllm:num_requests_running") + self.metric("vllm:num_requests_waiting") > 0
+
 
 @pytest.fixture(scope="module")
 def server(served: Path) -> Iterator[Served]:
@@ -273,6 +280,114 @@ def test_vllm_answers_as_the_graph_does(server: Served, served: Path) -> None:
             for emotion, probability in other.probabilities.items():
                 assert abs(one.probabilities[emotion] - probability) < TOLERANCE
         assert found.timings_ms["llm"] > 0
+
+
+@pytest.mark.vllm
+def test_what_was_heard_and_seen_reaches_the_server(server: Served, served: Path, repository: Path) -> None:
+    bundle = open_bundle(served, check_hashes=False)
+    precisions = dict.fromkeys(bundle.parts, "fp32")
+    sample = repository / "sample"
+    (words,) = read_transcript(sample / "conversation.srt")
+    (recorded,) = read_transcript(sample / "conversation.srt", media=sample / "conversation.mp4")
+    graph = Pipeline(bundle, precisions=precisions, engine=ONE_THREAD, llm="onnx")
+    asked = Pipeline(bundle, precisions=precisions, engine=ONE_THREAD, llm="vllm", server=ServerConfig(server.url))
+    expected, found = graph.analyze(recorded), asked.analyze(recorded)
+    assert [u.emotion for u in found.utterances] == [u.emotion for u in expected.utterances]
+    for one, other in zip(found.utterances, expected.utterances, strict=True):
+        assert one.probabilities == pytest.approx(other.probabilities, abs=TOLERANCE)
+        assert one.missing == other.missing
+    alone = asked.analyze(words)
+    assert any(
+        one.probabilities != pytest.approx(other.probabilities, abs=10 * TOLERANCE)
+        for one, other in zip(found.utterances, alone.utterances, strict=True)
+    )
+
+
+@pytest.mark.vllm
+def test_who_awaits_the_server_may_give_up(server: Served, served: Path) -> None:
+    settings = ServerConfig(server.url, timeout_s=120.0)
+    asked = Pipeline.from_bundle(served, engine=ONE_THREAD, llm="vllm", server=settings)
+    talks = conversations()
+    expected = [asked.analyze(talk) for talk in talks]
+    turns = [Utterance(i, "AB"[i % 2], f"Nobody waits for number {i} of these, however long.") for i in range(1, 301)]
+
+    async def ask() -> list[Any]:
+        given_up = asyncio.create_task(asked.analyze_async(Conversation("given up", tuple(turns))))
+        while not server.under_way() and not given_up.done():
+            await asyncio.sleep(0.01)
+        given_up.cancel()
+        answered = await asyncio.gather(*(asked.analyze_async(talk) for talk in talks))
+        return [*answered, *await asyncio.gather(given_up, return_exceptions=True)]
+
+    *answered, given_up = asyncio.run(ask())
+    assert isinstance(given_up, asyncio.CancelledError)
+    for found, other in zip(answered, expected, strict=True):
+        assert [u.emotion for u in found.utterances] == [u.emotion for u in other.utterances]
+        assert not any("llm" in u.missing for u in found.utterances)
+    give_up = time.monotonic() + 10
+    while server.under_way() and time.monotonic() < give_up:
+        time.sleep(0.05)
+    assert not server.under_way()
+
+
+LOCAL = """
+import sys
+from pathlib import Path
+import numpy as np
+from mechm_runtime.bundle import open_bundle
+from mechm_runtime.llama import LlamaReader, SoftTokens
+from mechm_runtime.questions import QuestionTokenizer
+from mechm_runtime.serving.command import ServeConfig
+from mechm_runtime.serving.local import LocalVllm
+from mechm_runtime.types import Utterance
+
+bundle = open_bundle(Path(sys.argv[1]), check_hashes=False)
+questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
+engine = LocalVllm(bundle, questions, ServeConfig(concurrency=8, step_tokens=32))
+reader = LlamaReader(questions, engine, 64)
+given = np.load(sys.argv[2])
+talk = [Utterance(i, "AB"[i % 2], str(text)) for i, text in enumerate(given["texts"], 1)]
+found = {}
+for name, soft in (("words", None), ("told", SoftTokens(given["tokens"], given["evident"]))):
+    scores = reader.read(talk, soft)
+    found |= {f"{name}_emotions": scores.emotions, f"{name}_causes": scores.causes}
+for harmful in (np.full((6, 2, 64), np.nan, np.float32), np.zeros((6, 2, 63), np.float32)):
+    try:
+        engine.run({"soft_at": np.array([3]), "soft_tokens": harmful[0, :1], "input_ids": np.ones((1, 9), int),
+                    "segments": np.zeros((1, 9), int), "emotion_at": np.array([7]), "cause_at": np.array([8])})
+        raise SystemExit("harmful soft tokens were accepted")
+    except ValueError:
+        pass
+np.savez(sys.argv[3], **found)
+"""
+
+
+@pytest.mark.vllm
+def test_vllm_in_a_process_of_ones_own_answers_as_the_graph_does_a_few_tokens_at_a_time(
+    served: Path, tmp_path: Path
+) -> None:
+    """Also with soft tokens, and with prompts that take several steps to read (chunked prefill)."""
+    if VLLM_PYTHON is None:
+        pytest.skip("MECHM_VLLM_PYTHON is not set: it names a Python with vLLM, see .ci/run")
+    random = np.random.default_rng(0)
+    texts = [f"I never told you what happened on the {number} of May, did I?" for number in range(6)]
+    tokens = random.normal(size=(6, 2, 64)).astype(np.float32)
+    evident = np.array([True, False, True, False, False, True])
+    np.savez(tmp_path / "given.npz", texts=texts, tokens=tokens, evident=evident)
+    command = [VLLM_PYTHON, "-c", LOCAL, str(served), str(tmp_path / "given.npz"), str(tmp_path / "found.npz")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = np.load(tmp_path / "found.npz")
+    bundle = open_bundle(served, check_hashes=False)
+    assert bundle.llama is not None
+    questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
+    graph = LlamaReader(questions, Engine(bundle.path(bundle.parts[LLAMA].files["fp32"]), ONE_THREAD), 64)
+    talk = [Utterance(i, "AB"[i % 2], text) for i, text in enumerate(texts, 1)]
+    for name, soft in (("words", None), ("told", SoftTokens(tokens, evident))):
+        expected = graph.read(talk, soft)
+        np.testing.assert_allclose(found[f"{name}_emotions"], expected.emotions, atol=TOLERANCE)
+        np.testing.assert_allclose(found[f"{name}_causes"], expected.causes, atol=TOLERANCE)
+    assert np.abs(found["told_emotions"] - found["words_emotions"]).max() > 4 * TOLERANCE
 
 
 @pytest.mark.vllm

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import shutil
@@ -405,6 +406,27 @@ def test_eight_threads_share_a_pipeline(tiny_bundle: Path, pipeline: Pipeline, m
     with ThreadPoolExecutor(8) as pool:
         answers = [answer_of(analysis) for analysis in pool.map(fresh.analyze, conversations)]
     assert answers == expected
+
+
+def test_awaiting_it_gives_the_same_and_the_loop_goes_on(pipeline: Pipeline, media: Path) -> None:
+    conversation = spoken(*TEXTS, media=media / "both.mp4")
+
+    async def ask() -> tuple[Analysis, int]:
+        ticks = 0
+        task = asyncio.create_task(pipeline.analyze_async(conversation))
+        while not task.done():
+            await asyncio.sleep(0.002)
+            ticks += 1
+        return await task, ticks
+
+    answer, ticks = asyncio.run(ask())
+    assert answer_of(answer) == answer_of(pipeline.analyze(conversation))
+    assert ticks > 5
+
+
+def test_an_error_reaches_who_awaits_it(pipeline: Pipeline) -> None:
+    with pytest.raises(InputError, match="nothing to analyse"):
+        asyncio.run(pipeline.analyze_async(Conversation("c", (Utterance(1, "A", None),))))
 
 
 def test_speakers_and_order_matter(pipeline: Pipeline) -> None:

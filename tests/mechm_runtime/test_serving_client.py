@@ -3,6 +3,9 @@ on purpose; that a real vLLM answers as the graph does is in tests/mechm_export/
 
 from __future__ import annotations
 
+import asyncio
+import base64
+import io
 import json
 import socket
 import threading
@@ -17,11 +20,17 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from mechm_runtime.errors import InputError, LlmUnavailableError
 from mechm_runtime.llama import graph_inputs
 from mechm_runtime.questions import QuestionTokenizer
-from mechm_runtime.serving.client import MAX_ANSWER_BYTES, MODEL, ServerConfig, VllmServer
+from mechm_runtime.serving.client import VllmServer
+from mechm_runtime.serving.connection import MAX_ANSWER_BYTES
+from mechm_runtime.serving.embeddings import EMBEDDINGS, WEIGHTS, EmbeddingTable
+from mechm_runtime.serving.prompts import make_prompts
+from mechm_runtime.serving.settings import MODEL, ServerConfig
 from mechm_runtime.types import Utterance
 
 TALK = (Utterance(1, "A", "I got the job!"), Utterance(2, "B", "No way! Congratulations."))
@@ -50,9 +59,8 @@ def send(handler: BaseHTTPRequestHandler, body: bytes, status: int = 200) -> Non
 def answer(body: dict[str, Any], value: Callable[[int], Any] = lambda token: -1.0 - token % 7) -> dict[str, Any]:
     tokens = body["logprob_token_ids"]
     found = {f"token_id:{token}": value(token) for token in tokens}
-    return {
-        "choices": [{"index": i, "logprobs": {"top_logprobs": [found]}} for i in reversed(range(len(body["prompt"])))]
-    }
+    n_prompts = len(body.get("prompt") or body["prompt_embeds"])
+    return {"choices": [{"index": i, "logprobs": {"top_logprobs": [found]}} for i in reversed(range(n_prompts))]}
 
 
 def well(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
@@ -95,8 +103,10 @@ def server(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 
 
 @contextmanager
-def client(url: str, tokenizer: QuestionTokenizer, **settings: Any) -> Iterator[VllmServer]:
-    asked = VllmServer(ServerConfig(url, **{"timeout_s": 5.0, "rest_s": 1e-6, **settings}), tokenizer)
+def client(
+    url: str, tokenizer: QuestionTokenizer, embeddings: EmbeddingTable | None = None, **settings: Any
+) -> Iterator[VllmServer]:
+    asked = VllmServer(ServerConfig(url, **{"timeout_s": 5.0, "rest_s": 1e-6, **settings}), tokenizer, embeddings)
     try:
         yield asked
     finally:
@@ -293,13 +303,168 @@ def test_no_more_requests_than_allowed_are_under_way(
         assert most[0] == 2
 
 
-def test_soft_tokens_are_refused_before_anything_is_sent(
+def with_soft_tokens(inputs: dict[str, npt.NDArray[Any]], **changed: Any) -> dict[str, npt.NDArray[Any]]:
+    return {**inputs, "soft_at": np.array([3]), "soft_tokens": np.full((1, 8), 0.5, np.float32), **changed}
+
+
+@pytest.fixture(scope="module")
+def embeddings(tokenizer: QuestionTokenizer, tmp_path_factory: pytest.TempPathFactory) -> EmbeddingTable:
+    folder = tmp_path_factory.mktemp("embeddings")
+    save_file({EMBEDDINGS: torch.randn(50_000, 8).to(torch.bfloat16)}, folder / WEIGHTS)
+    return EmbeddingTable(folder)
+
+
+def test_soft_tokens_travel_among_the_embeddings_of_the_words(
+    tokenizer: QuestionTokenizer, inputs: dict[str, npt.NDArray[Any]], embeddings: EmbeddingTable
+) -> None:
+    with server(well) as (url, seen), client(url, tokenizer, embeddings) as asked:
+        assert asked.run(with_soft_tokens(inputs))["emotion_log_probabilities"].shape == (2, 7)
+    (body,) = seen
+    sent = [torch.load(io.BytesIO(base64.b64decode(one)), weights_only=True) for one in body["prompt_embeds"]]
+    assert [len(one) for one in sent] == [len(one) for one in make_prompts(inputs)]
+    assert all(torch.equal(one[3], torch.full((8,), 0.5, dtype=torch.bfloat16)) for one in sent)
+    assert "prompt" not in body
+
+
+def test_embeddings_that_are_too_many_for_one_request_travel_in_several(
+    tokenizer: QuestionTokenizer,
+    inputs: dict[str, npt.NDArray[Any]],
+    embeddings: EmbeddingTable,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with server(well) as (url, seen), client(url, tokenizer, embeddings) as asked:
+        expected = asked.run(with_soft_tokens(inputs))
+        monkeypatch.setattr("mechm_runtime.serving.completions.MAX_REQUEST_BYTES", 1)
+        for name, found in asked.run(with_soft_tokens(inputs)).items():
+            np.testing.assert_array_equal(found, expected[name])
+    assert [len(body["prompt_embeds"]) for body in seen] == [4, 1, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"soft_tokens": np.zeros((1, 7), np.float32)}, "of width 8"),
+        ({"soft_tokens": np.full((1, 8), np.nan, np.float32)}, "not finite"),
+    ],
+)
+def test_soft_tokens_that_would_harm_a_server_are_refused_before_anything_is_sent(
+    tokenizer: QuestionTokenizer,
+    inputs: dict[str, npt.NDArray[Any]],
+    embeddings: EmbeddingTable,
+    changed: dict[str, Any],
+    message: str,
+) -> None:
+    with server(well) as (url, seen):
+        with client(url, tokenizer, embeddings) as asked, pytest.raises(ValueError, match=message):
+            asked.run(with_soft_tokens(inputs, **changed))
+        with client(url, tokenizer) as asked, pytest.raises(ValueError, match="no embeddings"):
+            asked.run(with_soft_tokens(inputs))
+        assert not seen
+
+
+def test_an_event_loop_goes_on_while_a_server_thinks(
     tokenizer: QuestionTokenizer, inputs: dict[str, npt.NDArray[Any]]
 ) -> None:
-    with server(well) as (url, seen), client(url, tokenizer) as asked:
-        with pytest.raises(ValueError, match="words alone"):
-            asked.run({**inputs, "soft_at": np.array([3]), "soft_tokens": np.zeros((1, 8), np.float32)})
-        assert not seen
+    def slowly(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        time.sleep(0.2)
+        well(handler, body)
+
+    async def ask(asked: VllmServer) -> tuple[list[dict[str, Any]], int]:
+        ticks = 0
+
+        async def tick() -> None:
+            nonlocal ticks
+            while True:
+                await asyncio.sleep(0.01)
+                ticks += 1
+
+        ticking = asyncio.create_task(tick())
+        outputs = await asyncio.gather(*(asked.run_async(inputs) for _ in range(4)))
+        ticking.cancel()
+        return outputs, ticks
+
+    with server(slowly) as (url, _), client(url, tokenizer) as asked:
+        for _ in range(2):  # each `run` has an event loop of its own
+            outputs, ticks = asyncio.run(ask(asked))
+            assert len(outputs) == 4
+            assert ticks > 5
+        np.testing.assert_array_equal(
+            outputs[0]["emotion_log_probabilities"], asked.run(inputs)["emotion_log_probabilities"]
+        )
+
+
+def test_who_no_longer_waits_ends_the_request(
+    tokenizer: QuestionTokenizer, inputs: dict[str, npt.NDArray[Any]]
+) -> None:
+    arrived, gone = threading.Event(), threading.Event()
+
+    def watch(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        arrived.set()
+        handler.connection.settimeout(20)
+        if not handler.connection.recv(1):  # the client closed
+            gone.set()
+
+    async def give_up(asked: VllmServer) -> None:
+        task = asyncio.create_task(asked.run_async(inputs))
+        await asyncio.to_thread(arrived.wait, 20)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    with server(watch) as (url, _), client(url, tokenizer, timeout_s=30.0) as asked:
+        asyncio.run(give_up(asked))
+        assert gone.wait(10)
+
+
+def test_closing_ends_what_is_under_way_and_what_comes_after(
+    tokenizer: QuestionTokenizer, inputs: dict[str, npt.NDArray[Any]]
+) -> None:
+    arrived, over = threading.Event(), threading.Event()
+
+    def hang(handler: BaseHTTPRequestHandler, body: dict[str, Any]) -> None:
+        arrived.set()
+        over.wait(20)
+
+    with server(hang) as (url, _), client(url, tokenizer, timeout_s=30.0) as asked, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(asked.run, inputs)
+        assert arrived.wait(20)
+        asked.close()
+        with pytest.raises(LlmUnavailableError, match="was closed"):
+            waiting.result(10)
+        with pytest.raises(LlmUnavailableError, match="was closed"):
+            asked.run(inputs)
+        over.set()
+
+
+FORKING = """
+import os, sys, warnings
+from pathlib import Path
+import numpy as np
+from mechm_runtime.llama import graph_inputs
+from mechm_runtime.questions import QuestionTokenizer
+from mechm_runtime.serving.client import VllmServer
+from mechm_runtime.serving.settings import ServerConfig
+from mechm_runtime.types import Utterance
+
+warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: the process that forks has threads
+tokenizer = QuestionTokenizer(Path(os.environ["TOKENIZER"]))
+inputs = graph_inputs(tokenizer.pack((Utterance(1, "A", "I got the job!"),), [0]), np.zeros((1, 0, 8), np.float32))
+asked = VllmServer(ServerConfig(os.environ["SERVER"], timeout_s=20.0), tokenizer)
+asked.run(inputs)
+child = os.fork()
+if not child:
+    asked.run(inputs)
+    os._exit(7)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+asked.run(inputs)
+"""
+
+
+def test_a_forked_process_has_connections_of_its_own(small_weights: Path, fresh_python: Any) -> None:
+    with server(well) as (url, seen):
+        done = fresh_python(FORKING, TOKENIZER=str(small_weights / "llm" / "tokenizer.json"), SERVER=url)
+    assert done.returncode == 0, done.stderr
+    assert len(seen) == 3
 
 
 @pytest.mark.parametrize(

@@ -30,3 +30,9 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, float]) -> 
         ServeConfig(**settings)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="device"):
         ServeConfig(device="tpu")
+
+
+@pytest.mark.parametrize("settings", [{"step_tokens": 16}, {"step_tokens": 64, "concurrency": 65}])
+def test_a_step_that_no_prompt_fits_into_is_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(InputError, match="tokens a step"):
+        ServeConfig(**settings)  # type: ignore[arg-type]

@@ -6,10 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from mechm_runtime.llama import graph_inputs
-from mechm_runtime.questions import QuestionTokenizer
-from mechm_runtime.serving.prompts import answer_ids, make_prompts, read_answers
+from mechm_runtime.questions import QuestionConfig, QuestionTokenizer
+from mechm_runtime.serving.embeddings import EMBEDDINGS, WEIGHTS, EmbeddingTable
+from mechm_runtime.serving.prompts import answer_ids, make_embedded_prompts, make_prompts, read_answers
 from mechm_runtime.types import Utterance
 
 TALK = tuple(Utterance(i + 1, "AB"[i % 2], f"This is number {i}, and it is the longest so far.") for i in range(6))
@@ -32,6 +34,26 @@ def test_a_prompt_is_what_its_answers_place_sees_in_the_packed_pass(
     for prompt, end in zip(prompts, ends, strict=True):
         assert len(prompt) == packed.position_ids[end] + 1
     assert len(prompts) == 2 * len(asked)
+
+
+def test_an_embedded_prompt_is_its_words_rows_with_the_soft_tokens_in_their_places(
+    small_weights: Path, tmp_path: Path
+) -> None:
+    tokenizer = QuestionTokenizer(small_weights / "llm" / "tokenizer.json", QuestionConfig(soft_tokens=2))
+    packed = tokenizer.pack(TALK, [1, 4], [False, True, False, False, False, False])
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(int(packed.input_ids.max()) + 1, 4)).astype(np.float32)
+    save_file({EMBEDDINGS: rows}, tmp_path / WEIGHTS)
+    soft = random.normal(size=(6, 2, 4)).astype(np.float32)
+    inputs = graph_inputs(packed, soft)
+    prompts, embedded = make_prompts(inputs), make_embedded_prompts(inputs, EmbeddingTable(tmp_path))
+    places = [packed.visible()[end].nonzero()[0] for end in [*packed.emotion_at, *packed.cause_at]]
+    whole = rows[packed.input_ids]
+    whole[packed.soft_at] = soft[1][[0, 1, 0, 1]]  # in the conversation, and in the question on it
+    assert len(prompts) == len(embedded) == 4
+    for one, ids, seen in zip(embedded, prompts, places, strict=True):
+        assert len(ids) == len(seen)
+        np.testing.assert_array_equal(one.values, whole[seen])
 
 
 def test_answers_are_probabilities_among_the_answers_alone(tokenizer: QuestionTokenizer) -> None:

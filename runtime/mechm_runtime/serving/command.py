@@ -7,11 +7,12 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import PurePath
+from typing import Any
 
 from mechm_runtime.bundle import Bundle, LlamaFiles, ServedLlama
 from mechm_runtime.errors import BundleError, InputError
-from mechm_runtime.serving.client import MODEL
 from mechm_runtime.serving.memory import LlamaShape, MemoryEstimate, estimate_memory, read_shape
+from mechm_runtime.serving.settings import MODEL
 
 BLOCK_SIZE = 32
 """Tokens a block of the prefix cache. vLLM's CPU backend takes no 16, and its own 128 would share little of a
@@ -31,6 +32,8 @@ class ServeConfig:
     """How the server is run.
 
     concurrency: prompts it reads at once. gpu_memory: share of the GPU that it takes. api_key: what clients must show.
+    step_tokens: tokens read in one step; a longer prompt is read in several (chunked prefill), so that short ones need
+        not wait for it. None for vLLM's own choice.
     """
 
     host: str = "127.0.0.1"
@@ -39,10 +42,16 @@ class ServeConfig:
     concurrency: int = 16
     gpu_memory: float = 0.9
     api_key: str | None = field(default=None, repr=False)
+    step_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.port < 65536 or self.concurrency < 1 or not 0 < self.gpu_memory <= 1:
             raise ValueError("a port, a concurrency or a share of memory is out of range")
+        if self.step_tokens is not None and self.step_tokens < max(self.concurrency, BLOCK_SIZE):
+            raise InputError(
+                f"{self.step_tokens} tokens a step for {self.concurrency} prompts at once, in blocks of {BLOCK_SIZE}",
+                hint="read more tokens a step, or fewer prompts at once",
+            )
         if self.device not in ("cpu", "cuda"):
             raise ValueError(f"device {self.device!r}")
         if not self.api_key and not is_loopback(self.host):
@@ -53,14 +62,14 @@ class ServeConfig:
 
 
 @dataclass(frozen=True, slots=True)
-class ServeCommand:
-    """Arguments after `python -m`, and what the environment needs beside what it has.
+class ServingPlan:
+    """How vLLM is run with a bundle's Llama, in a server as in a process of one's own.
 
-    shape: of the Llama. context: tokens of the longest conversation. memory: what it takes for all it reads
-    at once.
+    settings: vLLM's engine arguments. environment: what it needs beside what is there. shape: of the Llama. context:
+    tokens of the longest conversation. memory: what it takes for all it reads at once.
     """
 
-    arguments: tuple[str, ...]
+    settings: Mapping[str, Any]
     environment: Mapping[str, str]
     shape: LlamaShape
     context: int
@@ -75,33 +84,39 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-def serve_command(bundle: Bundle, config: ServeConfig) -> ServeCommand:
-    """vLLM's OpenAI server for a bundle's Llama.
+def plan_serving(bundle: Bundle, config: ServeConfig) -> ServingPlan:
+    """vLLM for a bundle's Llama.
 
-    Raises: BundleError: the bundle has none for a server.
+    Raises: BundleError: the bundle has none for it.
     """
     if bundle.served is None or bundle.llama is None:
         raise BundleError(
-            f"{bundle.folder} has no Llama for a server", hint=f"mechm export llm --bundle {bundle.folder} adds it"
+            f"{bundle.folder} has no Llama for vLLM", hint=f"mechm export llm --bundle {bundle.folder} adds it"
         )
     folder = bundle.path(f"{bundle.served.folder}/config.json").parent.absolute()
     shape = read_shape(folder / "config.json")
     context = context_length(shape, bundle.llama)
     memory = estimate_memory(shape, bundle.served.dtype, concurrency=config.concurrency, context=context)
-    server = server_arguments(shape, bundle.llama, bundle.served, config, folder)
-    arguments = ["vllm.entrypoints.openai.api_server", *server]
+    settings = engine_settings(shape, bundle.llama, bundle.served, config, folder)
     environment = dict(QUIET)
     if config.device == "cpu":
-        arguments.append("--enforce-eager")  # compiling takes a minute at start and gains nothing at one token
         environment |= {
             # More threads than one thrash on shared cores (DESIGN.md section 5).
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_CPU_KVCACHE_SPACE": str(max(1, -(-memory.cache_bytes // (1 << 30)))),
         }
-    if config.api_key:
-        environment[API_KEY] = config.api_key
-    return ServeCommand(tuple(arguments), environment, shape, context, memory)
+    return ServingPlan(settings, environment, shape, context, memory)
+
+
+def serve_arguments(plan: ServingPlan, config: ServeConfig) -> list[str]:
+    """vLLM's OpenAI server: arguments after `python -m`."""
+    return ["vllm.entrypoints.openai.api_server", *server_arguments(plan.settings, config)]
+
+
+def serve_environment(plan: ServingPlan, config: ServeConfig) -> dict[str, str]:
+    """What the server's environment needs, the key included."""
+    return {**plan.environment, **({API_KEY: config.api_key} if config.api_key else {})}
 
 
 def context_length(shape: LlamaShape, llama: LlamaFiles) -> int:
@@ -109,19 +124,40 @@ def context_length(shape: LlamaShape, llama: LlamaFiles) -> int:
     return min(llama.questions.max_tokens + 1, shape.max_position_embeddings)
 
 
-def server_arguments(
+def engine_settings(
     shape: LlamaShape, llama: LlamaFiles, served: ServedLlama, config: ServeConfig, folder: PurePath
-) -> list[str]:
-    """What vLLM's server is told, wherever it runs.
+) -> dict[str, Any]:
+    """vLLM's engine arguments, in a server as in a process of one's own.
 
     folder: where it finds the weights.
     """
-    length = context_length(shape, llama)
-    arguments = [
-        *("--model", str(folder), "--served-model-name", MODEL, "--host", config.host, "--port", str(config.port)),
-        *("--dtype", DTYPES[served.dtype], "--max-model-len", str(length), "--max-num-seqs", str(config.concurrency)),
-        *("--enable-prefix-caching", "--enable-prompt-embeds", "--block-size", str(BLOCK_SIZE)),
-        *("--max-logprobs", str(ANSWERS), "--enable-prompt-tokens-details"),
-        *("--disable-uvicorn-access-log", "--no-enable-log-requests"),
+    settings: dict[str, Any] = {
+        "model": str(folder),
+        "dtype": DTYPES[served.dtype],
+        "max_model_len": context_length(shape, llama),
+        "max_num_seqs": config.concurrency,
+        "enable_prefix_caching": True,
+        "enable_prompt_embeds": True,
+        "block_size": BLOCK_SIZE,
+        "max_logprobs": ANSWERS,
+    }
+    if config.step_tokens is not None:
+        settings |= {"enable_chunked_prefill": True, "max_num_batched_tokens": config.step_tokens}
+    if config.device == "cuda":
+        return {**settings, "gpu_memory_utilization": config.gpu_memory}
+    return {**settings, "enforce_eager": True}  # compiling takes a minute at start and gains nothing at one token
+
+
+def server_arguments(settings: Mapping[str, Any], config: ServeConfig) -> list[str]:
+    """What vLLM's server is told, wherever it runs.
+
+    settings: `engine_settings`.
+    """
+    engine: list[str] = []
+    for name, value in settings.items():
+        engine += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return [
+        *engine,
+        *("--served-model-name", MODEL, "--host", config.host, "--port", str(config.port)),
+        *("--enable-prompt-tokens-details", "--disable-uvicorn-access-log", "--no-enable-log-requests"),
     ]
-    return arguments + (["--gpu-memory-utilization", f"{config.gpu_memory:g}"] if config.device == "cuda" else [])

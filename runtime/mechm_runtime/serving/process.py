@@ -19,8 +19,9 @@ from mechm_runtime.bundle import LLAMA, Bundle
 from mechm_runtime.errors import InputError, LlmUnavailableError, MissingExtraError
 from mechm_runtime.llama import LlamaReader
 from mechm_runtime.questions import QuestionTokenizer
-from mechm_runtime.serving.client import ServerConfig, VllmServer
-from mechm_runtime.serving.command import ServeCommand, ServeConfig, serve_command
+from mechm_runtime.serving.client import VllmServer
+from mechm_runtime.serving.command import ServeConfig, plan_serving, serve_arguments, serve_environment
+from mechm_runtime.serving.settings import ServerConfig
 from mechm_runtime.types import Utterance
 
 STOP_S = 20.0
@@ -69,11 +70,13 @@ def running_server(
     timeout_s: until it answers. verbose: pass on what vLLM writes; otherwise its end is shown where it fails.
     Raises: LlmUnavailableError: it ended, or did not answer in time. BundleError, InputError, MissingExtraError.
     """
-    command = serve_command(bundle, config)
+    plan = plan_serving(bundle, config)
+    command = serve_arguments(plan, config)
     require_vllm(config.device)
     started = time.monotonic()
     with tempfile.TemporaryFile() as log:
-        process = _start(command, None if verbose else log.fileno())
+        environment = serve_environment(plan, config)
+        process = _start(command, environment, None if verbose else log.fileno())
         try:
             local = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104
             url = f"http://{f'[{local}]' if ':' in local else local}:{config.port}"
@@ -87,10 +90,10 @@ def running_server(
             _stop(process)
 
 
-def _start(command: ServeCommand, output: int | None) -> subprocess.Popen[bytes]:
+def _start(arguments: list[str], environment: dict[str, str], output: int | None) -> subprocess.Popen[bytes]:
     return subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", *command.arguments],
-        env={**os.environ, **command.environment},
+        [sys.executable, "-m", *arguments],
+        env={**os.environ, **environment},
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT if output is not None else None,
@@ -102,7 +105,7 @@ def _wait_until_it_answers(
     process: subprocess.Popen[bytes], bundle: Bundle, server: ServerConfig, started: float
 ) -> None:
     """Raises: LlmUnavailableError: the process ended, or the time is over."""
-    assert bundle.llama is not None  # noqa: S101  # `serve_command` has refused such a bundle
+    assert bundle.llama is not None  # noqa: S101  # `plan_serving` has refused such a bundle
     questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
     asked = VllmServer(server, questions)
     try:

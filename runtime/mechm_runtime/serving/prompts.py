@@ -15,6 +15,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm_runtime.questions import CONVERSATION, QuestionTokenizer
+from mechm_runtime.serving.embeddings import EmbeddingTable
+from mechm_runtime.serving.tensors import Tensor
 
 
 def make_prompts(inputs: Mapping[str, npt.NDArray[Any]]) -> list[list[int]]:
@@ -22,15 +24,26 @@ def make_prompts(inputs: Mapping[str, npt.NDArray[Any]]) -> list[list[int]]:
 
     inputs: what `mechm_runtime.llama.graph_inputs` made.
     """
-    ids, segments = inputs["input_ids"][0], inputs["segments"][0]
-    conversation = ids[segments == CONVERSATION].tolist()
+    ids = inputs["input_ids"][0]
+    return [ids[places].tolist() for places in prompt_places(inputs)]
 
-    def prompt(end: int) -> list[int]:
-        start = int(np.argmax(segments == segments[end]))
-        return [*conversation, *ids[start : end + 1].tolist()]
 
+def make_embedded_prompts(inputs: Mapping[str, npt.NDArray[Any]], embeddings: EmbeddingTable) -> list[Tensor]:
+    """The same prompts as embeddings (T, D), with the soft tokens in their places.
+
+    Raises: ValueError: a soft token has another width or is not finite.
+    """
+    whole = embeddings.embed(inputs["input_ids"][0], inputs["soft_at"], inputs["soft_tokens"])
+    return [whole.rows(places) for places in prompt_places(inputs)]
+
+
+def prompt_places(inputs: Mapping[str, npt.NDArray[Any]]) -> list[npt.NDArray[np.int64]]:
+    """Where in the packed sequence the tokens of each prompt are."""
+    segments = inputs["segments"][0]
+    conversation = np.flatnonzero(segments == CONVERSATION)
     ends = [*inputs["emotion_at"].tolist(), *inputs["cause_at"].tolist()]
-    return [prompt(end) for end in ends]
+    starts = [int(np.argmax(segments == segments[end])) for end in ends]
+    return [np.concatenate([conversation, np.arange(start, end + 1)]) for start, end in zip(starts, ends, strict=True)]
 
 
 def answer_ids(tokenizer: QuestionTokenizer) -> list[int]:
