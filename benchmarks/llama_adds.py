@@ -19,9 +19,10 @@ from pathlib import Path
 import numpy as np
 
 from mechm.evaluation import score_emotions, score_pairs
+from mechm_runtime.advice import Llm
 from mechm_runtime.bundle import open_bundle
 from mechm_runtime.engine import EngineConfig
-from mechm_runtime.pipeline import Llm, Pipeline, Precision
+from mechm_runtime.pipeline import Pipeline, Precision
 from mechm_runtime.readers import read_labelled
 from mechm_runtime.types import Analysis
 

@@ -9,12 +9,13 @@ from __future__ import annotations
 import contextlib
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from mechm_export.gate import TaskCheck, ValueCheck, check_values
-from mechm_export.judge import CheckSet, ask_torch, compare, judge, problems_of, shipped_check_set
+from mechm_export.judge import CheckSet, Graph, ask_torch, compare, judge, problems_of, shipped_check_set
 from mechm_export.llama import question_inputs
 from mechm_export.manifest import (
     LLAMA_TOKENIZER,
@@ -27,15 +28,21 @@ from mechm_export.manifest import (
 from mechm_export.onnx_graph import export_graph
 from mechm_export.part import ExportPart, Feeds
 from mechm_export.parts import ModelParts, build_parts
-from mechm_export.quantize import quantize_int8
+from mechm_export.quantize import quantize_int8, quantize_weights
 from mechm_runtime.bundle import LLAMA, MANIFEST, Bundle, open_bundle, read_manifest
-from mechm_runtime.errors import BundleError, VerificationError
+from mechm_runtime.engine import W8, EngineName
+from mechm_runtime.errors import BundleError, MissingExtraError, VerificationError
 from mechm_runtime.pipeline import DETECTOR_FILE, TOKENIZER_FILE
 from mechm_runtime.text import ConversationTokenizer
 
 CALIBRATION_CONVERSATIONS = 100
 LLAMA_CALIBRATION_CONVERSATIONS = 12
 """Fewer, since every utterance of one is read twice, and all states of it are looked at."""
+
+Target = EngineName
+"""What a bundle is for."""
+
+DEFAULT_TARGETS: tuple[Target, ...] = ("onnxruntime",)
 
 Step = Callable[[str], None]
 """Called with what is being done, as it starts."""
@@ -48,7 +55,7 @@ class BundleReport:
     bundle: Bundle
     values: tuple[ValueCheck, ...]
     tasks: tuple[TaskCheck, ...]
-    refused: Mapping[str, str] = field(default_factory=dict)
+    refused: Mapping[Graph, str] = field(default_factory=dict)
 
     @property
     def problems(self) -> list[str]:
@@ -64,6 +71,7 @@ def export_bundle(
     adapter: Path | None = None,
     llm_base: Path | None = None,
     check_set: CheckSet | None = None,
+    targets: Collection[Target] = DEFAULT_TARGETS,
     on_step: Step | None = None,
 ) -> BundleReport:
     """Export a preset to a bundle folder.
@@ -72,18 +80,25 @@ def export_bundle(
     adapter: folder of the Llama's trained adapter; None makes a bundle without a Llama.
     llm_base: the Llama it is for; None for the preset's.
     check_set: what precisions are judged on; None for the shipped conversations.
-    Raises: BundleError: `out` exists and is not a bundle, or cannot be written. WeightsError: weights are missing.
-        VerificationError: fp32 does not match torch.
+    targets: engines that the bundle is for; every one of them reads fp32, int8 is onnxruntime's, w8 is for openvino.
+    Raises: MissingExtraError: a target is not installed. BundleError: `out` exists and is not a bundle, or cannot be
+        written. WeightsError: weights are missing. VerificationError: fp32 does not match torch.
     """
     out = out.absolute()  # `.` has no name of its own
     check_target(out)
     step = on_step or (lambda _what: None)
     checks = check_set or shipped_check_set()
+    require_targets(targets)
     step("loading weights")
     model = build_parts(preset, trained, adapter, llm_base)
     with _written(out), _staging(out) as staging:
         calibration = {"text": _text_inputs(model, checks), LLAMA: _llama_inputs(model, checks)}
-        values = [check for part in model for check in _write_part(part, staging, calibration.get(part.name, []), step)]
+        precisions = {part.name: _precisions(part, targets) for part in model}
+        values = [
+            check
+            for part in model
+            for check in _write_part(part, staging, calibration.get(part.name, []), precisions[part.name], step)
+        ]
         carried = [(model.tokenizer, TOKENIZER_FILE), (model.detector, DETECTOR_FILE)]
         if model.llama is not None:
             carried.append((model.llama.tokenizer, LLAMA_TOKENIZER))
@@ -91,13 +106,12 @@ def export_bundle(
             target = staging.joinpath(*name.split("/"))
             target.parent.mkdir()
             shutil.copyfile(source, target)
-        precisions = {part.name: ["fp32", "int8"] for part in model}
         write_manifest(staging, model, precisions, values, [])
         step(f"comparing answers on {checks.name}")
         tasks, refused = judge(open_bundle(staging, check_hashes=False), model, checks)
-        for name in refused:
-            precisions[name].remove("int8")
-            _graph(staging, name, "int8").unlink()
+        for name, precision in refused:
+            precisions[name].remove(precision)
+            _graph(staging, name, precision).unlink()
         values = [check for check in values if check.precision in precisions[check.part]]
         write_manifest(staging, model, precisions, values, tasks)
         open_bundle(staging)
@@ -141,7 +155,11 @@ def verify_bundle(
             values.append(check_values(part, bundle.path(name), precision))
     checks = check_set or shipped_check_set()
     step(f"comparing answers on {checks.name}")
-    tasks = compare(bundle, ask_torch(bundle, model, checks), {part.name: None for part in model})
+    reference = ask_torch(bundle, model, checks)
+    tasks = list(compare(bundle, reference, dict.fromkeys(bundle.parts)))
+    if any(W8 in part.files for part in bundle.parts.values()):
+        lower = {name: W8 if W8 in part.files else "fp32" for name, part in bundle.parts.items()}
+        tasks += compare(bundle, reference, lower)
     return BundleReport(bundle, tuple(values), tuple(tasks))
 
 
@@ -167,12 +185,31 @@ def check_target(out: Path) -> None:
         raise BundleError(f"{out} holds more than its bundle: {foreign[0]}", hint="move that away, or give a new --out")
 
 
-def _write_part(part: ExportPart, staging: Path, feeds: Sequence[Feeds], step: Step) -> Iterator[ValueCheck]:
-    portable, int8 = (_graph(staging, part.name, precision) for precision in ("fp32", "int8"))
+def require_targets(targets: Collection[Target]) -> None:
+    """Raises: MissingExtraError: an engine that precisions are to be checked on is not installed."""
+    if "openvino" in targets and find_spec("openvino") is None:
+        raise MissingExtraError("openvino", extra="openvino")
+
+
+def _precisions(part: ExportPart, targets: Collection[Target]) -> list[str]:
+    lower = ["int8"] if "onnxruntime" in targets else []
+    return ["fp32", *lower, *([W8] if "openvino" in targets and part.int8.weights_alone else [])]
+
+
+def _write_part(
+    part: ExportPart, staging: Path, feeds: Sequence[Feeds], precisions: Collection[str], step: Step
+) -> Iterator[ValueCheck]:
+    portable, int8, w8 = (_graph(staging, part.name, precision) for precision in ("fp32", "int8", W8))
     portable.parent.mkdir(exist_ok=True)
     step(f"{part.name}: exporting fp32")
     export_graph(part, portable, "portable")
     yield check_values(part, portable, "fp32")
+    if W8 in precisions:
+        step(f"{part.name}: exporting {W8}")
+        quantize_weights(portable, w8, part.int8, feeds)
+        yield check_values(part, w8, W8)
+    if "int8" not in precisions:
+        return
     step(f"{part.name}: exporting int8")
     if part.n_heads:
         fused = staging / f"{part.name}.fused.onnx"

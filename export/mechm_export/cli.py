@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from mechm.llm.merge import DType
-    from mechm_export.bundle import BundleReport, Step
+    from mechm_export.bundle import BundleReport, Step, Target
     from mechm_export.judge import CheckSet
 
 PRESETS = ("small", "tiny", "llama2-7b")
@@ -71,6 +71,16 @@ def export() -> None:
 @_llm_base
 @_conversations
 @_recording
+@click.option(
+    "--target",
+    "targets",
+    type=click.Choice(["onnxruntime", "openvino"]),
+    multiple=True,
+    default=("onnxruntime",),
+    show_default=True,
+    help="An engine that the bundle is for; may be given several times. openvino adds int8 weights (w8), which it "
+    "runs faster and closer to fp32 than onnxruntime its int8: mechm analyze --engine openvino.",
+)
 def bundle(
     preset: str,
     out: Path,
@@ -79,29 +89,39 @@ def bundle(
     llm_base: Path | None,
     conversations: Path | None,
     recordings: tuple[tuple[Path, Path], ...],
+    targets: tuple[Target, ...],
 ) -> None:
-    """Export a preset in fp32 and int8 and check every part against torch.
+    """Export a preset in fp32 and below and check every part against torch.
 
-    A part's int8 form is kept where the answers stay the same (99 % of the labels, F1 within 0.005) and left out
-    otherwise. An existing bundle is replaced only once the new one is whole.
+    A part's int8 form, and its w8 form for openvino, is kept where the answers stay the same (99 % of the labels, F1
+    within 0.005) and left out otherwise. An existing bundle is replaced only once the new one is whole.
 
     \b
     mechm export bundle --preset small --out bundle
+    mechm export bundle --out bundle --target onnxruntime --target openvino
     mechm export bundle --out bundle --trained runs/mine --conversations dev.txt --recording call.wav call.stm
     """
     _require_packages()
     from rich.console import Console
 
-    from mechm_export.bundle import check_target, export_bundle
+    from mechm_export.bundle import check_target, export_bundle, require_targets
 
     check_target(out)
+    require_targets(targets)
     check_set = _check_set(conversations, recordings)
     console = Console(stderr=True)
     trained = _trained_folder(preset, trained)
     llama = _adapter_folder(trained, adapter)
     with _steps(console) as on_step:
         report = export_bundle(
-            preset, out, trained=trained, adapter=llama, llm_base=llm_base, check_set=check_set, on_step=on_step
+            preset,
+            out,
+            trained=trained,
+            adapter=llama,
+            llm_base=llm_base,
+            check_set=check_set,
+            targets=targets,
+            on_step=on_step,
         )
     _print(report)
     click.echo(f"wrote {out} ({report.bundle.id})")
@@ -324,8 +344,8 @@ def _print(report: BundleReport) -> None:
     console.print(values)
     console.print("* what the runtime runs by default")
     console.print(tasks)
-    for name, reason in report.refused.items():
-        console.print(f"{name}: int8 was left out: {reason}", highlight=False, soft_wrap=True)
+    for (name, precision), reason in report.refused.items():
+        console.print(f"{name}: {precision} was left out: {reason}", highlight=False, soft_wrap=True)
     console.print(f"bundle: {sum(sizes.values()) / 1e6:.1f} MB", highlight=False)
 
 

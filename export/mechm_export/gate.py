@@ -19,7 +19,7 @@ from mechm_export.onnx_graph import check_signature
 from mechm_export.part import ExportPart
 from mechm_export.parts import ModelParts
 from mechm_runtime.bundle import Bundle, PartFiles
-from mechm_runtime.engine import Engine, EngineConfig
+from mechm_runtime.engine import W8, EngineConfig, load_engine
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import Analysis, Conversation, LabelledConversation
@@ -110,7 +110,7 @@ def check_values(part: ExportPart, path: Path, precision: str) -> ValueCheck:
         FP32_ATOL.
     """
     check_signature(part, path)
-    engine = Engine(path, EngineConfig())
+    engine = load_engine(path, engine_for(precision))
     random = np.random.default_rng(0)
     largest, cosine = 0.0, 1.0
     for sizes in part.trial_sizes:
@@ -128,6 +128,11 @@ def check_values(part: ExportPart, path: Path, precision: str) -> ValueCheck:
     if precision == "fp32" and largest > FP32_ATOL:
         raise VerificationError(f"{path.name} differs from torch by {largest:.2e}, more than {FP32_ATOL:.0e}")
     return ValueCheck(part.name, precision, _significant(largest), round(cosine, 6), len(part.trial_sizes))
+
+
+def engine_for(precision: str) -> EngineConfig:
+    """What runs a precision where it is checked: the engine that it was made for."""
+    return EngineConfig(engine="openvino" if precision == W8 else "onnxruntime")
 
 
 def torch_pipeline(bundle: Bundle, model: ModelParts) -> Pipeline:

@@ -9,14 +9,21 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mechm_export.data import check_conversations
-from mechm_export.gate import TaskCheck, check_task, torch_pipeline
+from mechm_export.gate import TaskCheck, check_task, engine_for, torch_pipeline
 from mechm_export.parts import ModelParts
 from mechm_runtime.bundle import Bundle
+from mechm_runtime.engine import W8
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import Analysis, Conversation, LabelledConversation
 
 SHIPPED_SPLIT = "mechm check conversations"
+
+LOWER = ("int8", W8)
+"""Precisions below fp32."""
+
+Graph = tuple[str, str]
+"""A part and one of its precisions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,37 +62,46 @@ def ask_torch(bundle: Bundle, model: ModelParts, checks: CheckSet) -> Reference:
     )
 
 
-def judge(bundle: Bundle, model: ModelParts, checks: CheckSet) -> tuple[list[TaskCheck], dict[str, str]]:
-    """Judge both precisions; where int8 as a whole is not good enough, find the parts to blame.
+def judge(bundle: Bundle, model: ModelParts, checks: CheckSet) -> tuple[list[TaskCheck], dict[Graph, str]]:
+    """Judge every precision; where a lower one as a whole is not good enough, find the parts to blame.
 
-    Returns: the checks of what is kept, and part -> why its int8 form is refused.
+    Returns: the checks of what is kept, and why the graphs that are refused are.
     Raises: VerificationError: fp32 changes answers.
     """
     reference = ask_torch(bundle, model, checks)
-    names = [part.name for part in model]
-    tasks = list(compare(bundle, reference, dict.fromkeys(names, "fp32")))
+    tasks = list(compare(bundle, reference, dict.fromkeys(bundle.parts, "fp32")))
     if wrong := problems_of(tasks):
         raise VerificationError(f"fp32: {'; '.join(wrong)}")
+    refused: dict[Graph, str] = {}
+    for precision in (p for p in LOWER if any(p in part.files for part in bundle.parts.values())):
+        lower, reasons = _sift(bundle, reference, precision)
+        tasks += lower
+        refused |= {(name, precision): reason for name, reason in reasons.items()}
+    return tasks, refused
+
+
+def _sift(bundle: Bundle, reference: Reference, precision: str) -> tuple[list[TaskCheck], dict[str, str]]:
+    """Checks of the parts that may have this precision together, and part -> why others may not."""
+    names = [name for name, part in bundle.parts.items() if precision in part.files]
     refused: dict[str, str] = {}
     alone: dict[str, list[TaskCheck]] = {}
     while len(refused) < len(names):
-        candidates = {name: "fp32" if name in refused else "int8" for name in names}
-        lower = list(compare(bundle, reference, candidates))
+        lower = list(compare(bundle, reference, _only(bundle, [n for n in names if n not in refused], precision)))
         problems = problems_of(lower)
         if not problems:
-            return tasks + lower, refused
-        alone = alone or {name: list(compare(bundle, reference, _alone(name, names))) for name in names}
+            return lower, refused
+        alone = alone or {name: list(compare(bundle, reference, _only(bundle, [name], precision))) for name in names}
         left = {name: checks for name, checks in alone.items() if name not in refused}
         blamed = {name: found[0] for name, checks in left.items() if (found := problems_of(checks))}
         if not blamed:  # each passes alone, together they are too much: the one that changes most goes
             worst = max(left, key=lambda name: max(check.changes for check in left[name]))
             blamed = {worst: f"together with other parts, {problems[0]}"}
         refused |= blamed
-    return tasks, refused
+    return [], refused
 
 
-def _alone(name: str, names: Sequence[str]) -> dict[str, str]:
-    return {other: "int8" if other == name else "fp32" for other in names}
+def _only(bundle: Bundle, names: Sequence[str], precision: str) -> dict[str, str]:
+    return {other: precision if other in names else "fp32" for other in bundle.parts}
 
 
 def problems_of(tasks: Iterable[TaskCheck]) -> list[str]:
@@ -95,9 +111,9 @@ def problems_of(tasks: Iterable[TaskCheck]) -> list[str]:
 
 def compare(bundle: Bundle, reference: Reference, precisions: Mapping[str, str | None]) -> Iterator[TaskCheck]:
     """Torch against the bundle's graphs, text first, recordings second; a precision of None is the part's default."""
-    candidate = Pipeline(bundle, precisions=precisions)
-    lowest = "int8" if "int8" in precisions.values() else "fp32"
-    name = "default" if None in precisions.values() else lowest
+    name = next((lower for lower in LOWER if lower in precisions.values()), "fp32")
+    name = "default" if None in precisions.values() else name
+    candidate = Pipeline(bundle, precisions=precisions, engine=engine_for(name))
     checks = reference.checks
     conversations = [one.conversation for one in checks.labelled]
     yield check_task(checks.name, name, conversations, reference.text, candidate, checks.labelled)

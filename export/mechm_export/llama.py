@@ -108,7 +108,7 @@ def _llama_part(source: LlamaSource) -> ExportPart:
         # first token's apart and channels evened out they go into int8 too, at a quarter of the divergence that
         # leaving them in fp32 had (KL 0.0050 against 0.0195 nats an emotion, 136 against 215 MB; SmolLM2-135M, 16
         # conversations of ECF dev, benchmarks/int8_llama.py).
-        int8=Int8Recipe(smoothing=0.5, tokens=True, embeddings=True),
+        int8=Int8Recipe(smoothing=0.5, tokens=True, embeddings=True, weights_alone=True),
         make_inputs=packed,
     )
 

@@ -114,7 +114,7 @@ def _text_part(config: ModelConfig, module: nn.Module) -> ExportPart:
         integer_limits={"input_ids": config.text.vocab_size},
         # Plain dynamic int8 keeps 90 % of the labels of ECF dev, this 98 %, as smoothing with down projections in fp32
         # does, which takes 1.4 times as long and 1.8 times the space (benchmarks/int8_recipes.py).
-        int8=Int8Recipe(smoothing=0.5, tokens=True, embeddings=True),
+        int8=Int8Recipe(smoothing=0.5, tokens=True, embeddings=True, weights_alone=True),
     )
 
 

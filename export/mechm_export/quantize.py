@@ -22,6 +22,9 @@ from mechm_export.onnx_graph import strip_provenance
 from mechm_export.smoothing import linear_layers, scale_tokens, smooth
 from mechm_runtime.errors import VerificationError
 
+SMALLEST_SCALE = 1e-12
+"""Of weights that are all zeros."""
+
 
 @dataclass(frozen=True, slots=True)
 class Int8Recipe:
@@ -31,7 +34,8 @@ class Int8Recipe:
     none; it needs real inputs. tokens: whether `smoothing.scale_tokens` gives every token a scale of its own.
     keep_down_projections: leave linear layers that narrow (the second of an MLP) in fp32: their inputs, behind a GELU,
     have the worst outliers. embeddings: word embeddings as int8 with a scale a row. default: whether the runtime
-    prefers the int8 form where it passes the gate.
+    prefers the int8 form where it passes the gate. weights_alone: whether engines that quantize activations themselves
+    get the part with int8 weights (`quantize_weights`).
     """
 
     operators: tuple[str, ...] = ("MatMul",)
@@ -40,6 +44,7 @@ class Int8Recipe:
     keep_down_projections: bool = False
     embeddings: bool = False
     default: bool = True
+    weights_alone: bool = False
 
 
 def quantize_int8(
@@ -81,6 +86,43 @@ def quantize_int8(
     onnx.save_model(model, target)
 
 
+def quantize_weights(
+    source: Path, target: Path, recipe: Int8Recipe, feeds: Sequence[Mapping[str, npt.NDArray[np.generic]]] = ()
+) -> None:
+    """Write a graph whose linear layers have int8 weights with a scale a column, behind a DequantizeLinear each.
+
+    Plain ONNX: an engine may widen the weights again, or quantize activations as they come and multiply in int8. What
+    `quantize_int8` does beside that for onnxruntime, a scale a token, such engines do by themselves.
+    source: a graph in one file. feeds: real inputs, where the recipe smooths.
+    Raises: VerificationError: there was nothing to quantize.
+    """
+    model = onnx.load(source)
+    if recipe.smoothing:
+        smooth(model, feeds, recipe.smoothing)
+    if recipe.embeddings:
+        quantize_embeddings(model)
+    graph = model.graph
+    weights = {i.name: i for i in graph.initializer}
+    names = sorted({node.input[1] for node in linear_layers(model)})
+    if not names:
+        raise VerificationError(f"{source.name} has no MatMul with constant weights")
+    widened = []
+    for name in names:
+        columns = numpy_helper.to_array(weights[name])
+        scale = np.maximum(np.abs(columns).max(0) / 127, SMALLEST_SCALE).astype(np.float32)
+        rounded = np.clip(np.round(columns / scale), -127, 127).astype(np.int8)
+        graph.initializer.remove(weights[name])
+        graph.initializer.append(numpy_helper.from_array(rounded, f"{name}_int8"))
+        graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+        inputs = [f"{name}_int8", f"{name}_scale"]
+        widened.append(helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}_dequantize", axis=1))
+    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in (*widened, *graph.node)]
+    del graph.node[:]
+    graph.node.extend(copies)
+    strip_provenance(model)
+    onnx.save_model(model, target)
+
+
 def down_projections(model: onnx.ModelProto) -> list[str]:
     """Names of the linear layers that narrow the widest states there are: the second of each MLP.
 
@@ -104,7 +146,7 @@ def quantize_embeddings(model: onnx.ModelProto) -> None:
     lookup = max(lookups, key=lambda node: tables[node.input[0]].dims[0])
     table = tables[lookup.input[0]]
     rows = numpy_helper.to_array(table)
-    scale = np.maximum(np.abs(rows).max(1, keepdims=True) / 127, 1e-12).astype(np.float32)
+    scale = np.maximum(np.abs(rows).max(1, keepdims=True) / 127, SMALLEST_SCALE).astype(np.float32)
     graph, indices, output = model.graph, lookup.input[1], lookup.output[0]
     graph.initializer.remove(table)
     graph.initializer.append(numpy_helper.from_array(np.round(rows / scale).astype(np.int8), "embedding_rows"))

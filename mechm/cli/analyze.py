@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mechm.cli.engine import engine_option
 from mechm.cli.llm import llm_options
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from mechm.cli.outputs import Outputs
     from mechm_runtime.advice import Llm
+    from mechm_runtime.engine import EngineConfig, EngineName
     from mechm_runtime.errors import InputError
     from mechm_runtime.media import MediaLimits
     from mechm_runtime.pipeline import Pipeline, Precision
@@ -60,6 +62,7 @@ _File = click.Path(path_type=Path)
     help="Analyse with this bundle. Default: the one that `make demo` built, or MECHM_BUNDLE.",
 )
 @click.option("--precision", type=click.Choice(["fp32", "int8"]), help="Which of the bundle's precisions to run.")
+@engine_option
 @llm_options
 @click.option(
     "--modality",
@@ -88,6 +91,7 @@ def analyze(
     transcript: Path | None,
     bundle: Path | None,
     precision: Precision | None,
+    engine: EngineName,
     llm: Llm | None,
     server: ServerConfig | None,
     modalities: tuple[str, ...],
@@ -121,15 +125,19 @@ def analyze(
     """
     try:
         from mechm.cli.outputs import Outputs
+        from mechm_runtime.engine import EngineConfig
         from mechm_runtime.media import MediaLimits
         from mechm_runtime.types import MODALITIES
 
+        modalities = modalities or MODALITIES
         outputs = Outputs(json=json_path, vtt=vtt_path, submission=submission_path, report=report_path)
         if quiet and not outputs.wanted:
             raise click.UsageError("--quiet shows nothing: give --json, --vtt, --submission or --report with it")
         limits = MediaLimits() if limit_duration_s is None else MediaLimits(max_duration_s=limit_duration_s)
-        conversations = read_input(source, transcript, outputs, limits, modalities or MODALITIES)
-        pipeline = load_pipeline(bundle, precision, llm, server, modalities or MODALITIES, threads, limits)
+        conversations = read_input(source, transcript, outputs, limits, modalities)
+        pipeline = load_pipeline(
+            bundle, precision, EngineConfig(n_threads=threads or 0, engine=engine), llm, server, modalities, limits
+        )
         show = Printer(outputs, heading=len(conversations) > 1, quiet=quiet)
         analyses, failures = analyze_all(pipeline, conversations, show, quiet=quiet)
         finish(outputs, conversations, analyses, failures, title=source.stem or source.resolve().name, quiet=quiet)
@@ -163,20 +171,18 @@ def read_input(
 def load_pipeline(
     bundle: Path | None,
     precision: Precision | None,
+    engine: EngineConfig,
     llm: Llm | None,
     server: ServerConfig | None,
     modalities: Sequence[str],
-    threads: int | None,
     limits: MediaLimits,
 ) -> Pipeline:
     """The pipeline as the options say.
 
     Raises: BundleError, ProviderError, MissingExtraError, LlmUnavailableError.
     """
-    from mechm_runtime.engine import EngineConfig
     from mechm_runtime.pipeline import Pipeline
 
-    engine = EngineConfig() if threads is None else EngineConfig(n_threads=threads)
     return Pipeline.from_bundle(
         bundle, precision=precision, engine=engine, modalities=modalities, limits=limits, llm=llm, server=server
     )

@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mechm.cli.engine import engine_option
 from mechm.cli.llm import llm_options
 
 if TYPE_CHECKING:
     from mechm.evaluation.report import ScoreReport
     from mechm_runtime.advice import Llm
+    from mechm_runtime.engine import EngineName
     from mechm_runtime.pipeline import Precision
     from mechm_runtime.serving.settings import ServerConfig
     from mechm_runtime.types import LabelledConversation
@@ -30,6 +32,7 @@ if TYPE_CHECKING:
     help="Analyse with this bundle. Default: the one that `make demo` built, or MECHM_BUNDLE.",
 )
 @click.option("--precision", type=click.Choice(["fp32", "int8"]), help="Which of the bundle's precisions to run.")
+@engine_option
 @llm_options
 @click.option(
     "--clips",
@@ -57,6 +60,7 @@ def evaluate(
     submission: Path | None,
     bundle: Path | None,
     precision: Precision | None,
+    engine: EngineName,
     llm: Llm | None,
     server: ServerConfig | None,
     clips: Path | None,
@@ -109,6 +113,7 @@ def evaluate(
             gold_name,
             bundle=bundle,
             precision=precision,
+            engine=engine,
             llm=llm,
             server=server,
             clips=clips,
@@ -129,6 +134,7 @@ def _run_bundle(
     *,
     bundle: Path | None,
     precision: Precision | None,
+    engine: EngineName,
     llm: Llm | None,
     server: ServerConfig | None,
     clips: Path | None,
@@ -139,13 +145,16 @@ def _run_bundle(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mechm.evaluation.run import evaluate as run_evaluation
+    from mechm_runtime.engine import EngineConfig
     from mechm_runtime.pipeline import Pipeline
     from mechm_runtime.readers import clip_names, clips_for
 
     conversations = None
     if clips is not None:
         conversations = clips_for([one.conversation for one in labelled], clips, names=clip_names(gold))
-    pipeline = Pipeline.from_bundle(bundle, precision=precision, llm=llm, server=server)
+    pipeline = Pipeline.from_bundle(
+        bundle, precision=precision, engine=EngineConfig(engine=engine), llm=llm, server=server
+    )
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -160,7 +169,9 @@ def _run_bundle(
             labelled,
             pipeline.analyze,
             gold_name=gold_name,
-            system=f"bundle {pipeline.bundle_id}" + (f", {precision}" if precision else "") + f", llm {pipeline.llm}",
+            system=", ".join(
+                [f"bundle {pipeline.bundle_id}", *([precision] if precision else []), engine, f"llm {pipeline.llm}"]
+            ),
             conversations=conversations,
             abstain_below=abstain_below,
             on_progress=lambda n_utterances: progress.advance(task, n_utterances),

@@ -1,4 +1,4 @@
-"""One exported graph on onnxruntime: the session, its provider and its threads.
+"""One exported graph on an inference engine: onnxruntime here, others beside, chosen in one place (`load_engine`).
 
 It knows nothing of what the graph computes. A provider that was asked for and did not load is an error.
 """
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,12 @@ Array = npt.NDArray[Any]
 CPU = "CPUExecutionProvider"
 DOCTOR = "mechm doctor tells what works and what to install"
 
+EngineName = Literal["onnxruntime", "openvino"]
+
+W8 = "w8"
+"""A precision beside fp32 and int8: linear layers with int8 weights and a scale a channel, in plain ONNX. How it is
+computed is the engine's choice."""
+
 MAX_THREADS = 4
 """Threads inside an operator unless more are asked for: graphs of this size gain little from more."""
 
@@ -32,7 +38,7 @@ UNREADABLE = ("InvalidGraph", "InvalidProtobuf", "NoSuchFile")
 class EngineConfig:
     """How graphs are run.
 
-    provider: an onnxruntime execution provider's name.
+    engine: what runs them. provider: an onnxruntime execution provider's name.
     n_threads: threads inside an operator; 0 takes one a whole core of this process's share, at most four.
     spin: whether threads wait by spinning. Off: on shared cores it costs more than it saves (DESIGN.md: p50 10.9
         against 14.5 ms).
@@ -41,10 +47,15 @@ class EngineConfig:
     provider: str = CPU
     n_threads: int = 0
     spin: bool = False
+    engine: EngineName = "onnxruntime"
 
     def __post_init__(self) -> None:
         if self.n_threads < 0:
             raise ValueError(f"n_threads={self.n_threads} is negative")
+        if self.engine not in ("onnxruntime", "openvino"):
+            raise ValueError(f"engine {self.engine!r}")
+        if self.engine == "openvino" and self.provider != CPU:
+            raise ValueError(f"{self.provider} is onnxruntime's, and the engine is openvino")
 
     @property
     def threads(self) -> int:
@@ -59,8 +70,20 @@ class GraphRunner(Protocol):
         """Arrays by input name to arrays by output name."""
 
 
+def load_engine(path: Path, config: EngineConfig) -> GraphRunner:
+    """A graph file on the engine that the config names.
+
+    Raises: MissingExtraError, ProviderError, BundleError.
+    """
+    if config.engine == "onnxruntime":
+        return Engine(path, config)
+    from mechm_runtime.openvino_engine import OpenVinoEngine
+
+    return OpenVinoEngine(path, config)
+
+
 class Engine:
-    """A loaded graph. `run` may be called from several threads at once.
+    """A graph loaded by onnxruntime. `run` may be called from several threads at once.
 
     Raises: MissingExtraError: no onnxruntime. ProviderError: the provider is not there or does not load. BundleError:
         the file is missing or no graph.

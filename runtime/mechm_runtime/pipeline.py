@@ -22,7 +22,7 @@ import numpy as np
 from mechm_runtime.advice import Adviser, Llm, make_adviser
 from mechm_runtime.bundle import Bundle, PartFiles, open_bundle
 from mechm_runtime.decision import Decision, decide
-from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
+from mechm_runtime.engine import W8, EngineConfig, GraphRunner, load_engine
 from mechm_runtime.errors import BundleError, InputError, LlmUnavailableError, MediaError
 from mechm_runtime.features.faces import FaceFinder
 from mechm_runtime.fusion import FusionInputs, FusionScores, run_fusion
@@ -116,8 +116,8 @@ class Pipeline:
         if not self.modalities:
             raise InputError("no modality to analyse", hint=f"choose from {', '.join(MODALITIES)}")
         self._precisions = {name: precision for name, precision in (precisions or {}).items() if precision is not None}
-        self._check_precisions()
         self._engine_config = engine or EngineConfig()
+        self._check_precisions()
         self._limits = limits
         self._load_part = load_part or self._load_engine
         self._lock = threading.Lock()
@@ -397,9 +397,15 @@ class Pipeline:
     def _check_precisions(self) -> None:
         """Refuse now what would fail only when the first recording comes.
 
-        Raises: BundleError: a part or a precision of it that was asked for is not there.
+        Raises: BundleError: a part or a precision of it that was asked for is not there. InputError: the engine does
+            not run it.
         """
         for name, precision in self._precisions.items():
+            if precision == "int8" and self._engine_config.engine != "onnxruntime":
+                raise InputError(
+                    f"the int8 files are onnxruntime's own, and {self._engine_config.engine} is to run them",
+                    hint="leave the precision out, or the engine",
+                )
             files = self.bundle.parts[name].files if name in self.bundle.parts else {}
             if precision not in files:
                 raise BundleError(
@@ -407,9 +413,12 @@ class Pipeline:
                     hint=f"it has {', '.join(files) or 'no such part'}",
                 )
 
-    def _load_engine(self, part: PartFiles) -> Engine:
-        precision = self._precisions.get(part.name, part.default)
-        return Engine(self.bundle.path(part.files[precision]), self._engine_config)
+    def _load_engine(self, part: PartFiles) -> GraphRunner:
+        default = part.default
+        if self._engine_config.engine == "openvino":
+            default = W8 if W8 in part.files else "fp32"
+        precision = self._precisions.get(part.name, default)
+        return load_engine(self.bundle.path(part.files[precision]), self._engine_config)
 
     def _voice_reader(self) -> VoiceReader:
         with self._lock:

@@ -101,8 +101,8 @@ def folder(tiny_bundle: Path, tmp_path: Path) -> Path:
 
 def test_what_changes_labels_is_left_out_and_reported(report: BundleReport) -> None:
     # How much rounding changes depends on the CPU's kernels; nothing but these two parts sees text.
-    assert {"fusion"} <= set(report.refused) <= {"fusion", "text"}
-    assert "labels differ from torch" in report.refused["fusion"]
+    assert {("fusion", "int8")} <= set(report.refused) <= {("fusion", "int8"), ("text", "int8")}
+    assert "labels differ from torch" in report.refused["fusion", "int8"]
     bundle = open_bundle(report.bundle.folder)
     assert list(bundle.parts["fusion"].files) == ["fp32"]
     assert bundle.parts["fusion"].default == "fp32"
@@ -160,7 +160,7 @@ def test_the_tiny_bundle_was_judged_fairly(tiny_bundle: Path, tiny_parts: Any, s
     tasks, refused = judging.judge(bundle, tiny_parts, shipped_check_set())
     assert (refused, [task.problem for task in tasks]) == ({}, ["", ""])
     tasks, refused = judging.judge(replace(bundle, decision=sharp), tiny_parts, shipped_check_set())
-    assert "fusion" in refused
+    assert ("fusion", "int8") in refused
     assert [task.problem for task in tasks] == ["", ""]
 
 
@@ -195,8 +195,8 @@ def test_the_parts_to_blame_are_found_and_no_others(
     monkeypatch.setattr(judging, "compare", compare)
     monkeypatch.setattr(judging, "ask_torch", lambda *_: None)
     tasks, refused = judging.judge(open_bundle(tiny_bundle, check_hashes=False), tiny_parts, shipped_check_set())
-    assert refused.keys() == expected.keys()
-    assert all(refused[name].startswith(words) for name, words in expected.items()), refused
+    assert refused.keys() == {(name, "int8") for name in expected}
+    assert all(refused[name, "int8"].startswith(words) for name, words in expected.items()), refused
     assert [task.precision for task in tasks] == (["fp32"] if len(refused) == 5 else ["fp32", "int8"])
 
 

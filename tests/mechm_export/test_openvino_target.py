@@ -1,0 +1,78 @@
+"""A bundle for OpenVINO: int8 weights beside the rest, judged on that engine, used by it and by nothing else."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from mechm.cli import cli
+from mechm_export.bundle import BundleReport, export_bundle, verify_bundle
+from mechm_export.data import check_conversations
+from mechm_runtime.bundle import LLAMA
+from mechm_runtime.engine import W8, EngineConfig
+from mechm_runtime.errors import MissingExtraError
+from mechm_runtime.pipeline import Pipeline
+
+OPENVINO = EngineConfig(n_threads=1, engine="openvino")
+
+
+@pytest.fixture(scope="module")
+def made(trained: Path, adapter: Path, llama_base: Path, tmp_path_factory: pytest.TempPathFactory) -> BundleReport:
+    out = tmp_path_factory.mktemp("openvino") / "bundle"
+    return export_bundle("tiny", out, trained=trained, adapter=adapter, llm_base=llama_base, targets=("openvino",))
+
+
+def test_the_large_parts_have_int8_weights_and_each_was_checked_on_its_engine(made: BundleReport) -> None:
+    assert not made.refused
+    for name, part in made.bundle.parts.items():
+        assert list(part.files) == (["fp32", W8] if name in ("text", LLAMA) else ["fp32"])
+        assert part.default == "fp32"
+    sizes = {name: entry["size_bytes"] for name, entry in made.bundle.manifest["files"].items()}
+    assert sizes["onnx/llama.w8.onnx"] < 0.5 * sizes["onnx/llama.fp32.onnx"]
+    assert {(check.part, check.precision) for check in made.values} >= {("text", W8), (LLAMA, W8)}
+    assert [(task.precision, task.problem) for task in made.tasks] == [("fp32", ""), (W8, "")]
+
+
+def test_openvino_runs_them_and_onnxruntime_does_not(made: BundleReport) -> None:
+    conversation = check_conversations()[0].conversation
+    exact = Pipeline(made.bundle).analyze(conversation)
+    found = Pipeline(made.bundle, engine=OPENVINO).analyze(conversation)
+    same = Pipeline(made.bundle, engine=OPENVINO, precisions=dict.fromkeys(made.bundle.parts, "fp32"))
+    for one, other, again in zip(
+        found.utterances, exact.utterances, same.analyze(conversation).utterances, strict=True
+    ):
+        assert again.probabilities == pytest.approx(other.probabilities, abs=1e-4)
+        assert one.probabilities == pytest.approx(other.probabilities, abs=0.05)
+        assert one.probabilities != pytest.approx(other.probabilities, abs=1e-5)
+
+
+def test_verify_repeats_the_checks_on_that_engine(
+    made: BundleReport, trained: Path, adapter: Path, llama_base: Path
+) -> None:
+    report = verify_bundle(made.bundle.folder, trained=trained, adapter=adapter, llm_base=llama_base)
+    assert [task.precision for task in report.tasks] == ["default", W8]
+    assert report.problems == []
+
+
+def test_the_command_uses_the_engine(made: BundleReport, repository: Path, tmp_path: Path) -> None:
+    sample = str(repository / "sample" / "conversation.srt")
+    arguments = ["analyze", sample, "--bundle", str(made.bundle.folder), "--json", "-"]
+    answers = [CliRunner().invoke(cli, [*arguments, *more]) for more in ([], ["--engine", "openvino"])]
+    assert [done.exit_code for done in answers] == [0, 0]
+    plain, openvino = (json.loads(done.stdout)["utterances"][0]["probabilities"] for done in answers)
+    assert plain != openvino
+    assert openvino == pytest.approx(plain, abs=0.05)
+    refused = CliRunner().invoke(cli, [*arguments, "--engine", "openvino", "--precision", "int8"])
+    assert refused.exception is not None
+
+
+def test_without_the_engine_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mechm_export.bundle.find_spec", lambda name: None)
+    arguments = ["export", "bundle", "--preset", "tiny", "--out", str(tmp_path / "out"), "--target", "openvino"]
+    refused = CliRunner().invoke(cli, arguments)
+    assert isinstance(refused.exception, MissingExtraError)
+    assert "mechm[openvino]" in refused.exception.hint
+    assert not (tmp_path / "out").exists()
