@@ -1,6 +1,7 @@
 """How fast does the Llama answer, by writing and by scoring, packed and one by one, in the graph and from a server?
 
     mechm export llm --bundle DIR && mechm serve llm --bundle DIR &
+    mechm export bundle --target onnxruntime --target openvino --out DIR
     python benchmarks/llama_serving.py --bundle DIR --conversations ecf/test.txt --url http://127.0.0.1:8000
 
 Four questions on each conversation of ten utterances, in turns on the same conversations, one thread. The original way
@@ -27,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm_runtime.bundle import LLAMA, Bundle, open_bundle
-from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
+from mechm_runtime.engine import W8, EngineConfig, EngineName, GraphRunner, load_engine
 from mechm_runtime.llama import graph_inputs
 from mechm_runtime.questions import QuestionTokenizer
 from mechm_runtime.readers import read_labelled
@@ -54,7 +55,7 @@ def main() -> None:
     given = parser.parse_args()
     bundle = open_bundle(given.bundle)
     if bundle.llama is None or bundle.served is None:
-        parser.error("the bundle has no Llama for a server: mechm export llm adds it")
+        parser.error("the bundle has no Llama for vLLM: mechm export llm adds it")
     questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
     talks = [one.conversation.utterances for one in read_labelled(given.conversations)]
     talks = [talk[:UTTERANCES] for talk in talks if len(talk) >= UTTERANCES][: given.limit]
@@ -117,9 +118,10 @@ def _systems(bundle: Bundle, served: Path, questions: QuestionTokenizer, url: st
         systems["vLLM scoring"] = _packed(server, questions, width)
         systems["vLLM scoring, conversation in its cache"] = systems["vLLM scoring"]
     for precision, file in bundle.parts[LLAMA].files.items():
-        engine = Engine(bundle.path(file), EngineConfig(n_threads=1))
-        systems[f"ONNX {precision} scoring, one by one"] = _one_by_one(engine, questions, width)
-        systems[f"ONNX {precision} scoring, packed"] = _packed(engine, questions, width)
+        name: EngineName = "openvino" if precision == W8 else "onnxruntime"
+        engine = load_engine(bundle.path(file), EngineConfig(n_threads=1, engine=name))
+        systems[f"{name} {precision} scoring, one by one"] = _one_by_one(engine, questions, width)
+        systems[f"{name} {precision} scoring, packed"] = _packed(engine, questions, width)
     return systems
 
 
