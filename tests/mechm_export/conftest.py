@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from click.testing import CliRunner
 
+from mechm.cli import cli
 from mechm.llm.adapter import save_adapter
 from mechm.llm.combination import FittedCombination, fusion_sha256, write_combination
 from mechm.llm.scorer import add_adapter, load_llama
@@ -61,3 +65,24 @@ def report(
     """A bundle of `trained` with the Llama of `adapter`. Treat it as read-only."""
     out = tmp_path_factory.mktemp("bundle") / "tiny"
     return export_bundle("tiny", out, trained=trained, adapter=adapter, llm_base=llama_base)
+
+
+@pytest.fixture(scope="session")
+def served(report: BundleReport, adapter: Path, llama_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundle with the Llama in fp32 for vLLM, by the command. Treat it as read-only."""
+    folder = tmp_path_factory.mktemp("served") / "bundle"
+    shutil.copytree(report.bundle.folder, folder)
+    arguments = ["--bundle", folder, "--adapter", adapter, "--base", llama_base, "--dtype", "fp32"]
+    done = CliRunner().invoke(cli, ["export", "llm", *map(str, arguments)])
+    assert done.exit_code == 0, done.output
+    assert f"wrote {folder / 'llm/served'}" in done.output
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vllm_python() -> str:
+    """A Python that has vLLM and mechm, which `make vllm` makes; the test is skipped without one."""
+    python = os.environ.get("MECHM_VLLM_PYTHON")
+    if not python:
+        pytest.skip("MECHM_VLLM_PYTHON is not set: it names a Python with vLLM, see make vllm")
+    return python

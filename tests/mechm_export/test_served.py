@@ -26,9 +26,9 @@ from mechm_export.bundle import BundleReport, check_target
 from mechm_export.data import check_conversations
 from mechm_export.served import add_served_llama
 from mechm_runtime.bundle import LLAMA, MANIFEST, manifest_id, open_bundle
-from mechm_runtime.engine import Engine, EngineConfig
+from mechm_runtime.engine import EngineConfig
 from mechm_runtime.errors import BundleError, InputError, LlmUnavailableError, MissingExtraError
-from mechm_runtime.llama import LlamaReader, SoftTokens
+from mechm_runtime.llama import LlamaReader
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.questions import QuestionTokenizer
 from mechm_runtime.readers import read_transcript
@@ -38,26 +38,11 @@ from mechm_runtime.serving.process import require_vllm
 from mechm_runtime.serving.settings import ServerConfig
 from mechm_runtime.types import Conversation, Utterance
 
-VLLM_PYTHON = os.environ.get("MECHM_VLLM_PYTHON")
-"""A Python that has vLLM and mechm; `.ci/run` makes one."""
-
 TOLERANCE = 2e-3
 """Of log-probabilities, between the fp32 graph and vLLM in fp32: rounding alone makes 1e-5."""
 
 ONE_THREAD = EngineConfig(n_threads=1)
 START_S = 240
-
-
-@pytest.fixture(scope="module")
-def served(report: BundleReport, adapter: Path, llama_base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The bundle with the Llama in fp32 for a server, by the command."""
-    folder = tmp_path_factory.mktemp("served") / "bundle"
-    shutil.copytree(report.bundle.folder, folder)
-    arguments = ["--bundle", folder, "--adapter", adapter, "--base", llama_base, "--dtype", "fp32"]
-    done = CliRunner().invoke(cli, ["export", "llm", *map(str, arguments)])
-    assert done.exit_code == 0, done.output
-    assert f"wrote {folder / 'llm/served'}" in done.output
-    return folder
 
 
 def test_the_bundle_lists_a_plain_hugging_face_folder(served: Path, report: BundleReport) -> None:
@@ -180,15 +165,14 @@ def free_port() -> int:
 class Served:
     """`mechm serve llm` in a process of its own, which can be killed and started again on the same port."""
 
-    def __init__(self, bundle: Path) -> None:
-        self.bundle, self.port = bundle, free_port()
+    def __init__(self, bundle: Path, python: str) -> None:
+        self.bundle, self.python, self.port = bundle, python, free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         self.process: subprocess.Popen[str] | None = None
 
     def start(self) -> str:
         """Start it and return the line that says that it answers."""
-        assert VLLM_PYTHON is not None
-        command = [VLLM_PYTHON, "-c", "from mechm.cli import main; main()", "serve", "llm"]
+        command = [self.python, "-c", "from mechm.cli import main; main()", "serve", "llm"]
         self.process = subprocess.Popen(
             [*command, "--bundle", str(self.bundle), "--port", str(self.port), "--timeout", str(START_S)],
             stdout=subprocess.PIPE,
@@ -225,11 +209,9 @@ class Served:
 
 
 @pytest.fixture(scope="module")
-def server(served: Path) -> Iterator[Served]:
+def server(served: Path, vllm_python: str) -> Iterator[Served]:
     """A real vLLM with the bundle's Llama."""
-    if VLLM_PYTHON is None:
-        pytest.skip("MECHM_VLLM_PYTHON is not set: it names a Python with vLLM, see .ci/run")
-    running = Served(served)
+    running = Served(served, vllm_python)
     line = running.start()
     assert running.url in line, line
     yield running
@@ -328,66 +310,6 @@ def test_who_awaits_the_server_may_give_up(server: Served, served: Path) -> None
     while server.under_way() and time.monotonic() < give_up:
         time.sleep(0.05)
     assert not server.under_way()
-
-
-LOCAL = """
-import sys
-from pathlib import Path
-import numpy as np
-from mechm_runtime.bundle import open_bundle
-from mechm_runtime.llama import LlamaReader, SoftTokens
-from mechm_runtime.questions import QuestionTokenizer
-from mechm_runtime.serving.command import ServeConfig
-from mechm_runtime.serving.local import LocalVllm
-from mechm_runtime.types import Utterance
-
-bundle = open_bundle(Path(sys.argv[1]), check_hashes=False)
-questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
-engine = LocalVllm(bundle, questions, ServeConfig(concurrency=8, step_tokens=32))
-reader = LlamaReader(questions, engine, 64)
-given = np.load(sys.argv[2])
-talk = [Utterance(i, "AB"[i % 2], str(text)) for i, text in enumerate(given["texts"], 1)]
-found = {}
-for name, soft in (("words", None), ("told", SoftTokens(given["tokens"], given["evident"]))):
-    scores = reader.read(talk, soft)
-    found |= {f"{name}_emotions": scores.emotions, f"{name}_causes": scores.causes}
-for harmful in (np.full((6, 2, 64), np.nan, np.float32), np.zeros((6, 2, 63), np.float32)):
-    try:
-        engine.run({"soft_at": np.array([3]), "soft_tokens": harmful[0, :1], "input_ids": np.ones((1, 9), int),
-                    "segments": np.zeros((1, 9), int), "emotion_at": np.array([7]), "cause_at": np.array([8])})
-        raise SystemExit("harmful soft tokens were accepted")
-    except ValueError:
-        pass
-np.savez(sys.argv[3], **found)
-"""
-
-
-@pytest.mark.vllm
-def test_vllm_in_a_process_of_ones_own_answers_as_the_graph_does_a_few_tokens_at_a_time(
-    served: Path, tmp_path: Path
-) -> None:
-    """Also with soft tokens, and with prompts that take several steps to read (chunked prefill)."""
-    if VLLM_PYTHON is None:
-        pytest.skip("MECHM_VLLM_PYTHON is not set: it names a Python with vLLM, see .ci/run")
-    random = np.random.default_rng(0)
-    texts = [f"I never told you what happened on the {number} of May, did I?" for number in range(6)]
-    tokens = random.normal(size=(6, 2, 64)).astype(np.float32)
-    evident = np.array([True, False, True, False, False, True])
-    np.savez(tmp_path / "given.npz", texts=texts, tokens=tokens, evident=evident)
-    command = [VLLM_PYTHON, "-c", LOCAL, str(served), str(tmp_path / "given.npz"), str(tmp_path / "found.npz")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=START_S, check=False)
-    assert done.returncode == 0, done.stderr[-4000:]
-    found = np.load(tmp_path / "found.npz")
-    bundle = open_bundle(served, check_hashes=False)
-    assert bundle.llama is not None
-    questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
-    graph = LlamaReader(questions, Engine(bundle.path(bundle.parts[LLAMA].files["fp32"]), ONE_THREAD), 64)
-    talk = [Utterance(i, "AB"[i % 2], text) for i, text in enumerate(texts, 1)]
-    for name, soft in (("words", None), ("told", SoftTokens(tokens, evident))):
-        expected = graph.read(talk, soft)
-        np.testing.assert_allclose(found[f"{name}_emotions"], expected.emotions, atol=TOLERANCE)
-        np.testing.assert_allclose(found[f"{name}_causes"], expected.causes, atol=TOLERANCE)
-    assert np.abs(found["told_emotions"] - found["words_emotions"]).max() > 4 * TOLERANCE
 
 
 @pytest.mark.vllm
