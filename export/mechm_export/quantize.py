@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from mechm_export.onnx_graph import strip_provenance
-from mechm_export.smoothing import linear_layers, scale_tokens, smooth
+from mechm_export.smoothing import linear_layers, scale_tokens, set_nodes, smooth
 from mechm_runtime.errors import VerificationError
 
 SMALLEST_SCALE = 1e-12
@@ -116,9 +116,7 @@ def quantize_weights(
         graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
         inputs = [f"{name}_int8", f"{name}_scale"]
         widened.append(helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}_dequantize", axis=1))
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in (*widened, *graph.node)]
-    del graph.node[:]
-    graph.node.extend(copies)
+    set_nodes(model, [*widened, *graph.node])
     strip_provenance(model)
     onnx.save_model(model, target)
 
@@ -159,7 +157,4 @@ def quantize_embeddings(model: onnx.ModelProto) -> None:
         helper.make_node("Gather", ["embedding_scale", indices], ["embedding_factor"], name="embedding_gather_scale"),
         helper.make_node("Mul", ["embedding_float", "embedding_factor"], [output], name="embedding_scaled"),
     ]
-    nodes = [n for node in graph.node for n in (replacement if node.output[0] == output else [node])]
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del graph.node[:]
-    graph.node.extend(copies)
+    set_nodes(model, [n for node in graph.node for n in (replacement if node.output[0] == output else [node])])

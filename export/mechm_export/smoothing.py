@@ -63,7 +63,7 @@ def smooth(model: onnx.ModelProto, feeds: Iterable[Mapping[str, npt.NDArray[np.g
         if (node.name or node.output[0]) in before:
             nodes_in_order.append(before[node.name or node.output[0]])
         nodes_in_order.append(node)
-    _set_nodes(model, nodes_in_order)
+    set_nodes(model, nodes_in_order)
 
 
 def scale_tokens(model: onnx.ModelProto) -> None:
@@ -93,10 +93,11 @@ def scale_tokens(model: onnx.ModelProto) -> None:
         nodes += [node, back]
     model.graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "token_axis"))
     model.graph.initializer.append(numpy_helper.from_array(np.array(SMALLEST, np.float32), "token_floor"))
-    _set_nodes(model, nodes)
+    set_nodes(model, nodes)
 
 
-def _set_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
+def set_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
+    """Replace a graph's nodes, some of which may be its own."""
     # Copies, since a graph's own nodes go with its list.
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
