@@ -15,12 +15,35 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from mechm.llm.combination import ADAPTER_FILE, COMBINATION_FILE
-from mechm.llm.merge import DType, MergeReport, Progress, merge_adapter
+from mechm.llm.comparison import answer
+from mechm.llm.merge import DTYPES, DType, MergeReport, Progress, merge_adapter
+from mechm.llm.packed import TorchLlama
+from mechm.llm.scorer import AnswerScores, load_llama
 from mechm.llm.stored_projector import PROJECTOR_FOLDER
 from mechm.model.build import DECISION_FILE
-from mechm_runtime.bundle import MANIFEST, SERVED, Bundle, ServedLlama, file_sha256, manifest_id, open_bundle
-from mechm_runtime.errors import BundleError
+from mechm.quiet import quiet_transformers
+from mechm_export.compressed import SCHEMES, Scheme, SchemeName, even_out, round_layers, write_compressed
+from mechm_export.data import check_conversations
+from mechm_export.gate import TaskCheck, check_task
+from mechm_export.judge import SHIPPED_SPLIT
+from mechm_runtime.bundle import (
+    LLAMA,
+    MANIFEST,
+    SERVED,
+    Bundle,
+    PartFiles,
+    ServedLlama,
+    file_sha256,
+    manifest_id,
+    open_bundle,
+)
+from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
+from mechm_runtime.errors import BundleError, VerificationError
+from mechm_runtime.pipeline import Pipeline
+from mechm_runtime.questions import QuestionTokenizer
 from mechm_runtime.types import Conversation
 
 SERVED_FOLDER = f"llm/{SERVED}"
@@ -35,15 +58,18 @@ def add_served_llama(
     base: Path,
     *,
     dtype: DType = "bf16",
+    quantization: SchemeName | None = None,
     conversations: tuple[str, Sequence[Conversation]] | None = None,
     device: str = "cpu",
     on_progress: Progress | None = None,
-) -> MergeReport:
+) -> tuple[MergeReport, TaskCheck | None]:
     """Merge the adapter of a bundle's Llama into its base and put the result into the bundle, whole or not at all.
 
+    quantization: of the linear layers.
     adapter, base, conversations, device, on_progress: as in `mechm.llm.merge.merge_adapter`.
+    Returns: what was merged, and how the bundle answers with the quantized weights where they are.
     Raises: BundleError: the bundle has no Llama, or another than the adapter's, or cannot be written. WeightsError,
-        VerificationError: see `merge_adapter`.
+        VerificationError: see `merge_adapter`; or quantized it changes too many answers.
     """
     bundle = open_bundle(folder)
     check_adapter(bundle, adapter)
@@ -55,11 +81,52 @@ def add_served_llama(
         for name in NOT_SERVED:
             path = made / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        check = None
         try:
-            _put_in_place(bundle, made, report)
+            if quantization is not None:
+                (on_progress or _silent)(f"quantizing to {quantization}", 0, 0)
+                check = _quantize(bundle, made, SCHEMES[quantization], quantization, DTYPES[dtype])
+            _put_in_place(bundle, made, report, quantization or "none")
         except OSError as error:
             raise BundleError(f"cannot write {folder}: {error.strerror or error}", hint="free some space") from error
-    return report
+    return report, check
+
+
+def _quantize(bundle: Bundle, made: Path, scheme: Scheme, name: str, dtype: torch.dtype) -> TaskCheck:
+    """Quantize a merged folder in place, and judge the task's answers with it.
+
+    Raises: VerificationError: too many change.
+    """
+    checks = check_conversations()
+    conversations = [one.conversation for one in checks]
+    with quiet_transformers():
+        llama = load_llama(made, torch.float32).eval()
+    tokenizer = _questions(bundle)
+    scores = AnswerScores(llama, tokenizer)
+    even_out(llama, lambda: answer(scores, tokenizer, conversations))
+    write_compressed(llama, scheme, dtype, made)
+    round_layers(llama, scheme)
+    rounded = TorchLlama(scores)
+    exact = Pipeline(bundle, precisions=dict.fromkeys(bundle.parts, "fp32"))
+
+    def load(part: PartFiles) -> GraphRunner:
+        return rounded if part.name == LLAMA else Engine(bundle.path(part.files["fp32"]), EngineConfig())
+
+    expected = [exact.analyze(conversation) for conversation in conversations]
+    check = check_task(SHIPPED_SPLIT, name, conversations, expected, Pipeline(bundle, load_part=load), checks)
+    if check.problem:
+        raise VerificationError(f"the Llama in {name}: {check.problem}", hint="leave its weights as they are")
+    return check
+
+
+def _questions(bundle: Bundle) -> QuestionTokenizer:
+    if bundle.llama is None:
+        raise BundleError(f"{bundle.folder} has no Llama")
+    return QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
+
+
+def _silent(_what: str, _done: int, _total: int) -> None:
+    return None
 
 
 def check_adapter(bundle: Bundle, adapter: Path) -> None:
@@ -76,7 +143,7 @@ def check_adapter(bundle: Bundle, adapter: Path) -> None:
         )
 
 
-def _put_in_place(bundle: Bundle, made: Path, report: MergeReport) -> None:
+def _put_in_place(bundle: Bundle, made: Path, report: MergeReport, quantization: str) -> None:
     """Move the folder in and replace the manifest; the files of an older one go last."""
     target = bundle.folder.joinpath(*SERVED_FOLDER.split("/"))
     target.parent.mkdir(exist_ok=True)
@@ -85,7 +152,7 @@ def _put_in_place(bundle: Bundle, made: Path, report: MergeReport) -> None:
         target.rename(old)
     try:
         made.rename(target)
-        _write_manifest(bundle, target, report)
+        _write_manifest(bundle, target, ServedLlama(SERVED_FOLDER, report.dtype, quantization))
     except BaseException:
         shutil.rmtree(target, ignore_errors=True)
         if old.exists():
@@ -93,7 +160,7 @@ def _put_in_place(bundle: Bundle, made: Path, report: MergeReport) -> None:
         raise
 
 
-def _write_manifest(bundle: Bundle, target: Path, report: MergeReport) -> None:
+def _write_manifest(bundle: Bundle, target: Path, served: ServedLlama) -> None:
     kept = {name: facts for name, facts in bundle.manifest["files"].items() if not name.startswith(f"{SERVED_FOLDER}/")}
     added = {
         f"{SERVED_FOLDER}/{path.relative_to(target).as_posix()}": {
@@ -106,7 +173,7 @@ def _write_manifest(bundle: Bundle, target: Path, report: MergeReport) -> None:
     manifest: dict[str, Any] = {
         **bundle.manifest,
         "files": dict(sorted({**kept, **added}.items())),
-        SERVED: asdict(ServedLlama(SERVED_FOLDER, report.dtype)),
+        SERVED: asdict(served),
     }
     manifest["id"] = manifest_id(bundle.preset, manifest)
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"

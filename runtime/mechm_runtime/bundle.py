@@ -119,15 +119,17 @@ class LlamaFiles:
 class ServedLlama:
     """The Llama's merged weights as a server loads them: a plain Hugging Face folder.
 
-    folder: path inside the bundle. dtype: of the weights, `bf16`, `fp16` or `fp32`.
+    folder: path inside the bundle. dtype: of the weights, `bf16`, `fp16` or `fp32`. quantization: of its linear layers,
+    `int8` or `fp8`, or `none`.
     """
 
     folder: str
     dtype: str
+    quantization: str
 
     def __post_init__(self) -> None:
-        if self.dtype not in ("bf16", "fp16", "fp32"):
-            raise ValueError(f"a served Llama in {self.dtype}")
+        if self.dtype not in ("bf16", "fp16", "fp32") or self.quantization not in ("none", "int8", "fp8"):
+            raise ValueError(f"a served Llama in {self.dtype}, quantized {self.quantization}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -111,7 +111,12 @@ def test_a_manifest_that_lists_no_served_config_is_damaged(served: Path, tmp_pat
     folder = tmp_path / "bundle"
     shutil.copytree(served, folder)
     manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    for damaged in ({"folder": "llm/elsewhere", "dtype": "fp32"}, {"folder": "llm/served", "dtype": "int3"}):
+    for damaged in (
+        {"folder": "llm/elsewhere", "dtype": "fp32", "quantization": "none"},
+        {"folder": "llm/served", "dtype": "int3", "quantization": "none"},
+        {"folder": "llm/served", "dtype": "bf16", "quantization": "int2"},
+        {"folder": "llm/served", "dtype": "bf16"},
+    ):
         changed = {**manifest, "served": damaged}
         changed["id"] = manifest_id(changed["preset"], changed)
         (folder / MANIFEST).write_text(json.dumps(changed), encoding="utf-8")

@@ -17,8 +17,9 @@ from mechm.llm.merge import merge_adapter
 from mechm.llm.packed import TorchLlama
 from mechm.llm.scorer import AnswerScores, load_merged
 from mechm.model.build import pretrained_folder
+from mechm_export.bundle import BundleReport
 from mechm_export.data import check_conversations
-from mechm_export.served import _put_in_place
+from mechm_export.served import _put_in_place, add_served_llama
 from mechm_runtime.bundle import LLAMA, open_bundle
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.llama import LlamaReader, LlamaScores, SoftTokens
@@ -114,7 +115,7 @@ def test_the_shipped_llama_answers_as_in_torch(
     folder = tmp_path / "bundle"
     shutil.copytree(served, folder)
     report = merge_adapter(adapter, base, tmp_path / "merged", dtype="fp32")
-    _put_in_place(open_bundle(folder), tmp_path / "merged", report)
+    _put_in_place(open_bundle(folder), tmp_path / "merged", report, "none")
     texts = [u.text or "" for u in check_conversations()[0].conversation.utterances]
     found = ask(vllm_python, folder, tmp_path, {"texts": texts}, step_tokens=512)
     questions = QuestionTokenizer(base / "tokenizer.json", QuestionConfig(soft_tokens=2))
@@ -122,3 +123,25 @@ def test_the_shipped_llama_answers_as_in_torch(
     expected = LlamaReader(questions, TorchLlama(scores), scores.hidden_size).read(talk_of(texts))
     compare(found, "words", expected)
     np.testing.assert_array_equal(found["words_emotions"].argmax(-1), expected.emotions.argmax(-1))
+
+
+@pytest.mark.vllm
+def test_it_multiplies_in_8_bits(
+    vllm_python: str,
+    report: BundleReport,
+    adapter: Path,
+    llama_base: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("mechm_export.gate.FEW_LABELS", 6)  # random weights answer with near ties
+    folder = tmp_path / "bundle"
+    shutil.copytree(report.bundle.folder, folder)
+    add_served_llama(folder, adapter, llama_base, quantization="int8")
+    texts = [u.text or "" for u in check_conversations()[0].conversation.utterances]
+    found = ask(vllm_python, folder, tmp_path, {"texts": texts}, step_tokens=512)
+    questions = QuestionTokenizer(llama_base / "tokenizer.json", QuestionConfig(soft_tokens=2))
+    scores = AnswerScores(load_merged(llama_base, adapter), questions).eval()
+    expected = LlamaReader(questions, TorchLlama(scores), scores.hidden_size).read(talk_of(texts))
+    assert 1e-4 < np.abs(found["words_emotions"] - expected.emotions).max() < 0.05
+    assert 1e-4 < np.abs(found["words_causes"] - expected.causes).max() < 0.05

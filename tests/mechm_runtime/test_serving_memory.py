@@ -21,6 +21,13 @@ def test_llama_2_7b_has_its_published_size() -> None:
     assert needed.total_bytes == needed.weights_bytes + needed.cache_bytes
 
 
+def test_in_8_bits_its_linear_layers_take_a_byte_each() -> None:
+    needed = estimate_memory(LLAMA_2_7B, "fp16", concurrency=16, context=2048, quantized=True)
+    # 4 projections of 4096 x 4096 and 3 of 4096 x 11008 a layer; two matrices of the vocabulary and the norms stay.
+    assert needed.weights_bytes == 13_476_831_232 - 32 * (4 * 4096**2 + 3 * 4096 * 11_008)
+    assert needed.cache_bytes == 16 * 2048 * 512 * 1024
+
+
 def test_the_preset_smalls_llama_is_read_from_its_config(small_weights: Path) -> None:
     shape = read_shape(small_weights / "llm" / "config.json")
     stored = (small_weights / "llm" / "model.safetensors").stat().st_size

@@ -96,7 +96,13 @@ def plan_serving(bundle: Bundle, config: ServeConfig) -> ServingPlan:
     folder = bundle.path(f"{bundle.served.folder}/config.json").parent.absolute()
     shape = read_shape(folder / "config.json")
     context = context_length(shape, bundle.llama)
-    memory = estimate_memory(shape, bundle.served.dtype, concurrency=config.concurrency, context=context)
+    memory = estimate_memory(
+        shape,
+        bundle.served.dtype,
+        concurrency=config.concurrency,
+        context=context,
+        quantized=bundle.served.quantization != "none",
+    )
     settings = engine_settings(shape, bundle.llama, bundle.served, config, folder)
     environment = dict(QUIET)
     if config.device == "cpu":

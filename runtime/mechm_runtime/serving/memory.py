@@ -31,13 +31,22 @@ class LlamaShape:
     tie_word_embeddings: bool
 
     @property
-    def n_parameters(self) -> int:
-        """Of the whole model."""
+    def n_linear(self) -> int:
+        """Parameters of the linear layers, the vocabulary's left out."""
         queries = self.hidden_size * self.num_attention_heads * self.head_dim
         keys = self.hidden_size * self.num_key_value_heads * self.head_dim
-        layer = 2 * queries + 2 * keys + 3 * self.hidden_size * self.intermediate_size + 2 * self.hidden_size
+        return self.num_hidden_layers * (2 * queries + 2 * keys + 3 * self.hidden_size * self.intermediate_size)
+
+    @property
+    def n_parameters(self) -> int:
+        """Of the whole model."""
         vocabulary = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
-        return self.num_hidden_layers * layer + vocabulary + self.hidden_size
+        return self.n_linear + vocabulary + (2 * self.num_hidden_layers + 1) * self.hidden_size
+
+    def weights_bytes(self, dtype: str, *, quantized: bool) -> int:
+        """quantized: linear layers in 8 bits; their scales, a thousandth of that, are not counted."""
+        spared = self.n_linear * (DTYPE_BYTES[dtype] - 1) if quantized else 0
+        return self.n_parameters * DTYPE_BYTES[dtype] - spared
 
     def cache_bytes_per_token(self, dtype: str) -> int:
         """Of keys and values."""
@@ -80,11 +89,14 @@ def read_shape(config_file: Path) -> LlamaShape:
         raise BundleError(f"{config_file.name} is not the config of a Llama: {error}") from error
 
 
-def estimate_memory(shape: LlamaShape, dtype: str, *, concurrency: int, context: int) -> MemoryEstimate:
+def estimate_memory(
+    shape: LlamaShape, dtype: str, *, concurrency: int, context: int, quantized: bool = False
+) -> MemoryEstimate:
     """What a server needs to hold.
 
+    quantized: whether its linear layers are in 8 bits.
     concurrency: conversations whose prompts are in the cache at once; the questions on one share their conversation.
     context: tokens of each.
     """
     cache = shape.cache_bytes_per_token(dtype) * concurrency * context
-    return MemoryEstimate(shape.n_parameters * DTYPE_BYTES[dtype], cache)
+    return MemoryEstimate(shape.weights_bytes(dtype, quantized=quantized), cache)
