@@ -76,10 +76,13 @@ class VllmServer:
         Raises: LlmUnavailableError: the server does not answer, not in time, or not what it should. InputError: it
             refuses the key or does not know the model.
         """
+        under_way = self._submit(inputs)
         try:
-            return self._submit(inputs).result()
+            return under_way.result()
         except concurrent.futures.CancelledError as error:
             raise LlmUnavailableError("the connection to the Llama's server was closed") from error
+        finally:
+            under_way.cancel()  # of one who was interrupted; what has ended does not mind
 
     async def run_async(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Outputs:
         """The same without blocking the caller's event loop. Cancelled, it ends the request.
