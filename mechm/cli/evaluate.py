@@ -155,6 +155,8 @@ def _run_bundle(
     pipeline = Pipeline.from_bundle(
         bundle, precision=precision, engine=EngineConfig(engine=engine), llm=llm, server=server
     )
+    run: list[str] = [precision] if precision else []
+    run += [engine] if engine != "onnxruntime" else []
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description}"),
@@ -169,9 +171,7 @@ def _run_bundle(
             labelled,
             pipeline.analyze,
             gold_name=gold_name,
-            system=", ".join(
-                [f"bundle {pipeline.bundle_id}", *([precision] if precision else []), engine, f"llm {pipeline.llm}"]
-            ),
+            system=", ".join([f"bundle {pipeline.bundle_id}", *run, f"llm {pipeline.llm}"]),
             conversations=conversations,
             abstain_below=abstain_below,
             on_progress=lambda n_utterances: progress.advance(task, n_utterances),

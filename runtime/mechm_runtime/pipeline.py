@@ -129,6 +129,10 @@ class Pipeline:
         if server is not None and llm != "vllm":
             raise InputError("a server is named, and the Llama is not asked there", hint="choose llm vllm too")
         self.llm: Llm = self._chosen_llm(llm)
+        if self.llm == "vllm-local" and self._engine_config.engine == "openvino":
+            raise InputError(
+                "vLLM's torch and OpenVINO do not share a process safely", hint="run the graphs on onnxruntime"
+            )
         self._adviser: Adviser | None = make_adviser(bundle, self.llm, server, self._fusion, self._engine)
         self._voice: VoiceReader | None = None
         self._frames: FrameReader | None = None

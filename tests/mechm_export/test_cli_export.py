@@ -202,7 +202,7 @@ def test_what_was_left_out_is_printed(tiny_bundle: Path, capsys: pytest.CaptureF
         lacking,
         (ValueCheck("text", "fp32", 1.5e-06, 1.0, 5),),
         (TaskCheck("dev", "fp32", 12, 132, 0.9924, 0.95, 0.01, 0.3421, 0.3425, 0.36, 0.6, 866, 900),),
-        {"text": "17 of 132 labels differ from torch on dev"},
+        {("text", "int8"): "17 of 132 labels differ from torch on dev"},
     )
     _print(report)
     printed = " ".join(capsys.readouterr().out.split())

@@ -23,7 +23,7 @@ def bundle(report: BundleReport, llama_base: Path, tmp_path: Path) -> Bundle:
     (folder / "llm" / "served").mkdir(parents=True)
     shutil.copy(llama_base / "config.json", folder / "llm" / "served")
     files = {**report.bundle.manifest["files"], "llm/served/config.json": {}}
-    served = ServedLlama("llm/served", "bf16")
+    served = ServedLlama("llm/served", "bf16", "none")
     return replace(report.bundle, folder=folder, served=served, manifest={**report.bundle.manifest, "files": files})
 
 

@@ -16,6 +16,8 @@ from mechm_runtime.engine import W8, EngineConfig
 from mechm_runtime.errors import MissingExtraError
 from mechm_runtime.pipeline import Pipeline
 
+pytestmark = pytest.mark.openvino
+
 OPENVINO = EngineConfig(n_threads=1, engine="openvino")
 
 

@@ -18,6 +18,8 @@ from mechm_runtime.engine import CPU, Engine, EngineConfig, load_engine
 from mechm_runtime.errors import BundleError, InputError, MissingExtraError
 from mechm_runtime.openvino_engine import OpenVinoEngine
 
+pytestmark = pytest.mark.openvino
+
 OPENVINO = EngineConfig(n_threads=1, engine="openvino")
 TALK = Conversation("talk", (Utterance(1, "A", "I got the job!"), Utterance(2, "B", "No way! Congratulations.")))
 
