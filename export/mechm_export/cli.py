@@ -79,8 +79,8 @@ def export() -> None:
     multiple=True,
     default=("onnxruntime",),
     show_default=True,
-    help="An engine that the bundle is for; may be given several times. openvino adds int8 weights (w8), which it "
-    "runs faster and closer to fp32 than onnxruntime its int8: mechm analyze --engine openvino.",
+    help="An engine that the bundle is for; may be given several times. openvino adds int8 weights (w8), with "
+    "which it answers closer to fp32 than onnxruntime in int8 does: mechm analyze --engine openvino.",
 )
 def bundle(
     preset: str,

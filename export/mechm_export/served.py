@@ -25,7 +25,7 @@ from mechm.llm.scorer import AnswerScores, load_llama
 from mechm.llm.stored_projector import PROJECTOR_FOLDER
 from mechm.model.build import DECISION_FILE
 from mechm.quiet import quiet_transformers
-from mechm_export.compressed import SCHEMES, Scheme, SchemeName, even_out, round_layers, write_compressed
+from mechm_export.compressed import SCHEMES, SchemeName, even_out, round_layers, write_compressed
 from mechm_export.data import check_conversations
 from mechm_export.gate import TaskCheck, check_task
 from mechm_export.judge import SHIPPED_SPLIT
@@ -65,7 +65,7 @@ def add_served_llama(
 ) -> tuple[MergeReport, TaskCheck | None]:
     """Merge the adapter of a bundle's Llama into its base and put the result into the bundle, whole or not at all.
 
-    quantization: of the linear layers.
+    quantization: of the linear layers; judged on the same conversations.
     adapter, base, conversations, device, on_progress: as in `mechm.llm.merge.merge_adapter`.
     Returns: what was merged, and how the bundle answers with the quantized weights where they are.
     Raises: BundleError: the bundle has no Llama, or another than the adapter's, or cannot be written. WeightsError,
@@ -85,20 +85,28 @@ def add_served_llama(
         try:
             if quantization is not None:
                 (on_progress or _silent)(f"quantizing to {quantization}", 0, 0)
-                check = _quantize(bundle, made, SCHEMES[quantization], quantization, DTYPES[dtype])
+                check = _quantize(bundle, made, quantization, DTYPES[dtype], conversations)
             _put_in_place(bundle, made, report, quantization or "none")
         except OSError as error:
             raise BundleError(f"cannot write {folder}: {error.strerror or error}", hint="free some space") from error
     return report, check
 
 
-def _quantize(bundle: Bundle, made: Path, scheme: Scheme, name: str, dtype: torch.dtype) -> TaskCheck:
+def _quantize(
+    bundle: Bundle,
+    made: Path,
+    quantization: SchemeName,
+    dtype: torch.dtype,
+    given: tuple[str, Sequence[Conversation]] | None,
+) -> TaskCheck:
     """Quantize a merged folder in place, and judge the task's answers with it.
 
+    given: a name and what to judge them on; None for the shipped conversations, which are annotated.
     Raises: VerificationError: too many change.
     """
-    checks = check_conversations()
-    conversations = [one.conversation for one in checks]
+    scheme = SCHEMES[quantization]
+    checks = check_conversations() if given is None else ()
+    name, conversations = (SHIPPED_SPLIT, [one.conversation for one in checks]) if given is None else given
     with quiet_transformers():
         llama = load_llama(made, torch.float32).eval()
     tokenizer = _questions(bundle)
@@ -113,9 +121,9 @@ def _quantize(bundle: Bundle, made: Path, scheme: Scheme, name: str, dtype: torc
         return rounded if part.name == LLAMA else Engine(bundle.path(part.files["fp32"]), EngineConfig())
 
     expected = [exact.analyze(conversation) for conversation in conversations]
-    check = check_task(SHIPPED_SPLIT, name, conversations, expected, Pipeline(bundle, load_part=load), checks)
+    check = check_task(name, quantization, conversations, expected, Pipeline(bundle, load_part=load), checks)
     if check.problem:
-        raise VerificationError(f"the Llama in {name}: {check.problem}", hint="leave its weights as they are")
+        raise VerificationError(f"the Llama in {quantization}: {check.problem}", hint="leave its weights as they are")
     return check
 
 

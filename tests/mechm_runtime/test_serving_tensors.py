@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mechm_runtime.serving.tensors import DTYPES, Tensor, cast, to_torch_file
+from mechm_runtime.serving.tensors import DTYPES, Matrix, cast, to_torch_file
 
 TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 
@@ -18,14 +18,14 @@ TORCH = {"BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32}
 @pytest.mark.parametrize("shape", [(1, 1), (5, 8), (300, 64)])
 def test_torch_reads_what_was_written(dtype: str, shape: tuple[int, int]) -> None:
     values = np.random.default_rng(0).normal(size=shape).astype(np.float32)
-    file = base64.b64decode(to_torch_file(Tensor(cast(values, dtype), dtype)), validate=True)
+    file = base64.b64decode(to_torch_file(Matrix(cast(values, dtype), dtype)), validate=True)
     loaded = torch.load(io.BytesIO(file), weights_only=True)
     assert loaded.dtype == TORCH[dtype]
     assert torch.equal(loaded, torch.from_numpy(values).to(TORCH[dtype]))
 
 
 def test_rows_are_written_in_their_order() -> None:
-    whole = Tensor(np.arange(12, dtype=np.float32).reshape(4, 3), "F32")
+    whole = Matrix(np.arange(12, dtype=np.float32).reshape(4, 3), "F32")
     file = base64.b64decode(to_torch_file(whole.rows(np.array([3, 1]))))
     assert torch.load(io.BytesIO(file), weights_only=True).tolist() == [[9, 10, 11], [3, 4, 5]]
 

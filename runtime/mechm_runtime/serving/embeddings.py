@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm_runtime.errors import BundleError
-from mechm_runtime.serving.tensors import DTYPES, Tensor, cast
+from mechm_runtime.serving.tensors import DTYPES, Matrix, cast
 
 EMBEDDINGS = "model.embed_tokens.weight"
 INDEX = "model.safetensors.index.json"
@@ -48,7 +48,7 @@ class EmbeddingTable:
         ids: npt.NDArray[np.int64],
         soft_at: npt.NDArray[np.int64],
         soft_tokens: npt.NDArray[np.float32],
-    ) -> Tensor:
+    ) -> Matrix:
         """Embeddings (T, D) of a sequence.
 
         ids: int64 (T,). soft_at: int64 (S,), where soft tokens stand. soft_tokens: float32 (S, D).
@@ -60,7 +60,7 @@ class EmbeddingTable:
             raise ValueError(f"a token is not among the {len(self._rows)} of the vocabulary")
         rows = np.array(self._rows[ids])
         rows[soft_at] = cast(soft_tokens, self.dtype)
-        return Tensor(rows, self.dtype)
+        return Matrix(rows, self.dtype)
 
 
 def _file_with(folder: Path, name: str) -> str:

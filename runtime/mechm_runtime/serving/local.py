@@ -8,16 +8,16 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Mapping
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from mechm_runtime.bundle import LLAMA, Bundle
-from mechm_runtime.errors import LlmUnavailableError, MissingExtraError
+from mechm_runtime.errors import LlmUnavailableError
 from mechm_runtime.questions import QuestionTokenizer
 from mechm_runtime.serving.command import ServeConfig, plan_serving
+from mechm_runtime.serving.process import require_vllm
 from mechm_runtime.serving.prompts import answer_ids, make_prompts, prompt_places, read_answers
 
 
@@ -31,10 +31,10 @@ class LocalVllm:
         """Load the engine, which takes seconds.
 
         config: device, concurrency and share of a GPU; None for a GPU where vLLM has one.
-        Raises: MissingExtraError: vLLM is not installed. BundleError: the bundle has no Llama for it.
+        Raises: MissingExtraError: vLLM is not installed. InputError: it is built for another device. BundleError: the
+            bundle has no Llama for it.
         """
-        if find_spec("vllm") is None:
-            raise MissingExtraError("vllm", extra="serve")
+        require_vllm("cpu" if config is None else config.device)
         plan = plan_serving(bundle, config or ServeConfig(device=_device()))
         for name, value in plan.environment.items():
             os.environ.setdefault(name, value)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from mechm_runtime.questions import CONVERSATION, QuestionTokenizer
 from mechm_runtime.serving.embeddings import EmbeddingTable
-from mechm_runtime.serving.tensors import Tensor
+from mechm_runtime.serving.tensors import Matrix
 
 
 def make_prompts(inputs: Mapping[str, npt.NDArray[Any]]) -> list[list[int]]:
@@ -28,7 +28,7 @@ def make_prompts(inputs: Mapping[str, npt.NDArray[Any]]) -> list[list[int]]:
     return [ids[places].tolist() for places in prompt_places(inputs)]
 
 
-def make_embedded_prompts(inputs: Mapping[str, npt.NDArray[Any]], embeddings: EmbeddingTable) -> list[Tensor]:
+def make_embedded_prompts(inputs: Mapping[str, npt.NDArray[Any]], embeddings: EmbeddingTable) -> list[Matrix]:
     """The same prompts as embeddings (T, D), with the soft tokens in their places.
 
     Raises: ValueError: a soft token has another width or is not finite.

@@ -32,15 +32,15 @@ STORAGES: Mapping[str, str] = {"BF16": "BFloat16Storage", "F16": "HalfStorage", 
 
 
 @dataclass(frozen=True, slots=True)
-class Tensor:
+class Matrix:
     """A matrix (T, D) and its dtype, a key of `DTYPES`."""
 
     values: npt.NDArray[Any]
     dtype: str
 
-    def rows(self, which: npt.NDArray[np.int64]) -> Tensor:
+    def rows(self, which: npt.NDArray[np.int64]) -> Matrix:
         """Some rows, in this order."""
-        return Tensor(self.values[which], self.dtype)
+        return Matrix(self.values[which], self.dtype)
 
 
 def cast(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
@@ -64,7 +64,7 @@ def cast(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
     return narrow
 
 
-def to_torch_file(tensor: Tensor) -> str:
+def to_torch_file(tensor: Matrix) -> str:
     """What `torch.save` writes of a matrix, in base64."""
     rows, columns = tensor.values.shape
     contents = io.BytesIO()
