@@ -299,9 +299,15 @@ def test_who_awaits_the_server_may_give_up(server: Served, served: Path) -> None
     turns = [Utterance(i, "AB"[i % 2], f"Nobody waits for number {i} of these, however long.") for i in range(1, 301)]
 
     async def ask() -> list[Any]:
-        given_up = asyncio.create_task(asked.analyze_async(Conversation("given up", tuple(turns))))
-        while not server.under_way() and not given_up.done():
-            await asyncio.sleep(0.01)
+        loop, begun = asyncio.get_running_loop(), asyncio.Event()
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage == "llm":  # the first of its windows is answered, the next ones are not
+                loop.call_soon_threadsafe(begun.set)
+
+        long = Conversation("given up", tuple(turns))
+        given_up = asyncio.create_task(asked.analyze_async(long, progress=report))
+        await asyncio.wait_for(begun.wait(), 120)
         given_up.cancel()
         answered = await asyncio.gather(*(asked.analyze_async(talk) for talk in talks))
         return [*answered, *await asyncio.gather(given_up, return_exceptions=True)]
