@@ -105,7 +105,8 @@ def bundle(
     _require_packages()
     from rich.console import Console
 
-    from mechm_export.bundle import check_target, export_bundle, require_targets
+    from mechm_export.bundle import export_bundle, require_targets
+    from mechm_export.staging import check_target
 
     check_target(out)
     require_targets(targets)

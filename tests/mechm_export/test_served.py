@@ -22,9 +22,10 @@ import pytest
 from click.testing import CliRunner
 
 from mechm.cli import cli
-from mechm_export.bundle import BundleReport, check_target
+from mechm_export.bundle import BundleReport
 from mechm_export.data import check_conversations
 from mechm_export.served import add_served_llama
+from mechm_export.staging import check_target
 from mechm_runtime.bundle import LLAMA, MANIFEST, manifest_id, open_bundle
 from mechm_runtime.engine import EngineConfig
 from mechm_runtime.errors import BundleError, InputError, LlmUnavailableError, MissingExtraError
