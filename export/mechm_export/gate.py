@@ -56,7 +56,7 @@ class TaskCheck:
 
     split: which conversations. labels_kept: share of utterances with the same label; pairs_kept: pairs found by both
     among the n_found found by either. weighted_f1, torch_weighted_f1: against the annotation, where there is one.
-    largest_difference: of an emotion's probability, to five decimals: the rest depends on the number of threads.
+    largest_difference: of an emotion's probability, to four decimals: more depends on the number of threads.
     """
 
     split: str
@@ -190,7 +190,7 @@ def check_task(
         total,
         round(kept / max(total, 1), 5),
         round(common / either, 5) if either else 1.0,
-        round(largest, 5),
+        round(largest, 4),
         n_found=either,
     )
     if not labelled:

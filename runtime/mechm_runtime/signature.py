@@ -74,7 +74,7 @@ def sign_bundle(
     bundle = open_complete_bundle(folder, on_progress=on_progress)
     beside = bundle.folder / f".{SIGNATURE}.tmp"
     try:
-        beside.write_bytes(key.sign(_manifest_bytes(bundle)))
+        beside.write_bytes(key.sign(manifest_bytes(bundle)))
         beside.replace(bundle.folder / SIGNATURE)
     except OSError as error:
         beside.unlink(missing_ok=True)
@@ -110,7 +110,7 @@ def open_signed_bundle(folder: Path | str | None, public_key: Path, *, on_progre
     if signature is None:
         raise BundleError(f"{bundle.folder} is not signed", hint="mechm bundle sign DIR --key FILE signs it")
     try:
-        key.verify(signature, _manifest_bytes(bundle))
+        key.verify(signature, manifest_bytes(bundle))
     except InvalidSignature as error:
         raise BundleError(
             f"the signature of {bundle.folder} is not that of {public_key} on this {MANIFEST}",
@@ -143,7 +143,7 @@ def read_signature(bundle: Bundle) -> bytes | None:
     return signature
 
 
-def _manifest_bytes(bundle: Bundle) -> bytes:
+def manifest_bytes(bundle: Bundle) -> bytes:
     """The manifest's bytes, which are still those that the bundle was opened with.
 
     Raises: BundleError: they are not.

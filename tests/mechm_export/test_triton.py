@@ -11,7 +11,7 @@ import json
 import shutil
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -22,10 +22,9 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
-from mechm_export.bundle import BundleReport
 from mechm_export.data import check_conversations
-from mechm_export.deployment.triton import MAX_BATCH, write_repository
-from mechm_runtime.bundle import LLAMA, open_bundle
+from mechm_export.deployment.triton import MAX_BATCH, part_config, write_repository
+from mechm_runtime.bundle import LLAMA, PartFiles, Tensor, open_bundle
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.fusion import WINDOWS_PER_RUN
@@ -77,17 +76,17 @@ def test_every_configuration_describes_its_graph(precision: str, repository_of: 
                 assert tensor.dims, "Triton wants an axis"
 
 
-def test_a_bundle_with_a_llama_is_described_too(report: BundleReport, tmp_path: Path, backend: Any) -> None:
-    """Its graph packs many questions into a batch of one: no batch axis to add to."""
-    bundle = write_repository(report.bundle.folder, tmp_path / "models", precision="fp32")
-    config = configs(tmp_path / "models")[f"mechm_{LLAMA}"]
+def test_a_part_without_a_batch_axis_is_not_batched() -> None:
+    """As the Llama, which packs many questions into a batch of one."""
+    inputs = (Tensor("input_ids", "int64", (1, "tokens")), Tensor("emotion_at", "int64", ("questions",)))
+    outputs = (Tensor("emotion_log_probabilities", "float32", ("questions", 7)),)
+    part = PartFiles(LLAMA, inputs, outputs, {"fp32": "onnx/llama.fp32.onnx"}, "fp32")
+    config: Any = text_format.Parse(part_config("mechm_llama", part, "tiny-0"), ModelConfig())
     assert config.max_batch_size == 0
     assert not config.HasField("dynamic_batching")
-    conversation = check_conversations()[0].conversation
-    (answer,) = ask(load(tmp_path / "models" / "mechm", backend), [conversation])
-    expected = Pipeline(bundle, engine=ONE_THREAD, modalities=("text",)).analyze(conversation)
-    assert "llm" in answer["timings_ms"]
-    assert [u["probabilities"] for u in answer["utterances"]] == [u.probabilities for u in expected.utterances]
+    assert [list(tensor.dims) for tensor in (*config.input, *config.output)] == [[1, -1], [-1], [-1, 7]]
+    with pytest.raises(BundleError, match="no tensor"):
+        part_config("mechm_llama", replace(part, inputs=(Tensor('x" }', "int64", (1,)),)), "tiny-0")
 
 
 def test_batches_are_large_enough_for_the_pipeline() -> None:
@@ -138,12 +137,12 @@ def test_int8_does_depend_on_the_batch(repository_of: dict[str, Path]) -> None:
 # The model that analyses
 
 
-class TritonModelException(Exception):
+class TritonModelException(Exception):  # noqa: N818 - the backend's own name
     """As the backend has it."""
 
 
 @dataclass
-class Tensor:
+class NamedArray:
     """A named array, as the backend has it."""
 
     tensor_name: str
@@ -170,7 +169,7 @@ class TritonError:
 class InferenceResponse:
     """What a model answers."""
 
-    output_tensors: list[Tensor] = field(default_factory=list)
+    output_tensors: list[NamedArray] = field(default_factory=list)
     error: Any = None
 
 
@@ -178,7 +177,7 @@ class InferenceResponse:
 class Response:
     """What a model that was asked by another one answered."""
 
-    tensors: list[Tensor]
+    tensors: list[NamedArray]
     failure: str = ""
 
     def has_error(self) -> bool:
@@ -192,7 +191,7 @@ class Response:
 class Request:
     """What a client sends."""
 
-    tensors: list[Tensor]
+    tensors: list[NamedArray]
 
 
 @pytest.fixture
@@ -204,7 +203,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     class InferenceRequest:
         model_name: str
         requested_output_names: list[str]
-        inputs: list[Tensor]
+        inputs: list[NamedArray]
         preferred_memory: Any
 
         def exec(self) -> Response:
@@ -225,14 +224,14 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
                 reshape = wanted.HasField("reshape")
                 feeds[tensor.name()] = array.reshape(len(array), *wanted.reshape.shape) if reshape else array
             found = Engine(module.models / self.model_name / "1" / "model.onnx", ONE_THREAD).run(feeds)
-            return Response([Tensor(name, found[name]) for name in self.requested_output_names])
+            return Response([NamedArray(name, found[name]) for name in self.requested_output_names])
 
-    def by_name(holder: Any, name: str) -> Tensor:
+    def by_name(holder: Any, name: str) -> NamedArray:
         (tensor,) = [tensor for tensor in holder.tensors if tensor.name() == name]
         return tensor
 
     module.failing = set()
-    module.Tensor, module.TritonError, module.InferenceResponse = Tensor, TritonError, InferenceResponse
+    module.Tensor, module.TritonError, module.InferenceResponse = NamedArray, TritonError, InferenceResponse
     module.InferenceRequest, module.TritonModelException = InferenceRequest, TritonModelException
     module.get_input_tensor_by_name = module.get_output_tensor_by_name = by_name
     module.TRITONSERVER_MEMORY_CPU, module.PreferredMemory = 0, lambda kind, device: (kind, device)
@@ -261,7 +260,7 @@ def document(conversation: Conversation) -> bytes:
 def ask(model: Any, conversations: Sequence[Conversation | bytes]) -> list[Any]:
     """Answers as parsed JSON, or why there is none."""
     requests = [
-        Request([Tensor("conversation", np.array([c if isinstance(c, bytes) else document(c)], np.object_))])
+        Request([NamedArray("conversation", np.array([c if isinstance(c, bytes) else document(c)], np.object_))])
         for c in conversations
     ]
     responses = model.execute(requests)

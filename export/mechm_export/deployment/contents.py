@@ -8,7 +8,7 @@ from pathlib import Path
 
 from mechm_runtime.bundle import MANIFEST, SIGNATURE, Bundle, Progress, inside
 from mechm_runtime.errors import BundleError
-from mechm_runtime.signature import read_signature
+from mechm_runtime.signature import manifest_bytes, read_signature
 
 CHUNK_BYTES = 1 << 20
 
@@ -20,9 +20,9 @@ class Contents:
     """
 
     def __init__(self, bundle: Bundle, doing: str, on_progress: Progress | None = None) -> None:
-        """Raises: BundleError: what lies at the signature's place is none, or the manifest cannot be read."""
+        """Raises: BundleError: what lies at the signature's place is none, or the manifest changed."""
         self.bundle = bundle
-        self._small = {MANIFEST: (bundle.folder / MANIFEST).read_bytes()}
+        self._small = {MANIFEST: manifest_bytes(bundle)}
         if (signature := read_signature(bundle)) is not None:
             self._small[SIGNATURE] = signature
         self._doing = doing
