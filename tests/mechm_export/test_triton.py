@@ -317,6 +317,7 @@ def test_another_name_names_all_models(tiny_bundle: Path, tmp_path: Path, backen
     found = configs(tmp_path / "models")
     assert set(found) == {"emotions.v2", *(f"emotions.v2_{part}" for part in bundle.parts)}
     assert found["emotions.v2"].instance_group[0].count == 3
-    assert open_bundle(tmp_path / "models" / "emotions.v2" / "1" / "bundle").id == bundle.id
+    assert bundle.folder == tmp_path / "models" / "emotions.v2" / "1" / "bundle"
+    assert open_bundle(bundle.folder) == bundle
     (answer,) = ask(load(tmp_path / "models" / "emotions.v2", backend), [check_conversations()[0].conversation])
     assert answer["utterances"]

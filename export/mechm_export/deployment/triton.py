@@ -20,7 +20,7 @@ from pathlib import Path
 
 from mechm_export.deployment.split import Deployment, split_bundle
 from mechm_export.staging import check_new, put_in_place, staged, written
-from mechm_runtime.bundle import Bundle, PartFiles, Progress, Tensor
+from mechm_runtime.bundle import Bundle, PartFiles, Progress, Tensor, open_bundle
 from mechm_runtime.errors import BundleError, InputError
 
 TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "bool": "TYPE_BOOL"}
@@ -67,7 +67,7 @@ def write_repository(
             _link(bundle.path(part.files[part.default]), model / "1" / "model.onnx")
             (model / "config.pbtxt").write_text(part_config(f"{name}_{part.name}", part, bundle.id), encoding="utf-8")
         put_in_place(staging, out)
-    return bundle
+    return open_bundle(out / name / "1" / "bundle", check_hashes=False)
 
 
 def part_config(name: str, part: PartFiles, bundle_id: str) -> str:
