@@ -43,18 +43,19 @@ def write_keys(private: Path) -> Path:
     public = private.with_suffix(".pub")
     if private == public:
         raise InputError(f"{private} is where the public key would lie", hint="give a name that ends in .pem")
+    for path in (private, public):
+        if path.exists():
+            raise InputError(f"{path} exists", hint="give another name: a key that is overwritten is lost")
     key = Ed25519PrivateKey.generate()
     pem = serialization.Encoding.PEM
     secret = key.private_bytes(pem, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
     shared = key.public_key().public_bytes(pem, serialization.PublicFormat.SubjectPublicKeyInfo)
-    for path, mode, content in ((private, 0o600, secret), (public, 0o644, shared)):
-        try:
+    try:
+        for path, mode, content in ((public, 0o644, shared), (private, 0o600, secret)):
             with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode), "wb") as file:
                 file.write(content)
-        except FileExistsError as error:
-            raise InputError(f"{path} exists", hint="give another name: a key that is lost is lost") from error
-        except OSError as error:
-            raise InputError(f"{path} cannot be written: {error.strerror}") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}", hint="give another --out") from error
     return public
 
 

@@ -167,6 +167,10 @@ def test_keys_are_private_and_never_overwritten(tmp_path: Path) -> None:
         with pytest.raises(InputError):
             write_keys(tmp_path / name)
     assert ((tmp_path / "key.pem").read_bytes(), public.read_bytes()) == before
+    (tmp_path / "key.pem").unlink()
+    with pytest.raises(InputError, match=r"key\.pub exists"):
+        write_keys(tmp_path / "key.pem")
+    assert [path.name for path in tmp_path.iterdir()] == ["key.pub"]
 
 
 def test_without_a_key_nothing_is_said_about_a_signature(signed: Path) -> None:
