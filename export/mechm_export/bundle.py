@@ -6,9 +6,7 @@ bundle as it was. A precision that fails the gate is not written.
 
 from __future__ import annotations
 
-import contextlib
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
@@ -16,7 +14,7 @@ from pathlib import Path
 
 from mechm.llm.packed import TorchLlama
 from mechm_export.compressed import even_out
-from mechm_export.gate import TaskCheck, ValueCheck, check_values
+from mechm_export.gate import TaskCheck, ValueCheck, check_values, one_torch_thread
 from mechm_export.judge import CheckSet, Graph, ask_torch, compare, judge, problems_of, shipped_check_set
 from mechm_export.llama import LlamaSource, question_inputs
 from mechm_export.manifest import (
@@ -31,9 +29,10 @@ from mechm_export.onnx_graph import export_graph
 from mechm_export.part import ExportPart, Feeds
 from mechm_export.parts import ModelParts, build_parts
 from mechm_export.quantize import quantize_int8, quantize_weights
-from mechm_runtime.bundle import LLAMA, MANIFEST, Bundle, open_bundle, read_manifest
+from mechm_export.staging import check_target, put_in_place, staged, written
+from mechm_runtime.bundle import LLAMA, Bundle, open_bundle
 from mechm_runtime.engine import W8, EngineName
-from mechm_runtime.errors import BundleError, MissingExtraError, VerificationError
+from mechm_runtime.errors import MissingExtraError, VerificationError
 from mechm_runtime.pipeline import DETECTOR_FILE, TOKENIZER_FILE
 from mechm_runtime.text import ConversationTokenizer
 
@@ -93,7 +92,7 @@ def export_bundle(
     require_targets(targets)
     step("loading weights")
     model = build_parts(preset, trained, adapter, llm_base)
-    with _written(out), _staging(out) as staging:
+    with written(out), staged(out) as staging:
         if model.llama is not None:
             step(f"{LLAMA}: evening out channels")
             even_out_llama(model.llama, checks)
@@ -120,7 +119,7 @@ def export_bundle(
         values = [check for check in values if check.precision in precisions[check.part]]
         write_manifest(staging, model, precisions, values, tasks)
         open_bundle(staging)
-        _replace(staging, out)
+        put_in_place(staging, out)
     return BundleReport(open_bundle(out, check_hashes=False), tuple(values), tuple(tasks), refused)
 
 
@@ -166,28 +165,6 @@ def verify_bundle(
         lower = {name: W8 if W8 in part.files else "fp32" for name, part in bundle.parts.items()}
         tasks += compare(bundle, reference, lower)
     return BundleReport(bundle, tuple(values), tuple(tasks))
-
-
-def check_target(out: Path) -> None:
-    """Refuse a target that would destroy something else: an old bundle goes as a whole, and nothing else with it.
-
-    Raises: BundleError: it exists and is neither an empty folder nor a bundle, or holds more than a bundle's files.
-    """
-    if out.is_symlink() or (out.exists() and not out.is_dir()):
-        raise BundleError(f"{out} is not a folder", hint="give another --out")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    try:
-        listed = read_manifest(out)["files"]
-        foreign = sorted(
-            name
-            for path in out.rglob("*")
-            if not path.is_dir() and (name := path.relative_to(out).as_posix()) not in {MANIFEST, *listed}
-        )
-    except (BundleError, KeyError, TypeError) as error:
-        raise BundleError(f"{out} is a folder with other things in it", hint="give a new or empty --out") from error
-    if foreign:
-        raise BundleError(f"{out} holds more than its bundle: {foreign[0]}", hint="move that away, or give a new --out")
 
 
 def require_targets(targets: Collection[Target]) -> None:
@@ -243,44 +220,9 @@ def even_out_llama(source: LlamaSource, checks: CheckSet) -> None:
     """Prepare the Llama's weights for 8 bits, in place, on the first of the check set's conversations."""
     some = [one.conversation for one in checks.labelled[:LLAMA_CALIBRATION_CONVERSATIONS]]
     asked, torch_llama = question_inputs(source, some), TorchLlama(source.scores)
-    even_out(source.scores.causal, lambda: [torch_llama.run(inputs) for inputs in asked], values=False)
+    with one_torch_thread():
+        even_out(source.scores.causal, lambda: [torch_llama.run(inputs) for inputs in asked], values=False)
 
 
 def _graph(folder: Path, part: str, precision: str) -> Path:
     return folder.joinpath(*graph_name(part, precision).split("/"))
-
-
-@contextlib.contextmanager
-def _staging(out: Path) -> Iterator[Path]:
-    """A folder beside the target that is gone afterwards, whatever happens."""
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as folder:
-        staging = Path(folder) / out.name
-        staging.mkdir()
-        yield staging
-
-
-def _replace(staging: Path, out: Path) -> None:
-    """Put the new bundle in the old one's place; the old one goes only once the new one is there."""
-    old = staging.parent / "replaced"
-    if out.exists():
-        out.rename(old)
-    try:
-        staging.rename(out)
-    except BaseException:
-        if old.exists():
-            old.rename(out)
-        raise
-
-
-@contextlib.contextmanager
-def _written(out: Path) -> Iterator[None]:
-    """Say of the system's refusals (a full disk, a folder of somebody else) what they prevented.
-
-    Raises: BundleError.
-    """
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise BundleError(f"the bundle cannot be written to {out}: {reason}", hint="give another --out") from error

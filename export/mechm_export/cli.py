@@ -95,7 +95,8 @@ def bundle(
     """Export a preset in fp32 and below and check every part against torch.
 
     A part's int8 form, and its w8 form for openvino, is kept where the answers stay the same (99 % of the labels, F1
-    within 0.005) and left out otherwise. An existing bundle is replaced only once the new one is whole.
+    within 0.005) and left out otherwise. An existing bundle is replaced only once the new one is whole. mechm bundle
+    split takes out of it what one deployment needs.
 
     \b
     mechm export bundle --preset small --out bundle
@@ -105,7 +106,8 @@ def bundle(
     _require_packages()
     from rich.console import Console
 
-    from mechm_export.bundle import check_target, export_bundle, require_targets
+    from mechm_export.bundle import export_bundle, require_targets
+    from mechm_export.staging import check_target
 
     check_target(out)
     require_targets(targets)

@@ -33,6 +33,7 @@ from mechm_runtime.bundle import (
     LLAMA,
     MANIFEST,
     SERVED,
+    SIGNATURE,
     Bundle,
     PartFiles,
     ServedLlama,
@@ -187,4 +188,5 @@ def _write_manifest(bundle: Bundle, target: Path, served: ServedLlama) -> None:
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     beside = bundle.folder / f".{MANIFEST}.tmp"
     beside.write_text(text, encoding="utf-8")
+    (bundle.folder / SIGNATURE).unlink(missing_ok=True)  # it was for the manifest that goes
     beside.replace(bundle.folder / MANIFEST)

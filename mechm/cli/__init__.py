@@ -15,6 +15,7 @@ import click
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "analyze": ("mechm.cli.analyze", "analyze", "Find emotions and their causes in a recording or transcript."),
+    "bundle": ("mechm_export.deployment.cli", "bundle", "Inspect, compare, sign, split and pack bundles."),
     "doctor": ("mechm.cli.doctor", "doctor", "Say what is installed, what works here and what to install."),
     "evaluate": ("mechm.cli.evaluate", "evaluate", "Score a bundle, weights or a submission on annotated data."),
     "export": ("mechm_export.cli", "export", "Turn weights into a verified bundle."),

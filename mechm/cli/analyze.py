@@ -129,15 +129,13 @@ def analyze(
         from mechm_runtime.media import MediaLimits
         from mechm_runtime.types import MODALITIES
 
-        modalities = modalities or MODALITIES
         outputs = Outputs(json=json_path, vtt=vtt_path, submission=submission_path, report=report_path)
         if quiet and not outputs.wanted:
             raise click.UsageError("--quiet shows nothing: give --json, --vtt, --submission or --report with it")
         limits = MediaLimits() if limit_duration_s is None else MediaLimits(max_duration_s=limit_duration_s)
-        conversations = read_input(source, transcript, outputs, limits, modalities)
-        pipeline = load_pipeline(
-            bundle, precision, EngineConfig(n_threads=threads or 0, engine=engine), llm, server, modalities, limits
-        )
+        conversations = read_input(source, transcript, outputs, limits, modalities or MODALITIES)
+        config = EngineConfig(n_threads=threads or 0, engine=engine)
+        pipeline = load_pipeline(bundle, precision, config, llm, server, modalities or None, limits)
         show = Printer(outputs, heading=len(conversations) > 1, quiet=quiet)
         analyses, failures = analyze_all(pipeline, conversations, show, quiet=quiet)
         finish(outputs, conversations, analyses, failures, title=source.stem or source.resolve().name, quiet=quiet)
@@ -174,7 +172,7 @@ def load_pipeline(
     engine: EngineConfig,
     llm: Llm | None,
     server: ServerConfig | None,
-    modalities: Sequence[str],
+    modalities: Sequence[str] | None,
     limits: MediaLimits,
 ) -> Pipeline:
     """The pipeline as the options say.

@@ -31,7 +31,7 @@ from mechm_runtime.features.log_mel import LogMelConfig
 from mechm_runtime.features.scene import SceneConfig
 from mechm_runtime.fusion import FusionInputs
 from mechm_runtime.media import MediaReader, Segment
-from mechm_runtime.perception import FrameReader, VoiceReader
+from mechm_runtime.perception import FaceReader, SceneReader, VoiceReader
 from mechm_runtime.pipeline import STILL_S
 from mechm_runtime.types import Conversation, Utterance
 
@@ -113,9 +113,12 @@ class FeatureExtractor:
     fingerprint: what the features depend on besides the recording (weights, sizes, constants), as a hash.
     """
 
-    def __init__(self, voice: VoiceReader, frames: FrameReader, sizes: FusionWindows, fingerprint: str) -> None:
+    def __init__(
+        self, voice: VoiceReader, faces: FaceReader, scene: SceneReader, sizes: FusionWindows, fingerprint: str
+    ) -> None:
         self._voice = voice
-        self._frames = frames
+        self._faces = faces
+        self._scene = scene
         self.sizes = sizes
         self.fingerprint = fingerprint
 
@@ -139,15 +142,15 @@ class FeatureExtractor:
         sizes = fusion_windows(config)
         voice = build_audio_encoder(config, folders["audio"])
         frames = build_scene_encoder(config, folders["scene"])
+        expression = build_expression(folders["expression"])
         return cls(
             VoiceReader(log_mel, TorchPart(voice, ("mel", "mel_frames"), "audio_tokens", device)),
-            FrameReader(
-                scene,
-                TorchPart(frames, ("pixel_values",), "scene_token", device),
+            FaceReader(
                 FaceFinder(detector / "model.onnx", faces),
-                TorchPart(build_expression(folders["expression"]), ("pixel_values",), "expression_logits", device),
+                TorchPart(expression, ("pixel_values",), "expression_logits", device),
                 sizes,
             ),
+            SceneReader(scene, TorchPart(frames, ("pixel_values",), "scene_token", device), sizes),
             sizes,
             _fingerprint(config, (*(f for f in folders.values() if f is not None), detector), log_mel, scene, faces),
         )
@@ -159,9 +162,9 @@ class FeatureExtractor:
         if segment.samples is not None and (reason := self._voice.read(0, segment.samples, inputs)):
             missing["audio"] = reason
         if segment.frames is not None and len(segment.frames):
-            if reason := self._frames.read_faces(0, segment.frames, inputs):
+            if reason := self._faces.read(0, segment.frames, inputs):
                 missing["face"] = reason
-            self._frames.read_scene(0, segment.frames, inputs)
+            self._scene.read(0, segment.frames, inputs)
         values = (inputs.audio, inputs.scene, inputs.face)
         if not all(np.abs(value).max() < LARGEST for value in values):  # false for NaN, too
             inputs = FusionInputs.absent((Utterance(1),), self.sizes)

@@ -11,7 +11,7 @@ import json
 import math
 import os
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
@@ -20,16 +20,20 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 from mechm_runtime.cache import cache_dir
 from mechm_runtime.combination import CombinationConfig
 from mechm_runtime.decision import DecisionConfig
+from mechm_runtime.engine import W8, EngineName
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.features.faces import FaceConfig
 from mechm_runtime.features.log_mel import LogMelConfig
 from mechm_runtime.features.scene import SceneConfig
+from mechm_runtime.installed import SCHEME, installed_bundle, only_installed_bundle
 from mechm_runtime.questions import QuestionConfig
 from mechm_runtime.text import TextConfig
 from mechm_runtime.types import EMOTIONS
 
 SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
+SIGNATURE = "bundle.sig"
+"""The signature of the manifest, which lies beside it where somebody has signed the bundle."""
 LLAMA = "llama"
 """The part that is the Llama."""
 PROJECTOR = "projector"
@@ -40,6 +44,12 @@ MAX_MANIFEST_BYTES = 4 << 20
 REBUILD = "make it again: mechm export bundle --preset small --out DIR"
 MAX_SHOWN = 200
 """Characters of a damaged manifest that an error repeats."""
+
+MODALITY_PARTS = {"text": "text", "audio": "audio", "face": "expression", "scene": "scene"}
+"""Modality -> the part that reads it."""
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, the bytes that are done and their number."""
 
 Config = TypeVar("Config")
 
@@ -100,6 +110,12 @@ class PartFiles:
                 return tensor.axes[-1]
         raise BundleError(f"the {self.name} part has no input {name} of a fixed width", hint=REBUILD)
 
+    def precision_on(self, engine: EngineName) -> str:
+        """The precision that an engine runs where none is asked for."""
+        if engine == "openvino":
+            return W8 if W8 in self.files else "fp32"
+        return self.default
+
 
 @dataclass(frozen=True, slots=True)
 class LlamaFiles:
@@ -153,6 +169,11 @@ class Bundle:
     served: ServedLlama | None
     manifest: Mapping[str, Any]
 
+    @property
+    def modalities(self) -> tuple[str, ...]:
+        """What it has parts for; a bundle that was split may lack some."""
+        return tuple(modality for modality, part in MODALITY_PARTS.items() if part in self.parts)
+
     def path(self, name: str) -> Path:
         """Where a listed file lies.
 
@@ -164,20 +185,29 @@ class Bundle:
 
 
 def default_bundle_path() -> Path:
-    """`MECHM_BUNDLE` where it is set, else the bundle that `make demo` builds in the user's cache folder."""
+    """The bundle that is used where none is named.
+
+    `MECHM_BUNDLE` where it is set, else what `make demo` builds in the user's cache folder, else the only bundle that
+    is installed as a package.
+    Raises: BundleError: the package that `MECHM_BUNDLE` names is not installed, or several are and none is named.
+    """
     if named := os.environ.get("MECHM_BUNDLE"):
-        return Path(named)
-    return cache_dir() / "bundles" / "small"
+        return _located(named)
+    built = cache_dir() / "bundles" / "small"
+    return built if built.exists() else only_installed_bundle() or built
 
 
-def open_bundle(path: Path | None = None, *, check_hashes: bool = True) -> Bundle:
+def open_bundle(
+    path: Path | str | None = None, *, check_hashes: bool = True, on_progress: Progress | None = None
+) -> Bundle:
     """Open and check a bundle.
 
-    path: the bundle's folder; None for `default_bundle_path`.
+    path: the bundle's folder, or `package:NAME` for one that is installed; None for `default_bundle_path`.
     check_hashes: False skips sha256 of the files (sizes are still checked), for a caller that has just checked them.
+    on_progress: called as files are hashed.
     Raises: BundleError: missing, incomplete, changed, unsafe or newer than this library.
     """
-    folder = Path(path) if path is not None else default_bundle_path()
+    folder = default_bundle_path() if path is None else _located(str(path))
     if not _is_folder(folder):
         raise BundleError(f"no bundle at {folder}", hint=_missing_hint(path))
     manifest = read_manifest(folder)
@@ -197,8 +227,15 @@ def open_bundle(path: Path | None = None, *, check_hashes: bool = True) -> Bundl
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, InputError) as error:
         reason = f"{type(error).__name__}: {error}"[:MAX_SHOWN]
         raise BundleError(f"{MANIFEST} is damaged: {reason}", hint=REBUILD) from error
-    _check_files(folder, files, check_hashes=check_hashes)
+    _check_files(folder, files, check_hashes=check_hashes, on_progress=on_progress)
     return bundle
+
+
+def foreign_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
+    """What lies in a bundle's folder and is no part of it: all but the manifest, its signature and the listed files."""
+    own = {MANIFEST, SIGNATURE, *manifest["files"]}
+    present = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return sorted({path.relative_to(folder).as_posix() for path in present} - own)
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
@@ -236,6 +273,10 @@ def manifest_id(preset: str, manifest: Mapping[str, Any]) -> str:
     return f"{preset}-{hashlib.sha256(canonical.encode()).hexdigest()[:12]}"
 
 
+def _located(name: str) -> Path:
+    return installed_bundle(name.removeprefix(SCHEME)) if name.startswith(SCHEME) else Path(name)
+
+
 def _is_folder(path: Path) -> bool:
     try:
         return path.is_dir()
@@ -243,7 +284,7 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _missing_hint(asked_for: Path | None) -> str:
+def _missing_hint(asked_for: Path | str | None) -> str:
     if asked_for is not None:
         return "give the folder that `mechm export bundle` wrote"
     return "that is what MECHM_BUNDLE names: correct or unset it" if os.environ.get("MECHM_BUNDLE") else "make demo"
@@ -338,12 +379,14 @@ def _tensor(tensor: Mapping[str, Any]) -> Tensor:
     return Tensor(_typed(tensor["name"], str), _typed(tensor["dtype"], str), axes)
 
 
-def _check_files(folder: Path, files: Mapping[str, tuple[int, str]], *, check_hashes: bool) -> None:
+def _check_files(
+    folder: Path, files: Mapping[str, tuple[int, str]], *, check_hashes: bool, on_progress: Progress | None
+) -> None:
     """Compare files with their listed size and sha256.
 
     Raises: BundleError.
     """
-    paths = {name: _inside(folder, name) for name in files}
+    paths = {name: inside(folder, name) for name in files}
     for name, path in paths.items():
         try:
             size = path.stat().st_size
@@ -353,6 +396,7 @@ def _check_files(folder: Path, files: Mapping[str, tuple[int, str]], *, check_ha
             raise BundleError(f"the bundle's {name} was changed: {size:,} bytes, not {files[name][0]:,}", hint=REBUILD)
     if not check_hashes:
         return
+    done, total = 0, sum(size for size, _ in files.values())
     # hashlib releases the GIL, so threads read and hash in parallel.
     with ThreadPoolExecutor(4) as pool:
         digests = pool.map(file_sha256, paths.values())
@@ -360,12 +404,15 @@ def _check_files(folder: Path, files: Mapping[str, tuple[int, str]], *, check_ha
             for name, digest in zip(paths, digests, strict=True):
                 if digest != files[name][1]:
                     raise BundleError(f"the bundle's {name} was changed: its sha256 differs", hint=REBUILD)
+                done += files[name][0]
+                if on_progress is not None:
+                    on_progress("checking hashes", done, total)
         except OSError as error:
             raise BundleError(f"a file of the bundle cannot be read: {error.strerror}", hint=REBUILD) from error
 
 
-def _inside(folder: Path, name: str) -> Path:
-    """The listed file's path.
+def inside(folder: Path, name: str) -> Path:
+    """A listed file's path in a bundle's folder.
 
     Raises: BundleError: the name leaves the folder, or passes a link or something else than folders and a plain file.
     """

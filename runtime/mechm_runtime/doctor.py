@@ -26,9 +26,10 @@ from urllib.request import url2pathname
 
 from packaging.requirements import Requirement
 
+from mechm_runtime.bundle import default_bundle_path
 from mechm_runtime.cache import cache_dir
 from mechm_runtime.cores import usable_cores
-from mechm_runtime.errors import MissingExtraError
+from mechm_runtime.errors import BundleError, MissingExtraError
 
 ENGINES: tuple[str, ...] = ("cpu", "gpu")
 """Extras that bring onnxruntime; both own the same files, so an environment takes exactly one."""
@@ -503,7 +504,10 @@ def examine_files() -> tuple[Files, ...]:
     """The base weights and the default bundle of the preset `small`, present or not; their content is not checked."""
     weights = cache_dir() / "weights" / "small"
     parts = tuple(sorted(file.parent.name for file in weights.glob("*/provenance.json")))
-    bundle = Path(os.environ.get("MECHM_BUNDLE") or cache_dir() / "bundles" / "small")
+    try:
+        bundle = default_bundle_path()
+    except BundleError:  # it names a package that is not installed, or does not say which
+        bundle = Path(os.environ.get("MECHM_BUNDLE") or cache_dir() / "bundles" / "small")
     export = f"mechm export bundle --preset small --out '{bundle}'"
     return (
         _files("base weights", weights, bool(parts), "mechm weights fetch --preset small", parts),

@@ -89,35 +89,38 @@ class VoiceReader:
         return ""
 
 
-class FrameReader:
-    """Fills scene, scene_mask, face and face_mask."""
+class SceneReader:
+    """Fills scene and scene_mask."""
 
-    def __init__(
-        self,
-        scene_config: SceneConfig,
-        scene: GraphRunner,
-        finder: FaceFinder,
-        expression: GraphRunner,
-        sizes: FusionWindows,
-    ) -> None:
-        self._scene_config = scene_config
-        self._scene = scene
-        self._finder = finder
-        self._expression = expression
+    def __init__(self, config: SceneConfig, engine: GraphRunner, sizes: FusionWindows) -> None:
+        self._config = config
+        self._engine = engine
         self._sizes = sizes
 
-    def read_scene(self, index: int, frames: npt.NDArray[np.uint8], inputs: FusionInputs) -> None:
+    def read(self, index: int, frames: npt.NDArray[np.uint8], inputs: FusionInputs) -> None:
         """Read the frames of an utterance as wholes.
 
         frames: uint8 (n, H, W, 3), RGB; those above the bundle's n_frames are left out.
         """
         kept = frames[: self._sizes.n_frames]
-        pixels = np.stack([scene_pixels(frame, self._scene_config) for frame in kept])
-        inputs.scene[index, : len(kept)] = self._scene.run({"pixel_values": pixels})["scene_token"]
+        pixels = np.stack([scene_pixels(frame, self._config) for frame in kept])
+        inputs.scene[index, : len(kept)] = self._engine.run({"pixel_values": pixels})["scene_token"]
         inputs.scene_mask[index, : len(kept)] = True
 
-    def read_faces(self, index: int, frames: npt.NDArray[np.uint8], inputs: FusionInputs) -> str:
-        """Read the faces in the frames of an utterance; returns why there are none, or an empty string."""
+
+class FaceReader:
+    """Fills face and face_mask."""
+
+    def __init__(self, finder: FaceFinder, engine: GraphRunner, sizes: FusionWindows) -> None:
+        self._finder = finder
+        self._engine = engine
+        self._sizes = sizes
+
+    def read(self, index: int, frames: npt.NDArray[np.uint8], inputs: FusionInputs) -> str:
+        """Read the faces in the frames of an utterance; returns why there are none, or an empty string.
+
+        frames: uint8 (n, H, W, 3), RGB; those above the bundle's n_frames are left out.
+        """
         crops, heights = [], []
         for frame in frames[: self._sizes.n_frames]:
             for face in self._finder.find(frame)[: self._sizes.max_faces]:
@@ -125,7 +128,7 @@ class FrameReader:
                 heights.append(face.box_px[3] / frame.shape[0])
         if not crops:
             return "no face found"
-        logits = self._expression.run({"pixel_values": np.stack(crops)})["expression_logits"]
+        logits = self._engine.run({"pixel_values": np.stack(crops)})["expression_logits"]
         exponential = np.exp(logits - logits.max(-1, keepdims=True))
         probabilities = exponential / exponential.sum(-1, keepdims=True)
         inputs.face[index, : len(crops)] = np.concatenate([probabilities, np.array(heights)[:, None]], -1)

@@ -20,15 +20,16 @@ from typing import Literal
 import numpy as np
 
 from mechm_runtime.advice import Adviser, Llm, make_adviser
-from mechm_runtime.bundle import Bundle, PartFiles, open_bundle
+from mechm_runtime.bundle import MODALITY_PARTS, Bundle, PartFiles, open_bundle
 from mechm_runtime.decision import Decision, decide
-from mechm_runtime.engine import W8, EngineConfig, GraphRunner, load_engine
+from mechm_runtime.engine import EngineConfig, GraphRunner, load_engine
 from mechm_runtime.errors import BundleError, InputError, LlmUnavailableError, MediaError
 from mechm_runtime.features.faces import FaceFinder
 from mechm_runtime.fusion import FusionInputs, FusionScores, run_fusion
 from mechm_runtime.media import MediaLimits, MediaReader, Segment
-from mechm_runtime.perception import FrameReader, TextReader, VoiceReader
+from mechm_runtime.perception import FaceReader, SceneReader, TextReader, VoiceReader
 from mechm_runtime.serving.settings import ServerConfig
+from mechm_runtime.signature import open_signed_bundle
 from mechm_runtime.text import ConversationTokenizer
 from mechm_runtime.types import EMOTIONS, MODALITIES, Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
 
@@ -92,7 +93,7 @@ class Pipeline:
         *,
         precisions: Mapping[str, str | None] | None = None,
         engine: EngineConfig | None = None,
-        modalities: Sequence[str] = MODALITIES,
+        modalities: Sequence[str] | None = None,
         limits: MediaLimits | None = None,
         llm: Llm | None = None,
         server: ServerConfig | None = None,
@@ -101,6 +102,7 @@ class Pipeline:
         """Build a pipeline from an opened bundle.
 
         precisions: part -> precision; the bundle's default for parts that are not named or have None.
+        modalities: which to use; the others count as absent. None for all that the bundle has parts for.
         llm: `none` for the fusion alone, `onnx` for the bundle's Llama, `vllm` for a server that serves it,
             `vllm-local` for vLLM in this process; None for `onnx` where the bundle has one.
         server: where that server is; None for the default address.
@@ -108,13 +110,16 @@ class Pipeline:
         Raises: InputError: unknown modalities, or none; or the server serves something else. BundleError: a precision
             or part that the bundle lacks. LlmUnavailableError: there is no server.
         """
+        self.bundle = bundle
+        modalities = bundle.modalities if modalities is None else modalities
         unknown = sorted(set(modalities) - set(MODALITIES))
         if unknown:
             raise InputError(f"unknown modality {unknown[0]!r}", hint=f"choose from {', '.join(MODALITIES)}")
-        self.bundle = bundle
         self.modalities = tuple(m for m in MODALITIES if m in modalities)
         if not self.modalities:
             raise InputError("no modality to analyse", hint=f"choose from {', '.join(MODALITIES)}")
+        if absent := [MODALITY_PARTS[m] for m in self.modalities if m not in bundle.modalities]:
+            raise BundleError(f"the bundle has no {absent[0]} part", hint=f"it reads {', '.join(bundle.modalities)}")
         self._precisions = {name: precision for name, precision in (precisions or {}).items() if precision is not None}
         self._engine_config = engine or EngineConfig()
         self._check_precisions()
@@ -135,7 +140,8 @@ class Pipeline:
             )
         self._adviser: Adviser | None = make_adviser(bundle, self.llm, server, self._fusion, self._engine)
         self._voice: VoiceReader | None = None
-        self._frames: FrameReader | None = None
+        self._faces: FaceReader | None = None
+        self._scene: SceneReader | None = None
 
     @classmethod
     def from_bundle(
@@ -144,23 +150,26 @@ class Pipeline:
         *,
         precision: Precision | None = None,
         engine: EngineConfig | None = None,
-        modalities: Sequence[str] = MODALITIES,
+        modalities: Sequence[str] | None = None,
         limits: MediaLimits | None = None,
         llm: Llm | None = None,
         server: ServerConfig | None = None,
+        public_key: Path | None = None,
     ) -> Pipeline:
         """Open a bundle and load it.
 
-        path: its folder; None for `MECHM_BUNDLE` or the bundle that `make demo` built.
+        path: its folder, or `package:NAME` for one that is installed as a package; None for `MECHM_BUNDLE`, the bundle
+            that `make demo` built, or the only one that is installed.
         precision: of every part; None takes the bundle's default part by part.
-        modalities: which to use; the others count as absent.
+        modalities: which to use; the others count as absent. None for all that the bundle has parts for.
         limits: on recordings; None for the defaults.
         llm: `none` for the fusion alone, `onnx` for the bundle's Llama, `vllm` for a server that serves it,
             `vllm-local` for vLLM in this process; None for `onnx` where the bundle has one.
         server: where that server is; None for the default address.
+        public_key: PEM file of an Ed25519 key that must have signed the bundle; None asks for no signature.
         Raises: BundleError, ProviderError, MissingExtraError, LlmUnavailableError.
         """
-        bundle = open_bundle(None if path is None else Path(path))
+        bundle = open_bundle(path) if public_key is None else open_signed_bundle(path, public_key)
         precisions = dict.fromkeys(bundle.parts, precision)
         return cls(
             bundle,
@@ -327,15 +336,14 @@ class Pipeline:
             if reason:
                 work.missing[index]["audio"] = reason
         if segment.frames is not None and len(segment.frames):
-            frames = self._frame_reader()
             if "face" in self.modalities:
                 with work.timed("face"):
-                    reason = frames.read_faces(index, segment.frames, work.inputs)
+                    reason = self._face_reader().read(index, segment.frames, work.inputs)
                 if reason:
                     work.missing[index]["face"] = reason
             if "scene" in self.modalities:
                 with work.timed("scene"):
-                    frames.read_scene(index, segment.frames, work.inputs)
+                    self._scene_reader().read(index, segment.frames, work.inputs)
 
     def _note(self, work: _Work, index: int, tracks: Sequence[str], reason: str) -> None:
         """Say that a track is missing, in terms of the modalities that would be read from it."""
@@ -418,10 +426,7 @@ class Pipeline:
                 )
 
     def _load_engine(self, part: PartFiles) -> GraphRunner:
-        default = part.default
-        if self._engine_config.engine == "openvino":
-            default = W8 if W8 in part.files else "fp32"
-        precision = self._precisions.get(part.name, default)
+        precision = self._precisions.get(part.name, part.precision_on(self._engine_config.engine))
         return load_engine(self.bundle.path(part.files[precision]), self._engine_config)
 
     def _voice_reader(self) -> VoiceReader:
@@ -430,17 +435,18 @@ class Pipeline:
                 self._voice = VoiceReader(self.bundle.log_mel, self._engine("audio"))
             return self._voice
 
-    def _frame_reader(self) -> FrameReader:
+    def _face_reader(self) -> FaceReader:
         with self._lock:
-            if self._frames is None:
-                self._frames = FrameReader(
-                    self.bundle.scene,
-                    self._engine("scene"),
-                    FaceFinder(self.bundle.path(DETECTOR_FILE), self.bundle.faces),
-                    self._engine("expression"),
-                    self.bundle.fusion,
-                )
-            return self._frames
+            if self._faces is None:
+                finder = FaceFinder(self.bundle.path(DETECTOR_FILE), self.bundle.faces)
+                self._faces = FaceReader(finder, self._engine("expression"), self.bundle.fusion)
+            return self._faces
+
+    def _scene_reader(self) -> SceneReader:
+        with self._lock:
+            if self._scene is None:
+                self._scene = SceneReader(self.bundle.scene, self._engine("scene"), self.bundle.fusion)
+            return self._scene
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:

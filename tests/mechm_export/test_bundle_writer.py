@@ -20,12 +20,12 @@ from onnx import numpy_helper
 
 from mechm.model.build import build_network, save_trained
 from mechm.model.config import preset_config
-from mechm_export import bundle as writer
 from mechm_export import judge as judging
-from mechm_export.bundle import BundleReport, check_target, export_bundle, verify_bundle
+from mechm_export.bundle import BundleReport, export_bundle, verify_bundle
 from mechm_export.data import check_conversations
 from mechm_export.gate import TaskCheck
 from mechm_export.judge import CheckSet, shipped_check_set
+from mechm_export.staging import check_target, put_in_place
 from mechm_runtime.bundle import MANIFEST, file_sha256, manifest_id, open_bundle
 from mechm_runtime.decision import DecisionConfig
 from mechm_runtime.engine import EngineConfig
@@ -233,7 +233,7 @@ def test_an_old_bundle_comes_back_where_the_new_one_cannot_take_its_place(folder
     before = contents(folder)
     (tmp_path / "staging").mkdir()
     with pytest.raises(FileNotFoundError):
-        writer._replace(tmp_path / "staging" / "never-written", folder)
+        put_in_place(tmp_path / "staging" / "never-written", folder)
     assert contents(folder) == before
 
 

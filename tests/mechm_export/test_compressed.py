@@ -16,10 +16,11 @@ from safetensors.torch import load_file
 from mechm.cli import cli
 from mechm.llm.comparison import Answers, answer
 from mechm.llm.scorer import AnswerScores, load_llama
-from mechm_export.bundle import BundleReport, check_target
+from mechm_export.bundle import BundleReport
 from mechm_export.compressed import SCHEMES, SchemeName, even_out, round_layers, write_compressed
 from mechm_export.data import check_conversations
 from mechm_export.served import add_served_llama
+from mechm_export.staging import check_target
 from mechm_runtime.bundle import open_bundle
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.questions import QuestionTokenizer

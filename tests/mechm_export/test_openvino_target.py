@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from mechm.cli import cli
 from mechm_export.bundle import BundleReport, export_bundle, verify_bundle
 from mechm_export.data import check_conversations
+from mechm_export.deployment.split import Deployment, split_bundle
 from mechm_runtime.bundle import LLAMA
 from mechm_runtime.engine import W8, EngineConfig
 from mechm_runtime.errors import MissingExtraError
@@ -49,6 +50,18 @@ def test_openvino_runs_them_and_onnxruntime_does_not(made: BundleReport) -> None
         assert again.probabilities == pytest.approx(other.probabilities, abs=1e-4)
         assert one.probabilities == pytest.approx(other.probabilities, abs=0.05)
         assert one.probabilities != pytest.approx(other.probabilities, abs=1e-5)
+
+
+def test_what_is_split_for_openvino_answers_the_same_there(made: BundleReport, tmp_path: Path) -> None:
+    conversation = check_conversations()[0].conversation
+    for precision in (None, W8, "fp32"):
+        bundle = split_bundle(made.bundle.folder, tmp_path / str(precision), Deployment("openvino", precision))
+        asked = dict.fromkeys(made.bundle.parts, "fp32") if precision == "fp32" else {}
+        expected = Pipeline(made.bundle, engine=OPENVINO, precisions=asked).analyze(conversation)
+        assert Pipeline(bundle, engine=OPENVINO).analyze(conversation).utterances == expected.utterances
+        kept = {name: list(part.files) for name, part in bundle.parts.items()}
+        large = ["fp32"] if precision == "fp32" else [W8]
+        assert kept == {name: large if name in ("text", LLAMA) else ["fp32"] for name in made.bundle.parts}
 
 
 def test_verify_repeats_the_checks_on_that_engine(

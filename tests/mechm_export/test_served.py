@@ -22,9 +22,11 @@ import pytest
 from click.testing import CliRunner
 
 from mechm.cli import cli
-from mechm_export.bundle import BundleReport, check_target
+from mechm_export.bundle import BundleReport
 from mechm_export.data import check_conversations
+from mechm_export.deployment.split import Deployment, split_bundle
 from mechm_export.served import add_served_llama
+from mechm_export.staging import check_target
 from mechm_runtime.bundle import LLAMA, MANIFEST, manifest_id, open_bundle
 from mechm_runtime.engine import EngineConfig
 from mechm_runtime.errors import BundleError, InputError, LlmUnavailableError, MissingExtraError
@@ -36,6 +38,7 @@ from mechm_runtime.serving.client import VllmServer
 from mechm_runtime.serving.command import ServeConfig, plan_serving
 from mechm_runtime.serving.process import require_vllm
 from mechm_runtime.serving.settings import ServerConfig
+from mechm_runtime.signature import read_signature, sign_bundle, write_keys
 from mechm_runtime.types import Conversation, Utterance
 
 TOLERANCE = 2e-3
@@ -65,12 +68,42 @@ def test_adding_it_again_replaces_it_and_leaves_nothing_behind(
 ) -> None:
     folder = tmp_path / "bundle"
     shutil.copytree(served, folder)
+    write_keys(tmp_path / "key.pem")
+    sign_bundle(folder, tmp_path / "key.pem")
     add_served_llama(folder, adapter, llama_base, dtype="bf16")
     bundle = open_bundle(folder)
+    assert read_signature(bundle) is None, "it was signed before this was added"
     assert bundle.served is not None
     assert bundle.served.dtype == "bf16"
     check_target(folder)
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    assert {path.name for path in tmp_path.iterdir()} == {"bundle", "key.pem", "key.pub"}
+
+
+def test_a_bundle_is_split_for_the_llama_that_will_be_asked(served: Path, tmp_path: Path) -> None:
+    """`none`, the graph and a server's weights: each keeps what is needed for it, and answers as the whole does."""
+    whole = open_bundle(served)
+    conversation = check_conversations()[0].conversation
+    graph = whole.parts[LLAMA].default
+    for llm, kept, left_out in (
+        ("none", set(), {f"onnx/llama.{graph}.onnx", "llm/tokenizer.json", "llm/served/config.json"}),
+        ("onnx", {f"onnx/llama.{graph}.onnx", "llm/tokenizer.json"}, {"llm/served/config.json"}),
+        ("vllm", {"llm/tokenizer.json", "llm/served/config.json", "llm/served/model.safetensors"}, set()),
+    ):
+        made = split_bundle(served, tmp_path / llm, Deployment(llm=llm))
+        files = set(made.manifest["files"])
+        assert kept <= files
+        assert not left_out & files
+        assert ({"adapter", LLAMA} & set(made.manifest["weights"]) == set()) is (llm == "none")
+        assert bool(made.manifest["checks"]["task"]) is (llm != "none"), "answers were checked with the Llama"
+        asked = "none" if llm == "none" else "onnx"
+        found, expected = (Pipeline(b, engine=ONE_THREAD, llm=asked).analyze(conversation) for b in (made, whole))
+        assert found.utterances == expected.utterances
+        assert found.pairs == expected.pairs
+    assert plan_serving(open_bundle(tmp_path / "vllm"), ServeConfig())
+    with pytest.raises(BundleError, match="has no Llama for vLLM"):
+        split_bundle(tmp_path / "onnx", tmp_path / "again", Deployment(llm="vllm"))
+    with pytest.raises(InputError, match="reads words"):
+        split_bundle(served, tmp_path / "again", Deployment(llm="onnx", modalities=("audio",)))
 
 
 def test_another_adapter_and_a_bundle_without_a_llama_are_refused(

@@ -363,9 +363,12 @@ def test_a_bundle_without_a_part_serves_what_it_can(tiny_bundle: Path, media: Pa
     bundle = open_bundle(tiny_bundle)
     lacking = replace(bundle, parts={name: part for name, part in bundle.parts.items() if name != "audio"})
     pipeline = Pipeline(lacking, engine=ONE_THREAD)
-    assert pipeline.analyze(spoken(*TEXTS)).utterances
-    with pytest.raises(BundleError, match="no audio part"):
-        pipeline.analyze(spoken(*TEXTS, media=media / "voice.wav"))
+    assert pipeline.modalities == ("text", "face", "scene")
+    analysis = pipeline.analyze(spoken(*TEXTS, media=media / "both.mp4"))
+    assert {u.modalities for u in analysis.utterances} == {("text", "scene")}
+    with pytest.raises(BundleError, match="no audio part") as refused:
+        Pipeline(lacking, modalities=("audio", "text"))
+    assert refused.value.hint == "it reads text, face, scene"
 
 
 @pytest.mark.parametrize("name", [TOKENIZER_FILE, "faces/detector.onnx"])

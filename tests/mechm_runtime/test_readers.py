@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from mechm_runtime.errors import LabelError, MechmError, TranscriptError
 from mechm_runtime.readers import (
     clip_names,
+    parse_conversation,
     read_labelled,
     read_submission,
     read_transcript,
@@ -470,6 +471,17 @@ def test_whatever_the_json_only_our_errors_come_out(tmp_path_factory: pytest.Tem
         except MechmError as error:
             messages.append(str(error))
     assert all(len(message.encode()) < 300 for message in messages)
+
+
+def test_one_conversation_is_read_from_json_text(tmp_path: Path) -> None:
+    document = {"conversation_ID": 3, "conversation": [{"utterance_ID": 1, "speaker": "A", "text": "Well."}]}
+    path = tmp_path / "one.json"
+    path.write_text(json.dumps(document), encoding="utf-8")
+    assert (parse_conversation(json.dumps(document), name="request"),) == read_transcript(path)
+    with pytest.raises(TranscriptError, match="request: 2 conversations, not one"):
+        parse_conversation(json.dumps([document, {**document, "conversation_ID": 4}]), name="request")
+    with pytest.raises(TranscriptError, match="not JSON"):
+        parse_conversation("Well.", name="request")
 
 
 # Real files

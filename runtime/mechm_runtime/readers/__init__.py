@@ -8,6 +8,7 @@ from mechm_runtime.readers.clips import clips_for, conversation_from_media
 from mechm_runtime.readers.source import DEFAULT_MAX_BYTES
 from mechm_runtime.readers.transcript import (
     clip_names,
+    parse_conversation,
     read_labelled,
     read_submission,
     read_transcript,
@@ -19,6 +20,7 @@ __all__ = [
     "clip_names",
     "clips_for",
     "conversation_from_media",
+    "parse_conversation",
     "read_labelled",
     "read_submission",
     "read_transcript",

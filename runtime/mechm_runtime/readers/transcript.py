@@ -75,6 +75,20 @@ def read_transcript(
     return tuple(build_conversation(source, draft, media=media, media_duration_s=media_duration_s) for draft in drafts)
 
 
+def parse_conversation(text: str, *, name: str) -> Conversation:
+    """Read one conversation from ECF / SemEval JSON text; annotation in it is checked and left out.
+
+    name: what errors call the text.
+
+    Raises: TranscriptError: not JSON of this form, or not one conversation. LabelError: as `read_transcript`.
+    """
+    source = Source(Path(name), text)
+    drafts = semeval.parse(source)
+    if len(drafts) != 1:
+        raise source.error(f"{len(drafts)} conversations, not one")
+    return build_conversation(source, drafts[0], media=None, media_duration_s=None)
+
+
 def read_labelled(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> tuple[LabelledConversation, ...]:
     """Read annotated conversations: ECF / SemEval JSON or MECPE text.
 

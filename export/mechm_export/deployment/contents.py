@@ -1,0 +1,80 @@
+"""A bundle's files on their way into something else: read once, and checked against the manifest as they are read."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from pathlib import Path
+
+from mechm_runtime.bundle import MANIFEST, SIGNATURE, Bundle, Progress, inside
+from mechm_runtime.errors import BundleError
+from mechm_runtime.signature import manifest_bytes, read_signature
+
+CHUNK_BYTES = 1 << 20
+
+
+class Contents:
+    """The files of an opened bundle, in an order that is always the same: the manifest first.
+
+    doing: what progress is said to be. on_progress: called as bytes are read.
+    """
+
+    def __init__(self, bundle: Bundle, doing: str, on_progress: Progress | None = None) -> None:
+        """Raises: BundleError: what lies at the signature's place is none, or the manifest changed."""
+        self.bundle = bundle
+        self._small = {MANIFEST: manifest_bytes(bundle)}
+        if (signature := read_signature(bundle)) is not None:
+            self._small[SIGNATURE] = signature
+        self._doing = doing
+        self._on_progress = on_progress
+        self._done = 0
+        self._total = sum(self.size_bytes(name) for name in self.names)
+
+    @property
+    def names(self) -> list[str]:
+        """Every file's name: the manifest, its signature where there is one, and the listed files."""
+        return [*self._small, *sorted(self.bundle.manifest["files"])]
+
+    def size_bytes(self, name: str) -> int:
+        """A file's size."""
+        if name in self._small:
+            return len(self._small[name])
+        return int(self.bundle.manifest["files"][name]["size_bytes"])
+
+    def sha256(self, name: str) -> str:
+        """A file's sha256, hexadecimal."""
+        if name in self._small:
+            return hashlib.sha256(self._small[name]).hexdigest()
+        return str(self.bundle.manifest["files"][name]["sha256"])
+
+    def chunks(self, name: str) -> Iterator[bytes]:
+        """A file's content, piece by piece.
+
+        Raises: BundleError: at the end, where it was not what the manifest lists.
+        """
+        for chunk in self._chunks(name):
+            self._done += len(chunk)
+            if self._on_progress is not None:
+                self._on_progress(self._doing, self._done, self._total)
+            yield chunk
+
+    def copy(self, name: str, target: Path) -> None:
+        """Copy a file to a path whose folders are made.
+
+        Raises: BundleError: it changed since the bundle was opened.
+        """
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with target.open("wb") as file:
+            file.writelines(self.chunks(name))
+
+    def _chunks(self, name: str) -> Iterator[bytes]:
+        if name in self._small:
+            yield self._small[name]
+            return
+        digest = hashlib.sha256()
+        with inside(self.bundle.folder, name).open("rb") as file:
+            while chunk := file.read(CHUNK_BYTES):
+                digest.update(chunk)
+                yield chunk
+        if digest.hexdigest() != self.sha256(name):
+            raise BundleError(f"{name} changed while it was read", hint=f"mechm bundle verify {self.bundle.folder}")

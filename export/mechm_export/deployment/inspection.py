@@ -1,0 +1,107 @@
+"""What is in a bundle, from its manifest alone. It hashes nothing: `mechm bundle verify` does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from mechm_runtime.bundle import Bundle, Tensor
+from mechm_runtime.signature import read_signature
+
+
+@dataclass(frozen=True, slots=True)
+class Precision:
+    """One graph of a part.
+
+    largest_difference, cosine: against torch on random inputs, None where the manifest does not say.
+    """
+
+    name: str
+    file: str
+    size_bytes: int
+    is_default: bool
+    largest_difference: float | None
+    cosine: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part: its graphs, inputs and outputs."""
+
+    name: str
+    precisions: tuple[Precision, ...]
+    inputs: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a bundle says of itself; the field names are those of `mechm bundle inspect --json`.
+
+    is_signed: whether there is a signature; whose it is, `mechm bundle verify --key` tells.
+    split_from: id of the bundle that this one was split from, an empty string where it was exported so.
+    llama: how the Llama is there: `onnx` for a graph, `served` for weights that a server loads.
+    scores: the answers' checks, as the manifest has them.
+    """
+
+    id: str
+    preset: str
+    schema_version: int
+    split_from: str
+    is_signed: bool
+    size_bytes: int
+    modalities: tuple[str, ...]
+    parts: tuple[Part, ...]
+    llama: tuple[str, ...]
+    scores: tuple[Mapping[str, Any], ...]
+    licences: Mapping[str, str]
+    versions: Mapping[str, str]
+    card: Mapping[str, Any]
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain dicts and lists."""
+        return asdict(self)
+
+
+def inspect_bundle(bundle: Bundle) -> Inspection:
+    """Describe an opened bundle.
+
+    Raises: BundleError: what lies at the signature's place is none.
+    """
+    manifest = bundle.manifest
+    sizes = {name: int(facts["size_bytes"]) for name, facts in manifest["files"].items()}
+    checks = manifest.get("checks", {})
+    values = {(check["part"], check["precision"]): check for check in checks.get("values", ())}
+    parts = []
+    for part in bundle.parts.values():
+        precisions = []
+        for precision, file in part.files.items():
+            check = values.get((part.name, precision), {})
+            precisions.append(
+                Precision(
+                    precision,
+                    file,
+                    sizes[file],
+                    precision == part.default,
+                    check.get("largest_difference"),
+                    check.get("cosine"),
+                )
+            )
+        parts.append(Part(part.name, tuple(precisions), part.inputs, part.outputs))
+    llama = (("onnx",) if bundle.llama is not None else ()) + (("served",) if bundle.served is not None else ())
+    return Inspection(
+        id=bundle.id,
+        preset=bundle.preset,
+        schema_version=int(manifest["schema_version"]),
+        split_from=str(manifest.get("split_from", "")),
+        is_signed=read_signature(bundle) is not None,
+        size_bytes=sum(sizes.values()),
+        modalities=bundle.modalities,
+        parts=tuple(parts),
+        llama=llama,
+        scores=tuple(checks.get("task", ())),
+        licences=manifest.get("licences", {}),
+        versions=manifest.get("versions", {}),
+        card=manifest.get("card", {}),
+    )

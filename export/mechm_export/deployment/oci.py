@@ -1,0 +1,255 @@
+"""A bundle as an OCI image layout of the CNCF ModelPack specification, and back.
+
+`oras cp --from-oci-layout`, `skopeo copy oci:…` or `modctl` bring a layout to a registry. Every file of the bundle is a
+layer of its own, neither archived nor compressed (the `.raw` media types), so a layer's digest is the file's sha256 in
+`bundle.json`, and files that bundles share are stored and sent once. Runtimes that mount images as volumes and know
+tar layers alone cannot mount it. Nothing is dated: equal bundles give equal layouts.
+
+Formats: OCI image specification 1.1 (image-layout, index, manifest), CNCF ModelPack model-spec v1.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from mechm_export.deployment.contents import CHUNK_BYTES, Contents
+from mechm_export.staging import check_new, check_target, put_in_place, staged, written
+from mechm_runtime.bundle import (
+    MANIFEST,
+    SIGNATURE,
+    Bundle,
+    Progress,
+    file_sha256,
+    inside,
+    open_bundle,
+    read_manifest,
+)
+from mechm_runtime.errors import BundleError, InputError
+
+ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
+CONFIG = "application/vnd.cncf.model.config.v1+json"
+WEIGHT = "application/vnd.cncf.model.weight.v1.raw"
+WEIGHT_CONFIG = "application/vnd.cncf.model.weight.config.v1.raw"
+IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
+IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"
+LAYOUT_FILE = "oci-layout"
+INDEX_FILE = "index.json"
+
+FILEPATH = "org.cncf.model.filepath"
+TITLE = "org.opencontainers.image.title"
+"""What `oras pull` names a layer's file by."""
+REFERENCE = "org.opencontainers.image.ref.name"
+
+WEIGHT_SUFFIXES = (".onnx", ".safetensors")
+INPUT_TYPES = {"text": "text", "audio": "audio", "face": "image", "scene": "image"}
+"""Modality -> what ModelPack calls what it reads."""
+TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+"""OCI distribution specification 1.1, tags."""
+MAX_JSON_BYTES = 4 << 20
+AGAIN = "get the layout again"
+
+
+def write_layout(
+    folder: Path, out: Path, *, tag: str | None = None, as_tar: bool = False, on_progress: Progress | None = None
+) -> str:
+    """Write a bundle's layout: a folder, or one tar archive of it.
+
+    tag: what the manifest is called in the layout; None for the bundle's id.
+    Returns: the digest of the manifest.
+    Raises: InputError: no such tag is possible. BundleError: damaged, or `out` is in the way or cannot be written.
+    """
+    out = out.absolute()
+    check_new(out)
+    tag = tag or open_bundle(folder, check_hashes=False).id
+    if not TAG.fullmatch(tag):
+        raise InputError(f"{tag!r} is no tag", hint="letters, digits, _ . and -, at most 128: --tag")
+    bundle = open_bundle(folder, on_progress=on_progress)
+    with written(out), staged(out) as staging:
+        layout = staging / "layout"
+        digest = _fill(layout, Contents(bundle, "copying", on_progress), tag)
+        if as_tar:
+            archive = staging / "layout.tar"
+            _archive(layout, archive)
+            put_in_place(archive, out)
+        else:
+            put_in_place(layout, out)
+    return digest
+
+
+def read_layout(layout: Path, out: Path, *, on_progress: Progress | None = None) -> Bundle:
+    """Take the bundle out of a layout's folder.
+
+    Every digest is checked, and then the bundle as whenever one is opened. Names of files come from the bundle's own
+    manifest; what else the layout holds is left where it is.
+    Raises: BundleError: it is no layout, holds no bundle or several, or is damaged; or `out` is in the way.
+    """
+    out = out.absolute()
+    check_target(out)
+    layers = _layers(layout)
+    with written(out), staged(out) as staging:
+        _extract(layout, layers, MANIFEST, staging)
+        manifest = read_manifest(staging)
+        try:
+            listed = {str(name): int(facts["size_bytes"]) for name, facts in manifest["files"].items()}
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise BundleError(f"{MANIFEST} in {layout} is damaged", hint=AGAIN) from error
+        done, total = 0, sum(listed.values())
+        for name, size in {**({SIGNATURE: 0} if SIGNATURE in layers else {}), **listed}.items():
+            _extract(layout, layers, name, staging)
+            done += size
+            if on_progress is not None:
+                on_progress("copying", done, total)
+        open_bundle(staging, on_progress=on_progress)
+        put_in_place(staging, out)
+    return open_bundle(out, check_hashes=False)
+
+
+def model_config(bundle: Bundle, digests: list[str]) -> dict[str, Any]:
+    """The ModelPack config of a bundle. It has no date.
+
+    digests: of the layers, in order.
+    """
+    precisions = sorted({part.default for part in bundle.parts.values()})
+    licences = {str(licence).partition(" (")[0] for licence in bundle.manifest.get("licences", {}).values()}
+    return {
+        "descriptor": {
+            "family": "mechm",
+            "name": f"mechm-{bundle.preset}",
+            "version": bundle.id,
+            "title": "Emotions and their causes in conversations",
+            "licenses": sorted(licences),
+        },
+        "config": {
+            "architecture": "mechm",
+            "format": "onnx",
+            "precision": "+".join(precisions),
+            "capabilities": {
+                "inputTypes": sorted({INPUT_TYPES[modality] for modality in bundle.modalities}),
+                "outputTypes": ["other"],
+            },
+        },
+        "modelfs": {"type": "layers", "diffIds": digests},
+    }
+
+
+def _fill(layout: Path, contents: Contents, tag: str) -> str:
+    layers = []
+    for name in contents.names:
+        digest = contents.sha256(name)
+        contents.copy(name, _blob(layout, digest))
+        media_type = WEIGHT if name.endswith(WEIGHT_SUFFIXES) else WEIGHT_CONFIG
+        layers.append(
+            {**_descriptor(media_type, digest, contents.size_bytes(name)), "annotations": {FILEPATH: name, TITLE: name}}
+        )
+    config = _json(model_config(contents.bundle, [str(layer["digest"]) for layer in layers]))
+    manifest = _json(
+        {
+            "schemaVersion": 2,
+            "mediaType": IMAGE_MANIFEST,
+            "artifactType": ARTIFACT,
+            "config": _descriptor(CONFIG, _put(layout, config), len(config)),
+            "layers": layers,
+        }
+    )
+    described = _descriptor(IMAGE_MANIFEST, _put(layout, manifest), len(manifest))
+    index = {
+        "schemaVersion": 2,
+        "mediaType": IMAGE_INDEX,
+        "manifests": [{**described, "artifactType": ARTIFACT, "annotations": {REFERENCE: tag}}],
+    }
+    (layout / INDEX_FILE).write_bytes(_json(index))
+    (layout / LAYOUT_FILE).write_bytes(_json({"imageLayoutVersion": "1.0.0"}))
+    return str(described["digest"])
+
+
+def _descriptor(media_type: str, sha256: str, size_bytes: int) -> dict[str, Any]:
+    return {"mediaType": media_type, "digest": f"sha256:{sha256}", "size": size_bytes}
+
+
+def _put(layout: Path, content: bytes) -> str:
+    digest = hashlib.sha256(content).hexdigest()
+    _blob(layout, digest).write_bytes(content)
+    return digest
+
+
+def _blob(layout: Path, sha256: str) -> Path:
+    return layout / "blobs" / "sha256" / sha256
+
+
+def _json(value: object) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def _archive(layout: Path, target: Path) -> None:
+    """A tar archive whose entries have no date and no owner, in an order that is always the same."""
+    with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
+        for path in sorted(path for path in layout.rglob("*") if path.is_file()):
+            entry = tarfile.TarInfo(path.relative_to(layout).as_posix())
+            entry.size, entry.mode = path.stat().st_size, 0o644
+            with path.open("rb") as file:
+                archive.addfile(entry, file)
+
+
+def _layers(layout: Path) -> Mapping[str, tuple[str, int]]:
+    """File name -> digest (hexadecimal) and size, of the only model in a layout."""
+    if not (layout / LAYOUT_FILE).is_file():
+        raise BundleError(
+            f"{layout} is no OCI image layout", hint="give the folder that holds oci-layout; untar an archive"
+        )
+    try:
+        index = json.loads(_small(layout / INDEX_FILE))
+        models = [one for one in index["manifests"] if one.get("artifactType", ARTIFACT) == ARTIFACT]
+        if len(models) != 1:
+            raise BundleError(f"{layout} holds {len(models)} models, not one", hint="copy one into a layout of its own")
+        content = _small(_blob(layout, _hexadecimal(models[0]["digest"])))
+        if hashlib.sha256(content).hexdigest() != _hexadecimal(models[0]["digest"]):
+            raise BundleError(f"the manifest in {layout} was changed: its digest differs", hint=AGAIN)
+        manifest = json.loads(content)
+        if manifest["artifactType"] != ARTIFACT:
+            raise BundleError(f"{layout} holds no ModelPack model, but {manifest['artifactType']}")
+        return {
+            str(layer["annotations"][FILEPATH]): (_hexadecimal(layer["digest"]), int(layer["size"]))
+            for layer in manifest["layers"]
+            if str(layer["mediaType"]).endswith(".raw")
+        }
+    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise BundleError(f"{layout} is damaged: {reason}", hint=AGAIN) from error
+
+
+def _small(path: Path) -> bytes:
+    with path.open("rb") as file:
+        content = file.read(MAX_JSON_BYTES + 1)
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(f"{path.name} is larger than {MAX_JSON_BYTES >> 20} MiB")
+    return content
+
+
+def _hexadecimal(digest: str) -> str:
+    """The digits of a digest; nothing else may become part of a path."""
+    found = re.fullmatch(r"sha256:([0-9a-f]{64})", digest)
+    if found is None:
+        raise ValueError(f"digest {digest[:80]!r}")
+    return found[1]
+
+
+def _extract(layout: Path, layers: Mapping[str, tuple[str, int]], name: str, staging: Path) -> None:
+    if name not in layers:
+        raise BundleError(f"{layout} has no layer with {name}", hint=AGAIN)
+    digest, size = layers[name]
+    blob, target = _blob(layout, digest), inside(staging, name)
+    if not blob.is_file():
+        raise BundleError(f"{layout} lacks the blob of {name}", hint=AGAIN)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    read = 0
+    with blob.open("rb") as source, target.open("wb") as file:
+        while read <= size and (chunk := source.read(CHUNK_BYTES)):
+            read += file.write(chunk)
+    if read != size or file_sha256(target) != digest:
+        raise BundleError(f"the layer of {name} in {layout} was changed: its digest differs", hint=AGAIN)
