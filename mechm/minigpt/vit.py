@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import isqrt
 from pathlib import Path
 
 import torch
@@ -43,9 +44,10 @@ def read_vit(path: Path, tensors: Mapping[str, Tensor], shape: VitShape) -> Vit:
     width, mlp = _length(tensors["pos_embed"], -1), _length(tensors["blocks.0.mlp.fc1.weight"], 0)
     patch = _length(tensors["patch_embed.proj.weight"], -1)
     n_positions = _length(tensors["pos_embed"], 1)
-    if width % shape.head_size:
+    if not width or width % shape.head_size:
         raise WeightsError(f"{path}: the ViT's width {width} does not divide into heads of {shape.head_size}")
-    if round((n_positions - 1) ** 0.5) ** 2 != n_positions - 1 or shape.image_size % patch:
+    n_patches = max(n_positions - 1, 0)
+    if not n_patches or isqrt(n_patches) ** 2 != n_patches or not patch or shape.image_size % patch:
         raise WeightsError(
             f"{path}: {n_positions} positions and patches of {patch} px for a picture of {shape.image_size} px"
         )
