@@ -15,7 +15,7 @@ import click
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "analyze": ("mechm.cli.analyze", "analyze", "Find emotions and their causes in a recording or transcript."),
-    "ask": ("mechm.cli.ask", "ask", "Ask an imported MiniGPT-v2 about a picture or a recording's first frame."),
+    "ask": ("mechm.cli.ask", "ask", "Ask an imported MiniGPT-v2 about pictures and recordings."),
     "doctor": ("mechm.cli.doctor", "doctor", "Say what is installed, what works here and what to install."),
     "evaluate": ("mechm.cli.evaluate", "evaluate", "Score a bundle, weights or a submission on annotated data."),
     "export": ("mechm_export.cli", "export", "Turn weights into a verified bundle."),

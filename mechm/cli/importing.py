@@ -75,7 +75,7 @@ def minigpt_v2(
 
     \b
     mechm import minigpt-v2 --checkpoint checkpoint_6.pth --llama Llama-2-7b-chat-hf --vit eva_vit_g.pth --out mer-mce
-    mechm ask --model mer-mce --task emotion dia1utt1.mp4 "Joey: You left me in the rain ."
+    mechm ask picture --model mer-mce --task emotion dia1utt1.mp4 "Joey: You left me in the rain ."
     """
     from mechm.cli.progress import steps_progress
     from mechm.minigpt.comparison import describe

@@ -170,7 +170,7 @@ def test_the_command_answers_about_a_recordings_first_frame(
 ) -> None:
     video = repository / "sample/conversation.mp4"
     tokens = model.look(first_frame_pixels(video, 112))
-    arguments = ["ask", "--model", str(folder), "--device", "cpu", "--task", "emotion"]
+    arguments = ["ask", "picture", "--model", str(folder), "--device", "cpu", "--task", "emotion"]
     done = CliRunner().invoke(cli, [*arguments, str(video), TEXT], catch_exceptions=False)
     assert done.exit_code == 0, done.output
     assert done.output.rstrip("\n").strip() == model.answer(tokens, TEXT, task="emotion").rstrip("\n")
@@ -201,7 +201,7 @@ def test_what_cannot_be_asked_is_refused(folder: Path, model: MiniGptV2, tmp_pat
     with pytest.raises(InputError, match="not finite"):
         read_features(tmp_path / "f.npy")
     usage = CliRunner().invoke(
-        cli, ["ask", "--model", str(folder), "--llm-url", "http://x", str(tmp_path / "f.npy"), "?"]
+        cli, ["ask", "picture", "--model", str(folder), "--llm-url", "http://x", str(tmp_path / "f.npy"), "?"]
     )
     assert usage.exit_code == 2
     assert "--backend vllm" in usage.output

@@ -103,7 +103,16 @@ def test_vllm_answers_as_torch_does(url: str, folder: Path) -> None:
 
 @pytest.mark.vllm
 def test_the_command_asks_the_server(url: str, folder: Path, repository: Path) -> None:
-    arguments = ["ask", "--model", str(folder), "--device", "cpu", str(repository / "sample/conversation.mp4"), TEXT]
+    arguments = [
+        "ask",
+        "picture",
+        "--model",
+        str(folder),
+        "--device",
+        "cpu",
+        str(repository / "sample/conversation.mp4"),
+        TEXT,
+    ]
     here = CliRunner().invoke(cli, arguments, catch_exceptions=False)
     there = CliRunner().invoke(cli, [*arguments, "--backend", "vllm", "--llm-url", url], catch_exceptions=False)
     assert here.exit_code == there.exit_code == 0
