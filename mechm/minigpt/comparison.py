@@ -13,7 +13,7 @@ from torch import Tensor
 
 from mechm.llm.base import StoredBase, read_base
 from mechm.llm.blockwise import log_probabilities
-from mechm.llm.merge import MAX_KL, TOLERANCE, DType, Progress
+from mechm.llm.merge import MAX_KL, DType, Progress
 from mechm.minigpt.lora import LoraPairs
 from mechm.minigpt.prompt import PromptReader
 from mechm_runtime.errors import VerificationError
@@ -24,6 +24,11 @@ CHECK_TEXTS = (
     "Which utterance caused the fear of Carla in: Dan: The dog is loose again. Carla: Close the door, quick!",
 )
 """What answers are compared on, without a picture: its tokens go through the same weights as words do."""
+
+
+TOLERANCE = 1e-2
+"""Largest difference of log-probabilities, in nats, between the fp32 sum and the unmerged weights. Looser than for the
+answers' few tokens (`mechm.llm.merge`), since it is the largest over the whole vocabulary after every token."""
 
 
 @dataclass(frozen=True, slots=True)
