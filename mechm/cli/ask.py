@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mechm.minigpt.model import MiniGptV2
+    from mechm.minigpt.model import Backend, MiniGptV2
 
 SERVED_AT_ONCE = 8
 """Questions on their way to a server, which reads several together."""
@@ -34,10 +34,10 @@ _OPTIONS = (
     ),
     click.option(
         "--backend",
-        type=click.Choice(["torch", "vllm"]),
+        type=click.Choice(["torch", "vllm", "vllm-local"]),
         default="torch",
         show_default=True,
-        help="What runs the Llama; the picture's tokens are made by torch here.",
+        help="What runs the Llama: torch, a vLLM server, or vLLM in this process. The ViT runs in torch, here.",
     ),
     click.option("--llm-url", metavar="URL", help="vllm: the server. Default: http://127.0.0.1:8000."),
     click.option("--llm-model", metavar="NAME", help="vllm: what the server calls the model. Default: mechm-llama."),
@@ -85,7 +85,7 @@ def picture(
     folder: Path,
     task: str | None,
     max_new_tokens: int,
-    backend: str,
+    backend: Backend,
     llm_url: str | None,
     llm_model: str | None,
     dtype: str | None,
@@ -139,7 +139,7 @@ def questions(
     folder: Path,
     task: str | None,
     max_new_tokens: int,
-    backend: str,
+    backend: Backend,
     llm_url: str | None,
     llm_model: str | None,
     dtype: str | None,
@@ -177,7 +177,7 @@ def questions(
 
 
 def open_model(
-    folder: Path, backend: str, llm_url: str | None, llm_model: str | None, dtype: str | None, device: str | None
+    folder: Path, backend: Backend, llm_url: str | None, llm_model: str | None, dtype: str | None, device: str | None
 ) -> MiniGptV2:
     """The model as the options want it run.
 
@@ -190,7 +190,7 @@ def open_model(
     from mechm_runtime.serving.command import API_KEY
     from mechm_runtime.serving.settings import MODEL, ServerConfig
 
-    if backend == "torch" and (llm_url or llm_model):
+    if backend != "vllm" and (llm_url or llm_model):
         raise click.UsageError("--llm-url and --llm-model are for --backend vllm")
     if device == "cuda" and not torch.cuda.is_available():
         raise click.UsageError("--device cuda: torch finds no CUDA device here")
@@ -200,4 +200,4 @@ def open_model(
         server = ServerConfig(llm_url or ServerConfig().url, os.environ.get(API_KEY), llm_model or MODEL)
     wanted = dtype or ("fp32" if place == "cpu" else "fp16")
     chosen = next(value for name, value in DTYPES.items() if name == wanted)
-    return open_minigpt(folder, server=server, dtype=chosen, device=place)
+    return open_minigpt(folder, backend=backend, server=server, dtype=chosen, device=place)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from mechm.llm.base import read_json
 from mechm.llm.scorer import load_llama
 from mechm.minigpt.image_tokens import ImageTokens
 from mechm.minigpt.importing import LLAMA_FOLDER, VISION_FOLDER
@@ -17,12 +18,19 @@ from mechm.minigpt.prompt import PromptReader
 from mechm.minigpt.torch_llama import TorchWriter
 from mechm.quiet import quiet_transformers
 from mechm_runtime.errors import InputError, WeightsError
+from mechm_runtime.serving.command import DTYPES as STORED
+from mechm_runtime.serving.command import ServeConfig
 from mechm_runtime.serving.embeddings import EmbeddingTable
 from mechm_runtime.serving.settings import ServerConfig
 from mechm_runtime.serving.writing import VllmWriter
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
+
+Backend = Literal["torch", "vllm", "vllm-local"]
+
+MAX_TOKENS = 2048
+"""Of a prompt with its answer, for an engine of one's own; MiniGPT-v2 cuts what is longer than 2,000."""
 
 MAX_NEW_TOKENS = 20
 """MER-MCE's; Emotion-LLaMA reasons in up to 500."""
@@ -95,26 +103,46 @@ class MiniGptV2:
 
 
 def open_minigpt(
-    folder: Path, *, server: ServerConfig | None = None, dtype: torch.dtype = torch.float32, device: str = "cpu"
+    folder: Path,
+    *,
+    backend: Backend = "torch",
+    server: ServerConfig | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
 ) -> MiniGptV2:
     """Open what `mechm import minigpt-v2` wrote.
 
-    server: a vLLM server that serves `folder/llm`; None runs the Llama here, in torch.
-    dtype, device: of the ViT, and of the Llama where it runs here.
-    Raises: WeightsError: the folder is not whole. MissingExtraError: no client for a server.
+    backend: what runs the Llama: torch here, a vLLM server that serves `folder/llm`, or a vLLM engine in this process.
+    server: for `vllm`; None for one on this machine.
+    dtype, device: of the ViT, and of the Llama where torch runs it.
+    Raises: WeightsError: the folder is not whole. InputError: a server for another backend. MissingExtraError: no
+        client for a server, or no vLLM.
     """
     vision, llama = folder / VISION_FOLDER, folder / LLAMA_FOLDER
     if not vision.is_dir() or not llama.is_dir():
         raise WeightsError(
             f"{folder} is no imported model",
-            hint=f"mechm import minigpt-v2 --checkpoint FILE --llama DIR --out {folder}",
+            hint=f"mechm import minigpt-v2 --checkpoint FILE --llama DIR --vit FILE --out {folder}",
         )
+    if server is not None and backend != "vllm":
+        raise InputError(f"a server for backend {backend}", hint="ask it with backend vllm")
     with quiet_transformers():
         image_tokens = ImageTokens.from_folder(vision, dtype).to(device)
-        writer: Writer = (
-            TorchWriter(load_llama(llama, dtype).to(device))
-            if server is None
-            else VllmWriter(server, EmbeddingTable(llama))
-        )
     config = image_tokens.config
-    return MiniGptV2(image_tokens, PromptReader(llama / "tokenizer.json", config.variant, config.n_tokens), writer)
+    prompts = PromptReader(llama / "tokenizer.json", config.variant, config.n_tokens)
+    return MiniGptV2(image_tokens, prompts, _writer(llama, backend, server, dtype, device))
+
+
+def _writer(llama: Path, backend: Backend, server: ServerConfig | None, dtype: torch.dtype, device: str) -> Writer:
+    if backend == "vllm":
+        return VllmWriter(server or ServerConfig(), EmbeddingTable(llama))
+    if backend == "vllm-local":
+        from mechm_runtime.serving.local import LocalVllmWriter
+
+        stored = read_json(llama / "config.json").get("dtype")
+        kept = next((name for name, value in STORED.items() if value == stored), None)
+        if kept is None:
+            raise WeightsError(f"{llama} is stored as {str(stored)[:40]!r}", hint="import it again")
+        return LocalVllmWriter(llama, kept, MAX_TOKENS, ServeConfig(device=device))
+    with quiet_transformers():
+        return TorchWriter(load_llama(llama, dtype).to(device))

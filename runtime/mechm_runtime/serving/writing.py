@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -56,19 +56,10 @@ class VllmWriter:
 
         Raises: as `write`.
         """
-        prompts, places = [], []
-        for number, answer in enumerate(answers):
-            for n_before, token in enumerate(answer):
-                before = np.concatenate([ids, np.array(answer[:n_before], np.int64)])
-                prompts.append(to_torch_file(self._embeddings.embed(before, soft_at, soft_tokens)))
-                places.append((number, token))
+        sequences, places = unfold_answers(ids, answers)
+        prompts = [to_torch_file(self._embeddings.embed(one, soft_at, soft_tokens)) for one in sequences]
         found = self._wait(self._score(prompts, sorted({token for _, token in places})))
-        scores = np.zeros(len(answers), np.float64)
-        for (number, token), log_probabilities in zip(places, found, strict=True):
-            if token not in log_probabilities:
-                raise LlmUnavailableError(f"the Llama's server says nothing of token {token}")
-            scores[number] += log_probabilities[token]
-        return scores.astype(np.float32)
+        return sum_answers(found, places, len(answers))
 
     def _wait(self, work: Coroutine[Any, Any, T]) -> T:
         under_way = self._connection.submit(work)
@@ -94,3 +85,31 @@ class VllmWriter:
             require_accepted(self.config, status)
             found += read_choices(answer, n_prompts)
         return found
+
+
+def unfold_answers(ids: Ids, answers: Sequence[Sequence[int]]) -> tuple[list[Ids], list[tuple[int, int]]]:
+    """A prompt for every token of every answer, which ends where the token would stand.
+
+    ids: int64 (T,), what all of them begin with.
+    Returns: the prompts, and for each (number of the answer, token).
+    """
+    prompts, places = [], []
+    for number, answer in enumerate(answers):
+        for n_before, token in enumerate(answer):
+            prompts.append(np.concatenate([ids, np.array(answer[:n_before], np.int64)]))
+            places.append((number, token))
+    return prompts, places
+
+
+def sum_answers(found: Sequence[Mapping[int, float]], places: Sequence[tuple[int, int]], n_answers: int) -> Floats:
+    """Log-probability of each answer, float32 (answers,).
+
+    found: token id -> log-probability for each prompt of `unfold_answers`. places: as it returned them.
+    Raises: LlmUnavailableError: one is missing.
+    """
+    scores = np.zeros(n_answers, np.float64)
+    for (number, token), log_probabilities in zip(places, found, strict=True):
+        if token not in log_probabilities:
+            raise LlmUnavailableError(f"the Llama says nothing of token {token}")
+        scores[number] += log_probabilities[token]
+    return scores.astype(np.float32)

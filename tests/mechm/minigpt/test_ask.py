@@ -25,6 +25,7 @@ from mechm.minigpt.prompt import PromptReader
 from mechm.minigpt.torch_llama import TorchWriter
 from mechm_runtime.errors import InputError, MediaError, WeightsError
 from mechm_runtime.features.scene import clip_config, squeezed_pixels
+from mechm_runtime.serving.settings import ServerConfig
 
 TEXT = "Ben: No way, congratulations!"
 
@@ -189,6 +190,8 @@ def test_what_cannot_be_asked_is_refused(folder: Path, model: MiniGptV2, tmp_pat
     with pytest.raises(WeightsError, match="is no imported model") as refused:
         open_minigpt(tmp_path)
     assert "mechm import minigpt-v2" in refused.value.hint
+    with pytest.raises(InputError, match="a server for backend torch"):
+        open_minigpt(folder, server=ServerConfig())
     with wave.open(str(tmp_path / "voice.wav"), "wb") as voice:
         voice.setparams((1, 2, 16_000, 0, "NONE", ""))
         voice.writeframes(bytes(32_000))

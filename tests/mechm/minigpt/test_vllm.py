@@ -86,7 +86,7 @@ def url(folder: Path, vllm_python: str, tmp_path_factory: pytest.TempPathFactory
 
 @pytest.mark.vllm
 def test_vllm_answers_as_torch_does(url: str, folder: Path) -> None:
-    here, there = open_minigpt(folder), open_minigpt(folder, server=ServerConfig(url, timeout_s=120))
+    here, there = open_minigpt(folder), open_minigpt(folder, backend="vllm", server=ServerConfig(url, timeout_s=120))
     written = set()
     for seed in range(3):
         pixels = np.random.default_rng(seed).normal(size=(3, 112, 112)).astype(np.float32)
@@ -123,8 +123,51 @@ def test_the_command_asks_the_server(url: str, folder: Path, repository: Path) -
 def test_a_server_that_cannot_answer_is_said_to(url: str, folder: Path) -> None:
     tokens = np.zeros((16, 64), np.float32)
     with pytest.raises(InputError, match="does not know the model other"):
-        open_minigpt(folder, server=ServerConfig(url, model="other")).answer(tokens, TEXT)
+        open_minigpt(folder, backend="vllm", server=ServerConfig(url, model="other")).answer(tokens, TEXT)
     with pytest.raises(LlmUnavailableError, match="no Llama's server"):
-        open_minigpt(folder, server=ServerConfig("http://127.0.0.1:9", n_retries=0)).answer(tokens, TEXT)
+        open_minigpt(folder, backend="vllm", server=ServerConfig("http://127.0.0.1:9", n_retries=0)).answer(
+            tokens, TEXT
+        )
     with pytest.raises(ValueError, match="not finite"):
-        open_minigpt(folder, server=ServerConfig(url)).answer(tokens * np.nan, TEXT)
+        open_minigpt(folder, backend="vllm", server=ServerConfig(url)).answer(tokens * np.nan, TEXT)
+
+
+ASK = """
+import sys
+from pathlib import Path
+import numpy as np
+from mechm.minigpt.model import open_minigpt
+
+model = open_minigpt(Path(sys.argv[1]), backend="vllm-local")
+given = np.load(sys.argv[2])
+prompt = model.prompts.read(sys.argv[4], task="emotion")
+found = {}
+for number, tokens in enumerate(given["tokens"]):
+    found[f"ids{number}"] = model.writer.write(prompt.ids, prompt.image_at, tokens, 20)
+    found[f"scores{number}"] = model.score(tokens, sys.argv[4], ["joy", "surprise", "neutral"])
+try:
+    model.answer(given["tokens"][0] * np.nan, "?")
+    raise SystemExit("tokens that are no numbers were accepted")
+except ValueError:
+    pass
+np.savez(sys.argv[3], **found)
+"""
+
+
+@pytest.mark.vllm
+def test_vllm_in_a_process_of_ones_own_answers_as_torch_does(vllm_python: str, folder: Path, tmp_path: Path) -> None:
+    here = open_minigpt(folder)
+    pixels = np.random.default_rng(7).normal(size=(3, 3, 112, 112)).astype(np.float32)
+    tokens = np.stack([here.look(one) for one in pixels])
+    np.savez(tmp_path / "given.npz", tokens=tokens)
+    files = [str(folder), str(tmp_path / "given.npz"), str(tmp_path / "found.npz")]
+    done = subprocess.run(
+        [vllm_python, "-c", ASK, *files, TEXT], capture_output=True, text=True, timeout=START_S, check=False
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    found = np.load(tmp_path / "found.npz")
+    prompt = here.prompts.read(TEXT, task="emotion")
+    for number, one in enumerate(tokens):
+        assert found[f"ids{number}"].tolist() == here.writer.write(prompt.ids, prompt.image_at, one, 20)
+        expected = here.score(one, TEXT, ["joy", "surprise", "neutral"])
+        np.testing.assert_allclose(found[f"scores{number}"], expected, atol=2e-3)
