@@ -48,15 +48,16 @@ def read_torch_file(path: Path) -> dict[str, Any]:
 def tensors_in(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
     """The tensors of a file or of its part `model`, by name.
 
-    Raises: WeightsError: something else is among them, or one is not of floats.
+    Raises: WeightsError: something else is among them, or one is sparse or not of floats.
     """
     state = content.get("model", content)
     if not isinstance(state, dict) or not state:
         raise WeightsError(f"{path} has no tensors by name")
     for name, value in state.items():
-        if not isinstance(value, Tensor) or not value.is_floating_point():
-            what = value.dtype if isinstance(value, Tensor) else type(value).__name__
-            raise WeightsError(f"{path}: {str(name)[:80]} is {what}, not a tensor of floats")
+        what = f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else type(value).__name__
+        # A sparse one may stand for more than any memory holds.
+        if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
+            raise WeightsError(f"{path}: {str(name)[:80]} is {what}, not a dense tensor of floats")
     return dict(state)
 
 

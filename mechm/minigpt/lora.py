@@ -56,20 +56,21 @@ def read_lora(
     sides: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if found := re.match(LORA, name):
-            sides[f"{found['module']}.lora_{found['side']}"] = check_finite(path, name, tensor.float())
+            sides[f"{found['module']}.lora_{found['side']}"] = tensor
     modules = [f"model.layers.{number}.{target}" for number in range(n_layers) for target in LORA_TARGETS]
     check_names(path, sides, [f"{module}.lora_{side}" for module in modules for side in "AB"])
-    rank = len(sides[f"{modules[0]}.lora_A"])
-    pairs, wrong = {}, []
+    first = sides[f"{modules[0]}.lora_A"].shape
+    rank = first[0] if first else 0
+    wrong = []
     for module in modules:
         a, b = (sides[f"{module}.lora_{side}"] for side in "AB")
         out_size, in_size = shapes[f"{module}.weight"]
-        if a.shape != (rank, in_size) or b.shape != (out_size, rank):
+        if not rank or a.shape != (rank, in_size) or b.shape != (out_size, rank):
             wrong.append(f"{module}: A {tuple(a.shape)}, B {tuple(b.shape)} for {out_size} x {in_size} at rank {rank}")
-        pairs[module] = a, b
     if wrong:
         raise WeightsError(f"{path}: LoRA does not fit the Llama, {len(wrong)} pairs: {listed(wrong, '; ')}")
-    return LoraPairs(pairs, rank, alpha)
+    whole = {name: check_finite(path, name, side.float()) for name, side in sides.items()}
+    return LoraPairs({one: (whole[f"{one}.lora_A"], whole[f"{one}.lora_B"]) for one in modules}, rank, alpha)
 
 
 def lora_alpha(config: Any, given: float | None) -> float:

@@ -11,6 +11,8 @@ from mechm_runtime.errors import InputError, MediaError
 from mechm_runtime.features.scene import clip_config, squeezed_pixels
 from mechm_runtime.media import MediaLimits, read_segments
 
+OWN_SIZE = MediaLimits(max_side=8192)
+
 FIRST_S = 1e-3
 """No recording has two frames in so short a time."""
 
@@ -18,11 +20,11 @@ FIRST_S = 1e-3
 def first_frame_pixels(path: Path, image_size: int, limits: MediaLimits | None = None) -> npt.NDArray[np.float32]:
     """Pixels of a picture or of a recording's first frame.
 
-    The decoding process scales larger frames down to `mechm_runtime.media.MAX_SIDE` first, the original does not.
+    limits: of what is decoded; None for the defaults, with frames in their own size, as the original scales them.
     Returns: float32 (3, image_size, image_size), CLIP-normalised RGB.
     Raises: MediaError: not readable, or nothing to see in it. MissingExtraError: without the `media` extra.
     """
-    (segment,) = read_segments(path, [(0.0, FIRST_S)], n_frames=1, limits=limits).segments
+    (segment,) = read_segments(path, [(0.0, FIRST_S)], n_frames=1, limits=limits or OWN_SIZE).segments
     if segment.frames is None or not len(segment.frames):
         raise MediaError(f"{path.name} shows nothing: {segment.missing.get('video', 'it has no frame')}")
     return squeezed_pixels(segment.frames[0], clip_config(image_size))

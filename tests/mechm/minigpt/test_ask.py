@@ -12,6 +12,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from peft import LoraConfig, get_peft_model
+from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 from transformers.models.blip.image_processing_pil_blip import BlipImageProcessorPil
@@ -25,6 +26,7 @@ from mechm.minigpt.prompt import PromptReader
 from mechm.minigpt.torch_llama import TorchWriter
 from mechm_runtime.errors import InputError, MediaError, WeightsError
 from mechm_runtime.features.scene import clip_config, squeezed_pixels
+from mechm_runtime.media import MediaLimits
 from mechm_runtime.serving.settings import ServerConfig
 
 TEXT = "Ben: No way, congratulations!"
@@ -164,6 +166,16 @@ def test_a_picture_is_squeezed_as_blip_2_does(size: tuple[int, int]) -> None:
     (expected,) = processor(frame, return_tensors="np")["pixel_values"]
     found = squeezed_pixels(frame, clip_config(112))
     np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_a_large_picture_is_scaled_once(tmp_path: Path) -> None:
+    """ECF's clips are 1280 x 720: what is heard and seen elsewhere is scaled to 640 pixels when it is decoded."""
+    frame = np.random.default_rng(0).integers(0, 256, (720, 1280, 3), np.uint8)
+    Image.fromarray(frame).save(tmp_path / "large.png")
+    found = first_frame_pixels(tmp_path / "large.png", 448)
+    np.testing.assert_array_equal(found, squeezed_pixels(frame, clip_config(448)))
+    smaller = first_frame_pixels(tmp_path / "large.png", 448, MediaLimits())
+    assert np.abs(smaller - found).max() > 0.1
 
 
 def test_the_command_answers_about_a_recordings_first_frame(

@@ -277,9 +277,14 @@ STATES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
         lambda s: s.update({n: torch.ones(4, 96) for n in s if "lora_A" in n}),
         "LoRA does not fit the Llama, 4 pairs",
     ),
-    "not finite": (lambda s: s.update({LORA: torch.full((64, 4), torch.nan)}), f"{LORA} is not finite"),
+    "not finite": (lambda s: s.update({LORA: torch.full((64, 4), torch.nan)}), "self_attn.v_proj.lora_B is not finite"),
+    "no rank": (lambda s: s.update({n: torch.ones(()) for n in s if "lora_A" in n}), "4 pairs: model.layers.0"),
+    "sparse": (
+        lambda s: s.update({"llama_proj.bias": torch.ones(64).to_sparse()}),
+        "llama_proj.bias is torch.float32, torch.sparse_coo, not a dense tensor of floats",
+    ),
     "projection not finite": (lambda s: s["llama_proj.bias"].fill_(torch.inf), "llama_proj.bias is not finite"),
-    "no tensor": (lambda s: s.update(name="checkpoint"), "name is str, not a tensor of floats"),
+    "no tensor": (lambda s: s.update(name="checkpoint"), "name is str, not a dense tensor of floats"),
     "whole numbers": (lambda s: s.update(ids=torch.ones(2, dtype=torch.int64)), "ids is torch.int64"),
     "nothing": (lambda s: s.clear(), "has no tensors by name"),
 }
