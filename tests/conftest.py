@@ -63,6 +63,15 @@ def repository() -> Path:
 
 
 @pytest.fixture(scope="session")
+def vllm_python() -> str:
+    """A Python that has vLLM and mechm, which `make vllm` makes; the test is skipped without one."""
+    python = os.environ.get("MECHM_VLLM_PYTHON")
+    if not python:
+        pytest.skip("MECHM_VLLM_PYTHON is not set: it names a Python with vLLM, see make vllm")
+    return python
+
+
+@pytest.fixture(scope="session")
 def fresh_python() -> FreshPython:
     """`fresh_python(code, without=[...])` runs code in a new process in which those packages cannot be imported."""
 

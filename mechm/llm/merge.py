@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,12 +19,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 
 from mechm.llm.base import StoredBase, read_base
 from mechm.llm.combination import ADAPTER_FILE, COMBINATION_FILE
 from mechm.llm.comparison import AnswerDifference, Answers, answer, compare_answers
 from mechm.llm.fit import StoredAdapter, check_fit, read_adapter
+from mechm.llm.folder import MAX_SHARD, check_space, check_vocabulary, copy_companions, written_beside
 from mechm.llm.scorer import AnswerScores, load_llama
 from mechm.llm.stored_projector import PROJECTOR_FOLDER, has_projector
 from mechm.model.build import CARD_FILE, DECISION_FILE
@@ -46,15 +45,6 @@ TOLERANCE = 1e-3
 MAX_KL = 0.1
 """Largest mean divergence of the written weights from the fp32 ones, in nats a question. It lies between what kept its
 labels (8-bit weights, 0.03) and what lost them (4-bit weights, 0.2; both SmolLM2-135M in onnxruntime 1.32)."""
-
-MAX_SHARD = "4GB"
-
-COPIED = (
-    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
-    *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json"),
-    *("LICENSE*", "NOTICE*", "Notice*", "USE_POLICY*"),  # whose terms go on with the weights
-)
-"""Files of the base that the merged folder has too, as they are."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how much of it is done and how much there is; 0 of 0 where that is not counted."""
@@ -111,8 +101,8 @@ def merge_adapter(
     adapter, base = read_adapter(adapter_folder), read_base(base_folder)
     fingerprint = check_fit(adapter, base)
     tokenizer = QuestionTokenizer(base_folder / "tokenizer.json")
-    _check_vocabulary(base)
-    _check_space(out, base.n_parameters * DTYPES[dtype].itemsize)
+    check_vocabulary(base)
+    check_space(out, base.n_parameters * DTYPES[dtype].itemsize)
     with quiet_transformers(), _enough_memory(base, device):
         reference, merged, llama = _merge(adapter, base, tokenizer, asked, device, report)
         difference = compare_answers(reference, merged, adapter.decision)
@@ -120,7 +110,7 @@ def merge_adapter(
         report(f"rounding to {dtype}", 0, 0)
         llama = llama.cpu().to(DTYPES[dtype])
         _require_finite(llama, f"does not fit into {dtype}", hint="choose --dtype bf16 or fp32")
-        with _beside(out) as folder:
+        with written_beside(out) as folder:
             report("writing", 0, 0)
             _write(llama, base_folder, folder)
             # Its place in memory is needed for the files, which are what people will load.
@@ -195,30 +185,7 @@ def _write(llama: Any, base_folder: Path, folder: Path) -> None:
     # Published settings that transformers warns of (Llama-2's own) it refuses to write: the file is copied instead.
     llama.generation_config = GenerationConfig.from_model_config(llama.config)
     llama.save_pretrained(folder, max_shard_size=MAX_SHARD)
-    for pattern in COPIED:
-        for source in base_folder.glob(pattern):
-            shutil.copyfile(source, folder / source.name)
-    # safetensors makes its files private to their owner; a server often is another user.
-    for file in folder.glob("*.safetensors"):
-        file.chmod((folder / "config.json").stat().st_mode)
-
-
-@contextmanager
-def _beside(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` when the block succeeds, and nothing when it does not.
-
-    Raises: WeightsError: it cannot be written.
-    """
-    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    try:
-        folder.mkdir(parents=True)
-        yield folder
-        folder.rename(out)
-    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
-        raise WeightsError(f"cannot write {out}: {reason}", hint="free some space or choose another --out") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    copy_companions(base_folder, folder)
 
 
 @contextmanager
@@ -231,29 +198,6 @@ def _enough_memory(base: StoredBase, device: str) -> Iterator[None]:
             f"the memory of {device} is too small: {base.n_parameters * 4 / 1e9:.1f} GB of weights, and the answers",
             hint="choose --device cpu",
         ) from error
-
-
-def _check_vocabulary(base: StoredBase) -> None:
-    from tokenizers import Tokenizer
-
-    n_tokens = Tokenizer.from_file(str(base.folder / "tokenizer.json")).get_vocab_size()
-    n_embedded = int(base.config.get("vocab_size", 0))
-    if n_tokens > n_embedded:
-        raise WeightsError(
-            f"the tokenizer of {base} has {n_tokens} tokens, more than the model embeds",
-            hint="give the folder of one whole model with --base",
-        )
-
-
-def _check_space(out: Path, n_bytes: int) -> None:
-    """Refuse before the work what would fail after it."""
-    parent = next(folder for folder in out.absolute().parents if folder.is_dir())
-    free = shutil.disk_usage(parent).free
-    if free < n_bytes:
-        raise WeightsError(
-            f"the merged model takes {n_bytes / 1e9:.1f} GB, and {parent} has {free / 1e9:.1f} GB free",
-            hint="free some space or choose another --out",
-        )
 
 
 def _require_finite(model: torch.nn.Module, what: str, *, hint: str) -> None:

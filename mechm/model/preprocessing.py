@@ -5,7 +5,7 @@ from __future__ import annotations
 from mechm.model.config import ModelConfig
 from mechm_runtime.bundle import FusionWindows
 from mechm_runtime.features.log_mel import LogMelConfig
-from mechm_runtime.features.scene import SceneConfig
+from mechm_runtime.features.scene import SceneConfig, clip_config
 
 
 def log_mel_config(config: ModelConfig) -> LogMelConfig:
@@ -18,8 +18,7 @@ def scene_config(config: ModelConfig) -> SceneConfig:
     side = config.scene.image_size
     if config.scene.architecture == "dinov2":
         return SceneConfig(image_size=side)
-    # EVA-CLIP was trained with the constants of OpenAI's CLIP.
-    return SceneConfig(side, side, (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711))
+    return clip_config(side)
 
 
 def fusion_windows(config: ModelConfig) -> FusionWindows:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 
@@ -77,12 +76,3 @@ def served(report: BundleReport, adapter: Path, llama_base: Path, tmp_path_facto
     assert done.exit_code == 0, done.output
     assert f"wrote {folder / 'llm/served'}" in done.output
     return folder
-
-
-@pytest.fixture(scope="session")
-def vllm_python() -> str:
-    """A Python that has vLLM and mechm, which `make vllm` makes; the test is skipped without one."""
-    python = os.environ.get("MECHM_VLLM_PYTHON")
-    if not python:
-        pytest.skip("MECHM_VLLM_PYTHON is not set: it names a Python with vLLM, see make vllm")
-    return python

@@ -1,6 +1,8 @@
-"""A video frame as the input of the scene encoder: scaled, cropped to its middle, normalised.
+"""A video frame as the input of the scene encoder: scaled, cropped to its middle or squeezed whole, normalised.
 
-Agrees with transformers' image processor of facebook/dinov2-small in its pillow form (BitImageProcessorPil).
+Cropped, it agrees with transformers' image processor of facebook/dinov2-small in its pillow form
+(BitImageProcessorPil); squeezed, with torchvision's Resize, ToTensor and Normalize on a pillow image, as BLIP-2 and
+MiniGPT-v2 have it.
 """
 
 from __future__ import annotations
@@ -42,6 +44,12 @@ class SceneConfig:
 DEFAULT = SceneConfig()
 
 
+def clip_config(image_size: int) -> SceneConfig:
+    """Squares normalised with the constants of OpenAI's CLIP, which EVA-CLIP has too."""
+    mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+    return SceneConfig(image_size, image_size, mean, std)
+
+
 def scene_pixels(frame: NDArray[np.uint8], config: SceneConfig = DEFAULT) -> NDArray[np.float32]:
     """One frame as the encoder wants it.
 
@@ -58,8 +66,27 @@ def scene_pixels(frame: NDArray[np.uint8], config: SceneConfig = DEFAULT) -> NDA
     scaled = image.fromarray(frame).resize(size, resample=image.Resampling.BICUBIC)
     left, top = (size[0] - config.image_size) // 2, (size[1] - config.image_size) // 2
     square = scaled.crop((left, top, left + config.image_size, top + config.image_size))
+    return _normalised(np.asarray(square, dtype=np.float32), config)
+
+
+def squeezed_pixels(frame: NDArray[np.uint8], config: SceneConfig) -> NDArray[np.float32]:
+    """One whole frame in a square, its proportions not kept.
+
+    frame: uint8 (height, width, 3), RGB.
+    Returns: float32 (3, image_size, image_size), normalised.
+    Raises: InputError: another shape or dtype; MissingExtraError: without the `media` extra.
+    """
+    check_frame(frame)
+    image = _pillow()
+    size = (config.image_size, config.image_size)
+    square = image.fromarray(frame).resize(size, resample=image.Resampling.BICUBIC)
+    return _normalised(np.asarray(square, dtype=np.float32), config)
+
+
+def _normalised(square: NDArray[np.float32], config: SceneConfig) -> NDArray[np.float32]:
+    """float32 (height, width, 3) of 0 … 255 -> float32 (3, height, width)."""
     factor, shift = _normalisation(config)
-    pixels: NDArray[np.float32] = np.asarray(square, dtype=np.float32) * factor + shift
+    pixels: NDArray[np.float32] = square * factor + shift
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 

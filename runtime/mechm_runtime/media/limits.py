@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from mechm_runtime.errors import InputError
+from mechm_runtime.media.segments import MAX_SIDE
 
 GIB = 1 << 30
 
@@ -24,6 +25,7 @@ class MediaLimits:
 
     max_bytes: size of the file.
     max_pixels: width times height of one frame, before scaling; the default lets 8K through.
+    max_side: pixels of a frame's longer side; larger frames are scaled down to it, none is refused.
     max_duration_s: length of the recording and end of its last requested span.
     max_sample_rate: samples per second and channel.
     max_channels: channels of the audio track.
@@ -38,6 +40,7 @@ class MediaLimits:
 
     max_bytes: int = 16 * GIB
     max_pixels: int = 36_000_000
+    max_side: int = MAX_SIDE
     max_duration_s: float = 8 * 3600.0
     max_sample_rate: int = 192_000
     max_channels: int = 16
@@ -70,6 +73,7 @@ class MediaLimits:
         return cls(
             max_bytes=int(numbers["max_bytes"]),
             max_pixels=int(numbers["max_pixels"]),
+            max_side=int(numbers["max_side"]),
             max_duration_s=float(numbers["max_duration_s"]),
             max_sample_rate=int(numbers["max_sample_rate"]),
             max_channels=int(numbers["max_channels"]),

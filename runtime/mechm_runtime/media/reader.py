@@ -36,7 +36,7 @@ from mechm_runtime.media.protocol import (
     read_header,
     write_message,
 )
-from mechm_runtime.media.segments import MAX_SIDE, SAMPLE_RATE, MediaInfo, MediaSegments, Segment
+from mechm_runtime.media.segments import SAMPLE_RATE, MediaInfo, MediaSegments, Segment
 
 MAX_FRAMES_PER_SPAN = 64
 MAX_TEXT = 300
@@ -383,7 +383,8 @@ class _Exchange:
                 most = (math.ceil((end_s - start_s) * SAMPLE_RATE) + 1,)
                 arrays[key] = self._array(array_spec(entry, dtype="float32", max_shape=most))
             else:
-                arrays[key] = self._array(array_spec(entry, dtype="uint8", max_shape=(n_frames, MAX_SIDE, MAX_SIDE, 3)))
+                side = self._limits.max_side
+                arrays[key] = self._array(array_spec(entry, dtype="uint8", max_shape=(n_frames, side, side, 3)))
         samples = arrays.get("samples")
         if samples is not None and not np.isfinite(samples).all():
             samples, missing["audio"] = None, "its samples are not numbers"

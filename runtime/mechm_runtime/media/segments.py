@@ -14,7 +14,8 @@ SAMPLE_RATE = 16_000
 """Samples per second of every segment, whatever the recording's own rate."""
 
 MAX_SIDE = 640
-"""Pixels of a frame's longer side; larger frames are scaled down, smaller ones are left alone."""
+"""Pixels of a frame's longer side, unless `MediaLimits` says otherwise; larger frames are scaled down, smaller ones are
+left alone."""
 
 MIN_SAMPLES = SAMPLE_RATE * 25 // 1000
 """Fewer samples than one 25 ms analysis window hold no frame of a spectrogram, and count as missing."""
@@ -55,7 +56,7 @@ class Segment:
 
     start_s, end_s: the span as asked for, in seconds from the recording's start.
     samples: float32 (n_samples,), mono, 16 kHz, in [-1, 1]; shorter than the span where the recording is shorter.
-    frames: uint8 (n, height, width, 3), RGB, upright, longer side at most `MAX_SIDE`, in order of time. n is lower
+    frames: uint8 (n, height, width, 3), RGB, upright, longer side at most `max_side`, in order of time. n is lower
         than asked for where the span holds fewer different frames.
     missing: `audio` and `video` -> why `samples` or `frames` is None.
     """

@@ -24,7 +24,6 @@ from av.video.stream import VideoStream
 
 from mechm_runtime.errors import MediaError
 from mechm_runtime.media.limits import MediaLimits
-from mechm_runtime.media.segments import MAX_SIDE
 from mechm_runtime.media.source import check_pixels, read_only, start_s, too_long
 
 SEEK_AHEAD_S = 1.0
@@ -112,9 +111,9 @@ class VideoTrack:
         return self._shown(moment_s)
 
     def picture(self, frame: VideoFrame) -> Picture:
-        """A frame as RGB with square pixels, longer side at most `MAX_SIDE`."""
+        """A frame as RGB with square pixels, longer side at most `max_side`."""
         width, height = shown_size(frame, self.stream)
-        scale = min(1.0, MAX_SIDE / max(width, height))
+        scale = min(1.0, self._limits.max_side / max(width, height))
         width, height = max(1, round(width * scale)), max(1, round(height * scale))
         scaled = self._reformatter.reformat(
             frame, width=width, height=height, format="rgb24", interpolation=Interpolation.BICUBIC
@@ -240,17 +239,18 @@ class StillPicture:
 
         # Pillow's own bomb check warns and raises at other sizes; `check_pixels` has the say, before any decoding.
         Image.MAX_IMAGE_PIXELS = None
+        largest = (limits.max_side, limits.max_side)
         try:
             with Image.open(file, formats=[kind]) as opened:
                 check_pixels(opened.width, opened.height, limits)
                 sides = opened.size
-                opened.draft("RGB", (MAX_SIDE, MAX_SIDE))  # a jpeg decodes at a fraction of its size, never below this
+                opened.draft("RGB", largest)  # a jpeg decodes at a fraction of its size, never below this
                 upright = ImageOps.exif_transpose(opened)
                 turned = opened.getexif().get(EXIF_ORIENTATION, 1) >= QUARTER_TURNED
                 upright = upright.convert("RGB")
         except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
             raise MediaError("is a picture that cannot be decoded", hint="save the picture again") from error
-        upright.thumbnail((MAX_SIDE, MAX_SIDE), Image.Resampling.BICUBIC)
+        upright.thumbnail(largest, Image.Resampling.BICUBIC)
         self.shown_size = (sides[1], sides[0]) if turned else sides
         self.picture = Picture(upright.width, upright.height, upright.tobytes())
 

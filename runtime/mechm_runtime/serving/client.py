@@ -59,7 +59,7 @@ class VllmServer:
         status, body = self._connection.submit(
             self._connection.send("GET", "/v1/models", None, deadline, in_turn=False)
         ).result()
-        self._require_accepted(status)
+        require_accepted(self.config, status)
         try:
             names = sorted(str(one.get("id")) for one in entries(body, "data"))
         except ValueError as error:
@@ -114,7 +114,7 @@ class VllmServer:
         try:
             for n_prompts, body in requests(self.config.model, prompts, self._answers):
                 status, answer = await self._connection.send("POST", PATH, body, deadline)
-                self._require_accepted(status)
+                require_accepted(self.config, status)
                 answered += read_choices(answer, n_prompts)
             outputs = read_answers(answered, self._tokenizer)
         except ValueError as error:
@@ -128,21 +128,23 @@ class VllmServer:
             self._rest.worked()
         return outputs
 
-    def _require_accepted(self, status: int) -> None:
-        """Raises: InputError: what was asked cannot work. LlmUnavailableError: the server failed."""
-        if status in (401, 403):
-            raise InputError(
-                f"the server at {self.config.url} refuses the API key", hint="give the one it was started with"
-            )
-        if status == 404:
-            raise InputError(
-                f"the server at {self.config.url} does not know the model {self.config.model}",
-                hint="mechm serve llm serves a bundle's Llama under this name",
-            )
-        if 400 <= status < 500 and status not in BUSY:
-            raise _RefusedError(f"the Llama's server refused the questions with status {status}")
-        if status != 200:
-            raise LlmUnavailableError(f"the Llama's server answered with status {status}")
+
+def require_accepted(config: ServerConfig, status: int) -> None:
+    """Judge the status of a server's answer.
+
+    Raises: InputError: what was asked cannot work. LlmUnavailableError: the server failed, or refused this question.
+    """
+    if status in (401, 403):
+        raise InputError(f"the server at {config.url} refuses the API key", hint="give the one it was started with")
+    if status == 404:
+        raise InputError(
+            f"the server at {config.url} does not know the model {config.model}",
+            hint="mechm serve llm serves a bundle's Llama under this name",
+        )
+    if 400 <= status < 500 and status not in BUSY:
+        raise _RefusedError(f"the Llama's server refused the questions with status {status}")
+    if status != 200:
+        raise LlmUnavailableError(f"the Llama's server answered with status {status}")
 
 
 class _RefusedError(LlmUnavailableError):

@@ -6,7 +6,7 @@ import ipaddress
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 from mechm_runtime.bundle import Bundle, LlamaFiles, ServedLlama
@@ -95,15 +95,27 @@ def plan_serving(bundle: Bundle, config: ServeConfig) -> ServingPlan:
         )
     folder = bundle.path(f"{bundle.served.folder}/config.json").parent.absolute()
     shape = read_shape(folder / "config.json")
-    context = context_length(shape, bundle.llama)
-    memory = estimate_memory(
-        shape,
-        bundle.served.dtype,
-        concurrency=config.concurrency,
-        context=context,
-        quantized=bundle.served.quantization != "none",
-    )
     settings = engine_settings(shape, bundle.llama, bundle.served, config, folder)
+    return _plan(shape, bundle.served.dtype, settings, config, quantized=bundle.served.quantization != "none")
+
+
+def plan_folder(folder: Path, dtype: str, max_tokens: int, config: ServeConfig) -> ServingPlan:
+    """vLLM for a plain Llama in the Hugging Face layout.
+
+    dtype: of its weights, a key of `DTYPES`. max_tokens: of the longest prompt with its answer.
+    Raises: BundleError: it has no config of a Llama.
+    """
+    shape = read_shape(folder / "config.json")
+    context = min(max_tokens, shape.max_position_embeddings)
+    settings = model_settings(folder.absolute(), dtype, context, config)
+    return _plan(shape, dtype, settings, config, quantized=False)
+
+
+def _plan(
+    shape: LlamaShape, dtype: str, settings: Mapping[str, Any], config: ServeConfig, *, quantized: bool
+) -> ServingPlan:
+    context = int(settings["max_model_len"])
+    memory = estimate_memory(shape, dtype, concurrency=config.concurrency, context=context, quantized=quantized)
     environment = dict(QUIET)
     if config.device == "cpu":
         environment |= {
@@ -133,14 +145,22 @@ def context_length(shape: LlamaShape, llama: LlamaFiles) -> int:
 def engine_settings(
     shape: LlamaShape, llama: LlamaFiles, served: ServedLlama, config: ServeConfig, folder: PurePath
 ) -> dict[str, Any]:
-    """vLLM's engine arguments, in a server as in a process of one's own.
+    """vLLM's engine arguments for a bundle's Llama, in a server as in a process of one's own.
 
     folder: where it finds the weights.
     """
+    return model_settings(folder, served.dtype, context_length(shape, llama), config)
+
+
+def model_settings(folder: PurePath, dtype: str, context: int, config: ServeConfig) -> dict[str, Any]:
+    """vLLM's engine arguments for a Llama.
+
+    folder: where it finds the weights. dtype: theirs, a key of `DTYPES`. context: tokens it reads and writes at most.
+    """
     settings: dict[str, Any] = {
         "model": str(folder),
-        "dtype": DTYPES[served.dtype],
-        "max_model_len": context_length(shape, llama),
+        "dtype": DTYPES[dtype],
+        "max_model_len": context,
         "max_num_seqs": config.concurrency,
         "enable_prefix_caching": True,
         "enable_prompt_embeds": True,

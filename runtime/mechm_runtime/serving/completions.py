@@ -1,7 +1,7 @@
 """vLLM's `/v1/completions`, asked for the log-probabilities of chosen tokens in one token's place: body and answer.
 
 Nothing is decoded: the server is asked for one token and for the exact log-probabilities of the answers' tokens there.
-No text goes into an error.
+For models that answer in words it is asked to write. No text goes into an error.
 """
 
 from __future__ import annotations
@@ -57,6 +57,35 @@ def read_choices(answer: Any, n_prompts: int) -> list[dict[int, float]]:
     if sorted(choices, key=str) != sorted(range(n_prompts), key=str):
         raise ValueError(f"{len(choices)} answers to {n_prompts} prompts")
     return [_log_probabilities(choices[index]) for index in range(n_prompts)]
+
+
+def writing_request(model: str, prompt: str, max_new_tokens: int) -> bytes:
+    """A request to write on after a prompt, the likeliest token each time, the end not at once.
+
+    prompt: embeddings as base64 of a torch file.
+    """
+    body = {
+        "model": model,
+        "prompt_embeds": prompt,
+        "max_tokens": max_new_tokens,
+        "min_tokens": 1,
+        "temperature": 0,
+        "repetition_penalty": 1,
+        "return_token_ids": True,
+    }
+    return json.dumps(body).encode()
+
+
+def read_written(answer: Any) -> list[int]:
+    """The token ids that a server wrote.
+
+    Raises: ValueError: the answer has another form.
+    """
+    choices = entries(answer, "choices")
+    ids = choices[0].get("token_ids") if len(choices) == 1 else None
+    if not isinstance(ids, list) or not all(type(one) is int for one in ids):
+        raise ValueError("it has no token ids")
+    return ids
 
 
 def entries(body: Any, key: str) -> list[dict[str, Any]]:

@@ -1,0 +1,203 @@
+"""`mechm ask`: an imported MiniGPT-v2, asked about pictures."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from mechm.minigpt.model import Backend, MiniGptV2
+
+SERVED_AT_ONCE = 8
+"""Questions on their way to a server, which reads several together."""
+
+_OPTIONS = (
+    click.option(
+        "--model",
+        "folder",
+        type=click.Path(path_type=Path, exists=True, file_okay=False),
+        required=True,
+        metavar="DIR",
+        help="What mechm import minigpt-v2 wrote.",
+    ),
+    click.option(
+        "--task",
+        metavar="WORD",
+        help="Ask in MER-MCE's form, `[WORD] TEXT `. Default: the text as it is, after the picture.",
+    ),
+    click.option(
+        "--max-new-tokens", type=click.IntRange(1, 2000), default=20, show_default=True, help="Longest answer written."
+    ),
+    click.option(
+        "--backend",
+        type=click.Choice(["torch", "vllm", "vllm-local"]),
+        default="torch",
+        show_default=True,
+        help="What runs the Llama: torch, a vLLM server, or vLLM in this process. The ViT runs in torch, here.",
+    ),
+    click.option("--llm-url", metavar="URL", help="vllm: the server. Default: http://127.0.0.1:8000."),
+    click.option("--llm-model", metavar="NAME", help="vllm: what the server calls the model. Default: mechm-llama."),
+    click.option(
+        "--dtype",
+        type=click.Choice(["bf16", "fp16", "fp32"]),
+        help="Of what torch runs. Default: fp32 on CPUs, fp16 on a GPU.",
+    ),
+    click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda where there is one."),
+)
+
+
+def model_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add the model, the form of a question, the longest answer, and what runs it all."""
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.group()
+def ask() -> None:
+    """Ask an imported MiniGPT-v2, MER-MCE or Emotion-LLaMA in the words that it was trained with.
+
+    It sees a picture, or a recording's first frame, and writes the likeliest tokens. A vLLM server of the imported
+    Llama needs --enable-prompt-embeds, and --max-logprobs 64 for --answers:
+
+    \b
+    vllm serve mer-mce/llm --enable-prompt-embeds --max-logprobs 64 --served-model-name mechm-llama
+    mechm ask picture --model mer-mce --backend vllm --task emotion dia1utt1.mp4 "Joey: You left me in the rain ."
+    """
+
+
+@ask.command()
+@model_options
+@click.option("--answers", metavar="A,B,...", help="Print how likely each of these answers is instead of writing one.")
+@click.option(
+    "--features",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    metavar="FILE",
+    help="For Emotion-LLaMA: a numpy file (3, 1024) of its face, video and voice encoders' features.",
+)
+@click.argument("media", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("text")
+def picture(
+    folder: Path,
+    task: str | None,
+    max_new_tokens: int,
+    backend: Backend,
+    llm_url: str | None,
+    llm_model: str | None,
+    dtype: str | None,
+    device: str | None,
+    answers: str | None,
+    features: Path | None,
+    media: Path,
+    text: str,
+) -> None:
+    """Ask TEXT about MEDIA, a picture or a recording.
+
+    \b
+    mechm ask picture --model mer-mce --task emotion dia1utt1.mp4 "Joey: You left me in the rain ."
+    mechm ask picture --model mer-mce --task emotion --answers neutral,anger,joy dia1utt1.mp4 "Joey: ..."
+    """
+    from mechm.minigpt.picture import first_frame_pixels, read_features
+
+    model = open_model(folder, backend, llm_url, llm_model, dtype, device)
+    told = None if features is None else read_features(features)
+    tokens = model.look(first_frame_pixels(media, model.image_size), told)
+    if answers is None:
+        click.echo(model.answer(tokens, text, task=task, max_new_tokens=max_new_tokens))
+        return
+    given = [one.strip() for one in answers.split(",") if one.strip()]
+    scored = zip(given, model.score(tokens, text, given, task=task), strict=True)
+    for answer, score in sorted(scored, key=lambda one: -one[1]):
+        click.echo(f"{score:9.3f}  {answer}")
+
+
+@ask.command()
+@model_options
+@click.option(
+    "--clips",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="Where the questions' clips are, NAME.mp4 or NAME.avi.",
+)
+@click.option(
+    "--features",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="DIR",
+    help="For Emotion-LLaMA: a numpy file (3, 1024) a clip, NAME.npy.",
+)
+@click.option(
+    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE", help="The answers."
+)
+@click.option("--resume", is_flag=True, help="Go on with the answers that --out holds.")
+@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+def questions(
+    folder: Path,
+    task: str | None,
+    max_new_tokens: int,
+    backend: Backend,
+    llm_url: str | None,
+    llm_model: str | None,
+    dtype: str | None,
+    device: str | None,
+    clips: Path,
+    features: Path | None,
+    out: Path,
+    resume: bool,
+    file: Path,
+) -> None:
+    """Ask the questions of FILE, a line of JSON each, and write a line `NAME<tab>ANSWER` each.
+
+    Both are in MER-MCE's form: what its eval_ECAC_cause.py reads and writes.
+
+    \b
+    mechm ask questions --model mer-mce --task emotion --clips videos --out answers.txt submit_now-n_w-e.json
+    """
+    from mechm.cli.progress import steps_progress
+    from mechm.minigpt.questions import answer_questions, read_questions, write_answers
+    from mechm_runtime.errors import InputError
+
+    if out.exists() and not resume:
+        raise InputError(f"{out} exists", hint="choose another --out, or go on with it: --resume")
+    asked = read_questions(file, clips, features)
+    model = open_model(folder, backend, llm_url, llm_model, dtype, device)
+    n_threads = SERVED_AT_ONCE if backend == "vllm" else 1
+    with steps_progress() as on_progress:
+        for done in write_answers(
+            out,
+            asked,
+            lambda left: answer_questions(model, left, task=task, max_new_tokens=max_new_tokens, n_threads=n_threads),
+        ):
+            on_progress("answering", done, len(asked))
+    click.echo(f"wrote {out} ({len(asked)} answers)")
+
+
+def open_model(
+    folder: Path, backend: Backend, llm_url: str | None, llm_model: str | None, dtype: str | None, device: str | None
+) -> MiniGptV2:
+    """The model as the options want it run.
+
+    Raises: UsageError: options contradict each other, or there is no such device.
+    """
+    import torch
+
+    from mechm.llm.merge import DTYPES
+    from mechm.minigpt.model import open_minigpt
+    from mechm_runtime.serving.command import API_KEY
+    from mechm_runtime.serving.settings import MODEL, ServerConfig
+
+    if backend != "vllm" and (llm_url or llm_model):
+        raise click.UsageError("--llm-url and --llm-model are for --backend vllm")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise click.UsageError("--device cuda: torch finds no CUDA device here")
+    place = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    server = None
+    if backend == "vllm":
+        server = ServerConfig(llm_url or ServerConfig().url, os.environ.get(API_KEY), llm_model or MODEL)
+    wanted = dtype or ("fp32" if place == "cpu" else "fp16")
+    chosen = next(value for name, value in DTYPES.items() if name == wanted)
+    return open_minigpt(folder, backend=backend, server=server, dtype=chosen, device=place)

@@ -1,0 +1,148 @@
+"""An imported model that answers questions about a picture: the ViT in torch, the Llama in torch or behind vLLM."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mechm.llm.base import read_json
+from mechm.llm.scorer import load_llama
+from mechm.minigpt.image_tokens import ImageTokens
+from mechm.minigpt.importing import LLAMA_FOLDER, VISION_FOLDER
+from mechm.minigpt.prompt import PromptReader
+from mechm.minigpt.torch_llama import TorchWriter
+from mechm.quiet import quiet_transformers
+from mechm_runtime.errors import InputError, WeightsError
+from mechm_runtime.serving.command import DTYPES as STORED
+from mechm_runtime.serving.command import ServeConfig
+from mechm_runtime.serving.embeddings import EmbeddingTable
+from mechm_runtime.serving.settings import ServerConfig
+from mechm_runtime.serving.writing import VllmWriter
+
+Floats = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+Backend = Literal["torch", "vllm", "vllm-local"]
+
+MAX_TOKENS = 2048
+"""Of a prompt with its answer, for an engine of one's own; MiniGPT-v2 cuts what is longer than 2,000."""
+
+MAX_NEW_TOKENS = 20
+"""MER-MCE's; Emotion-LLaMA reasons in up to 500."""
+
+
+class Writer(Protocol):
+    """The Llama, as it is asked: greedily written answers, and how likely given ones are."""
+
+    def write(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, max_new_tokens: int) -> list[int]:
+        """Token ids that follow; the first is never the end, as in MiniGPT-v2 (`min_length=1`).
+
+        ids: int64 (T,). soft_at: int64 (S,), where soft tokens stand. soft_tokens: float32 (S, D).
+        """
+
+    def score(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, answers: Sequence[Sequence[int]]) -> Floats:
+        """Log-probability of each answer's tokens together, float32 (answers,)."""
+
+
+class MiniGptV2:
+    """Answers about pictures.
+
+    image_tokens: the ViT and its projection. prompts, writer: of the same Llama.
+    """
+
+    def __init__(self, image_tokens: ImageTokens, prompts: PromptReader, writer: Writer) -> None:
+        self.image_tokens, self.prompts, self.writer = image_tokens, prompts, writer
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of a picture's side."""
+        return self.image_tokens.config.image_size
+
+    def look(self, pixel_values: Floats, features: Floats | None = None) -> Floats:
+        """A picture's tokens, float32 (n_tokens, D), to be asked about as often as wanted.
+
+        pixel_values: float32 (3, image_size, image_size), see `mechm_runtime.features.scene.squeezed_pixels`.
+        features: float32 (3, feature_size), for Emotion-LLaMA.
+        Raises: InputError: another shape, or features where none are wanted.
+        """
+        if pixel_values.shape != (3, self.image_size, self.image_size):
+            raise InputError(
+                f"a picture {pixel_values.shape} where (3, {self.image_size}, {self.image_size}) is expected"
+            )
+        like = self.image_tokens.llama_proj.weight
+        given = [None if one is None else torch.from_numpy(one).to(like)[None] for one in (pixel_values, features)]
+        with torch.inference_mode():
+            tokens: Floats = self.image_tokens(*given)[0].float().cpu().numpy()
+        return tokens
+
+    def answer(
+        self, tokens: Floats, text: str, *, task: str | None = None, max_new_tokens: int = MAX_NEW_TOKENS
+    ) -> str:
+        """What the model writes, greedily.
+
+        tokens: of a picture, see `look`. text, task: see `PromptReader.read`.
+        """
+        prompt = self.prompts.read(text, task=task)
+        return self.prompts.decode(self.writer.write(prompt.ids, prompt.image_at, tokens, max_new_tokens))
+
+    def score(self, tokens: Floats, text: str, answers: Sequence[str], *, task: str | None = None) -> Floats:
+        """Log-probability of each answer, its end included, float32 (answers,); nothing is written.
+
+        Raises: InputError: no answers.
+        """
+        if not answers:
+            raise InputError("no answers to score")
+        prompt = self.prompts.read(text, task=task)
+        wanted = [self.prompts.answer_ids(answer) for answer in answers]
+        return self.writer.score(prompt.ids, prompt.image_at, tokens, wanted)
+
+
+def open_minigpt(
+    folder: Path,
+    *,
+    backend: Backend = "torch",
+    server: ServerConfig | None = None,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> MiniGptV2:
+    """Open what `mechm import minigpt-v2` wrote.
+
+    backend: what runs the Llama: torch here, a vLLM server that serves `folder/llm`, or a vLLM engine in this process.
+    server: for `vllm`; None for one on this machine.
+    dtype, device: of the ViT, and of the Llama where torch runs it.
+    Raises: WeightsError: the folder is not whole. InputError: a server for another backend. MissingExtraError: no
+        client for a server, or no vLLM.
+    """
+    vision, llama = folder / VISION_FOLDER, folder / LLAMA_FOLDER
+    if not vision.is_dir() or not llama.is_dir():
+        raise WeightsError(
+            f"{folder} is no imported model",
+            hint=f"mechm import minigpt-v2 --checkpoint FILE --llama DIR --vit FILE --out {folder}",
+        )
+    if server is not None and backend != "vllm":
+        raise InputError(f"a server for backend {backend}", hint="ask it with backend vllm")
+    with quiet_transformers():
+        image_tokens = ImageTokens.from_folder(vision, dtype).to(device)
+    config = image_tokens.config
+    prompts = PromptReader(llama / "tokenizer.json", config.variant, config.n_tokens)
+    return MiniGptV2(image_tokens, prompts, _writer(llama, backend, server, dtype, device))
+
+
+def _writer(llama: Path, backend: Backend, server: ServerConfig | None, dtype: torch.dtype, device: str) -> Writer:
+    if backend == "vllm":
+        return VllmWriter(server or ServerConfig(), EmbeddingTable(llama))
+    if backend == "vllm-local":
+        from mechm_runtime.serving.local import LocalVllmWriter
+
+        stored = read_json(llama / "config.json").get("dtype")
+        kept = next((name for name, value in STORED.items() if value == stored), None)
+        if kept is None:
+            raise WeightsError(f"{llama} is stored as {str(stored)[:40]!r}", hint="import it again")
+        return LocalVllmWriter(llama, kept, MAX_TOKENS, ServeConfig(device=device))
+    with quiet_transformers():
+        return TorchWriter(load_llama(llama, dtype).to(device))

@@ -1,0 +1,150 @@
+"""A checkpoint taken apart: which variant it is, its LoRA, its ViT, its projections, each checked against the Llama."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from mechm.llm.base import StoredBase
+from mechm.minigpt import keys
+from mechm.minigpt.checkpoint import check_finite, check_names, check_shapes, listed, read_torch_file, tensors_in
+from mechm.minigpt.config import PATCHES_PER_TOKEN, ImageTokensConfig, Variant, VitShape
+from mechm.minigpt.lora import LoraPairs, lora_alpha, read_lora
+from mechm.minigpt.vit import Vit, read_vit
+from mechm_runtime.errors import InputError, WeightsError
+
+LnVision = Literal["checkpoint", "identity"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """A checkpoint, checked and taken apart."""
+
+    vit: Vit
+    projections: Mapping[str, Tensor]
+    lora: LoraPairs
+    config: ImageTokensConfig
+    unused: tuple[str, ...]
+
+
+def llama_shapes(base: StoredBase) -> tuple[Any, dict[str, tuple[int, ...]]]:
+    """The Llama's config, and what its weights are named and shaped like.
+
+    Raises: WeightsError: it is no Llama, or lacks weights, or has others.
+    """
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    if base.config.get("model_type") != "llama":
+        raise WeightsError(f"{base} is a {base.config.get('model_type')!r}, where a Llama is expected")
+    try:
+        config = LlamaConfig(**base.config)
+        with torch.device("meta"):
+            state = LlamaForCausalLM(config).state_dict()  # type: ignore[no-untyped-call]
+    except (TypeError, ValueError) as error:
+        raise WeightsError(f"the config of {base.folder} is none of a Llama: {error}") from error
+    shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if config.tie_word_embeddings:
+        shapes.pop("lm_head.weight", None)
+    unused = (r".*rotary_emb\.inv_freq$", *((r"lm_head\.weight$",) if config.tie_word_embeddings else ()))
+    check_names(base.folder, base.tensors, shapes, unused)
+    wrong = [
+        f"{name} is {base.tensors[name].shape} where its config says {wanted}"
+        for name, wanted in shapes.items()
+        if base.tensors[name].shape != wanted
+    ]
+    if wrong:
+        raise WeightsError(f"{base.folder} has weights of other sizes, {len(wrong)}: {listed(wrong, '; ')}")
+    return config, shapes
+
+
+def take_apart(
+    path: Path,
+    vit_path: Path | None,
+    base: StoredBase,
+    weights: Mapping[str, tuple[int, ...]],
+    alpha: float | None,
+    ln_vision: LnVision,
+    shape: VitShape,
+) -> Parts:
+    """Read and check a checkpoint.
+
+    vit_path, alpha, ln_vision: as in `mechm.minigpt.importing.import_minigpt`. weights: shapes of the Llama's, by name.
+    Raises: WeightsError: files are damaged or do not go together. InputError: options contradict what is in them.
+    """
+    content = read_torch_file(path)
+    tensors = tensors_in(path, content)
+    own_vit = {
+        name.removeprefix(keys.VIT_PREFIX): tensors.pop(name)
+        for name in list(tensors)
+        if name.startswith(keys.VIT_PREFIX)
+    }
+    lora = {name: tensors.pop(name) for name in list(tensors) if re.match(keys.LORA, name)}
+    variant: Variant = "minigpt-v2"
+    for name, mark in keys.MARKS.items():
+        variant = name if mark in tensors else variant
+    _check_ln_vision(path, tensors, ln_vision)
+    normed = keys.LN_VISION if ln_vision == "checkpoint" else ()
+    wanted = (*normed, *keys.PROJECTIONS[variant])
+    unused = (*keys.UNUSED[variant], keys.RECOMPUTED)
+    check_names(path, tensors, [key.source for key in wanted], unused)
+    pairs = read_lora(path, lora, weights, base.config["num_hidden_layers"], lora_alpha(content.get("config"), alpha))
+    vit = _read_the_vit(path, own_vit, vit_path, shape)
+    features = tensors[keys.FEATURE_PROJECTIONS[0].source].shape[-1] if variant == "emotion-llama" else 0
+    sizes = {
+        "width": vit.hidden_size,
+        "token": PATCHES_PER_TOKEN * vit.hidden_size,
+        "llama": weights["model.norm.weight"][0],
+        "features": features,
+    }
+    check_shapes(path, tensors, wanted, sizes)
+    projections = {key.target: check_finite(path, key.source, tensors[key.source]) for key in wanted}
+    if ln_vision == "identity":
+        projections |= {
+            "ln_vision.weight": torch.ones(vit.hidden_size),
+            "ln_vision.bias": torch.zeros(vit.hidden_size),
+        }
+    try:
+        config = ImageTokensConfig(
+            variant,
+            vit.hidden_size,
+            vit.intermediate_size,
+            shape.n_layers,
+            vit.hidden_size // shape.head_size,
+            vit.patch_size,
+            shape.image_size,
+            sizes["llama"],
+            features,
+        )
+    except ValueError as error:
+        raise WeightsError(f"{path}: {error}") from error
+    left = [name for name in tensors if name not in {key.source for key in wanted}]
+    return Parts(vit, projections, pairs, config, (*left, *vit.unused))
+
+
+def _check_ln_vision(path: Path, tensors: Mapping[str, Tensor], ln_vision: LnVision) -> None:
+    """A training that froze it saved a checkpoint without it, which the original then runs as the identity."""
+    absent = [key.source for key in keys.LN_VISION if key.source not in tensors]
+    if ln_vision == "identity" and len(absent) < len(keys.LN_VISION):
+        raise InputError(f"{path} has an ln_vision of its own", hint="leave --ln-vision identity out")
+    if ln_vision == "checkpoint" and len(absent) == len(keys.LN_VISION):
+        raise WeightsError(
+            f"{path} lacks {' and '.join(absent)}: its training froze them, and what is frozen was not saved",
+            hint="--ln-vision identity answers as the original code does with this checkpoint",
+        )
+
+
+def _read_the_vit(path: Path, own: Mapping[str, Tensor], vit_path: Path | None, shape: VitShape) -> Vit:
+    """The checkpoint's ViT where it has one, else the one in its own file."""
+    if own and vit_path is not None:
+        raise InputError(f"{path} has a ViT of its own, which goes before {vit_path}", hint="leave --vit out")
+    if own:
+        return read_vit(path, own, shape)
+    if vit_path is None:
+        raise InputError(f"{path} has no ViT", hint="name the file that MiniGPT-v2 starts from: --vit eva_vit_g.pth")
+    return read_vit(vit_path, tensors_in(vit_path, read_torch_file(vit_path)), shape)
