@@ -117,17 +117,24 @@ def check_values(part: ExportPart, path: Path, precision: str) -> ValueCheck:
         feeds = part.trial_inputs(sizes, random)
         answers = engine.run(feeds)
         for name, expected in part.reference(feeds).items():
-            actual = answers[name]
-            if actual.shape != expected.shape:
-                raise VerificationError(f"{path.name}: {name} at {dict(sizes)} is {actual.shape}, not {expected.shape}")
-            if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
-                raise VerificationError(f"{path.name}: {name} at {dict(sizes)} is not finite, here or in torch")
-            largest = max(largest, float(np.abs(expected - actual).max()))
-            norms = np.linalg.norm(expected) * np.linalg.norm(actual)
-            cosine = min(cosine, float((expected * actual).sum() / max(float(norms), 1e-12)))
+            difference, alike = compare_arrays(f"{path.name}: {name} at {dict(sizes)}", expected, answers[name])
+            largest, cosine = max(largest, difference), min(cosine, alike)
     if precision == "fp32" and largest > FP32_ATOL:
         raise VerificationError(f"{path.name} differs from torch by {largest:.2e}, more than {FP32_ATOL:.0e}")
     return ValueCheck(part.name, precision, _significant(largest), round(cosine, 6), len(part.trial_sizes))
+
+
+def compare_arrays(what: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> tuple[float, float]:
+    """Largest absolute difference and cosine of two arrays.
+
+    Raises: VerificationError: their shapes differ, or a value is not finite.
+    """
+    if actual.shape != expected.shape:
+        raise VerificationError(f"{what} is {actual.shape}, not {expected.shape}")
+    if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
+        raise VerificationError(f"{what} is not finite, here or in torch")
+    norms = np.linalg.norm(expected) * np.linalg.norm(actual)
+    return float(np.abs(expected - actual).max()), float((expected * actual).sum() / max(float(norms), 1e-12))
 
 
 def engine_for(precision: str) -> EngineConfig:
