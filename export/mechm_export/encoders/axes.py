@@ -42,7 +42,7 @@ class Axes:
         names: an encoder's axes that may be dynamic. defaults: axes that are always fixed, with their usual sizes.
         Raises: InputError: an axis that is unknown, cannot be dynamic, or is left open.
         """
-        aliases = {TIME: name for name in names if name in TIME_AXES}
+        aliases = dict(zip([TIME], [name for name in names if name in TIME_AXES], strict=False))
         dynamic = None if self.dynamic is None else {aliases.get(name, name) for name in self.dynamic}
         fixed = {aliases.get(name, name): size for name, size in self.fixed.items()}
         known = [*names, *defaults]

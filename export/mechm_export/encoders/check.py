@@ -65,7 +65,9 @@ class EncoderCheck:
 def check_encoder(part: ExportPart, path: Path, precision: Precision, real: Iterable[Feeds] = ()) -> EncoderCheck:
     """Compare a graph file with its module on random inputs of several sizes, and on real ones where there are any.
 
-    16-bit graphs are compared as `halves.rounded` computes them, and fp16 is run as it is besides.
+    16-bit graphs are compared as `halves.rounded` computes them, and fp16 is run as it is besides. int8 that was
+    calibrated on real inputs is measured on real ones: on random words all-mpnet-base-v2's lowest cosine is 0.987, on
+    sentences 0.996. Random ones still show whether every size runs.
     Raises: VerificationError: names, axes or shapes differ, or an output is not finite.
     """
     check_signature(part, path)
@@ -74,17 +76,20 @@ def check_encoder(part: ExportPart, path: Path, precision: Precision, real: Iter
     engine: GraphRunner = RoundedRunner(path) if precision in HALVES else Engine(path, config)
     plain = Engine(path, config) if precision == "fp16" else None
     random = np.random.default_rng(0)
-    trials = [*(part.trial_inputs(sizes, random) for sizes in part.trial_sizes), *real]
+    made = [part.trial_inputs(sizes, random) for sizes in part.trial_sizes]
+    sentences = list(real)
+    measured_from = len(made) if precision == "int8" and sentences else 0
     largest, cosine, value, n_inputs = 0.0, 1.0, 0.0, 0
     padding: float | None = None
-    for feeds in trials:
+    for number, feeds in enumerate([*made, *sentences]):
         expected = part.reference(feeds)
         answers = [engine.run(feeds), *([plain.run(feeds)] if plain is not None else [])]
         for answer in answers:
             difference, alike = compare_rows(path.name, expected, answer, feeds)
-            largest, cosine = max(largest, difference), min(cosine, alike)
+            if number >= measured_from:
+                largest, cosine = max(largest, difference), min(cosine, alike)
         value = max(value, *(float(np.abs(rows[0]).max()) for rows in _kept_rows(expected, expected, feeds)))
-        n_inputs += len(next(iter(feeds.values())))
+        n_inputs += len(next(iter(feeds.values()))) if number >= measured_from else 0
         if precision == "fp32" and can_pad(part):
             found = padding_difference(engine, feeds, answers[0])
             padding = max(padding or 0.0, found)

@@ -26,14 +26,18 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
     metavar="DIR",
     help="A graph that optimum-cli or others wrote, to check and to convert; instead of --model.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="A folder that is not there.")
+@click.option(
+    "--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="A folder that is not there."
+)
 @click.option(
     "--task",
     type=click.Choice(TASKS),
     help="feature-extraction: a state a token, patch or frame. The others: one vector an input (sentence-embedding as "
     "the folder's modules.json says, else the mean). Default: the vector.",
 )
-@click.option("--modality", type=click.Choice(["text", "vision"]), help="Which encoder of a CLIP or SigLIP that has both.")
+@click.option(
+    "--modality", type=click.Choice(["text", "vision"]), help="Which encoder of a CLIP or SigLIP that has both."
+)
 @click.option("--revision", metavar="REF", help="Branch, tag or commit of the hub's repository.")
 @click.option(
     "--precision",

@@ -251,7 +251,7 @@ def _real_inputs(source: EncoderSource, part: ExportPart, conversations: Sequenc
     if source.architecture.modality != "text":
         return []
     config = source.config.get("text_config", source.config)
-    longest = config["max_position_embeddings"] if "max_position_embeddings" in config else LONGEST_TOKENS
+    longest = config.get("max_position_embeddings", LONGEST_TOKENS)
     limits = part.integer_limits or {}
     return sentence_feeds(source.folder, part, int(limits["input_ids"]), longest, conversations)
 

@@ -25,6 +25,8 @@ from mechm_runtime.errors import VerificationError
 Half = Literal["fp16", "bf16"]
 HALVES: dict[Half, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 DTYPES: dict[int, npt.DTypeLike] = {TensorProto.FLOAT16: np.float16, TensorProto.BFLOAT16: ml_dtypes.bfloat16}
+LARGEST: dict[int, float] = {TensorProto.FLOAT16: 65504.0, TensorProto.BFLOAT16: 255 * 2.0**120}
+"""Finite values: sign, 5 and 8 bits of exponent, 10 and 7 of fraction."""
 
 REDUCTIONS = frozenset({"ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp"})
 KEPT = REDUCTIONS | {
@@ -64,7 +66,7 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
     for tensor in twin.graph.initializer:
         if tensor.name in halves:
             wide, tensor.name = tensor.name, f"{tensor.name}_half"
-            nodes.append(helper.make_node("Cast", [tensor.name], [wide], name=f"{wide}_widen", to=TensorProto.FLOAT))
+            nodes.append(helper.make_node("Cast", [tensor.name], [wide], to=TensorProto.FLOAT))
     for node in twin.graph.node:
         nodes.append(node)
         for position, name in enumerate(node.output):
@@ -72,12 +74,10 @@ def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
                 continue
             if node.op_type != "Cast":  # a cast rounds by itself
                 node.output[position] = f"{name}_wide"
-                cast = {"name": f"{name}_round", "to": types[name]}
-                nodes.append(helper.make_node("Cast", [f"{name}_wide"], [f"{name}_half"], **cast))
+                nodes.append(helper.make_node("Cast", [f"{name}_wide"], [f"{name}_half"], to=types[name]))
             else:
                 node.output[position] = f"{name}_half"
-            widen = {"name": f"{name}_widen", "to": TensorProto.FLOAT}
-            nodes.append(helper.make_node("Cast", [f"{name}_half"], [name], **widen))
+            nodes.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
     del twin.graph.value_info[:]
     set_nodes(twin, nodes)
     return twin
@@ -144,7 +144,9 @@ class _Lowering:
         """Whether a node makes sums, or computes with nothing but sums and single numbers."""
         if node.op_type in REDUCTIONS:
             return True
-        others = [name for name in sources if name not in self.weights or list(self.weights[name].dims) not in ([], [1])]
+        others = [
+            name for name in sources if name not in self.weights or list(self.weights[name].dims) not in ([], [1])
+        ]
         return node.op_type in (*ELEMENTWISE, "Sqrt") and bool(others) and self.sums.issuperset(others)
 
     def _may_lower(self, node: onnx.NodeProto, sources: list[str]) -> bool:
@@ -190,6 +192,5 @@ class _Lowering:
         values = numpy_helper.to_array(self.weights[name], base_dir=str(self.folder))
         dtype = DTYPES[self.low]
         # Masks hold the lowest float32, or minus infinity: the lowest finite value serves, and 0 times it is 0.
-        limit = float(ml_dtypes.finfo(dtype).max)
+        limit = np.float32(LARGEST[self.low])
         return numpy_helper.from_array(np.clip(values, -limit, limit).astype(dtype), other)
-

@@ -17,7 +17,6 @@ from typing import Any
 
 import onnx
 import torch
-from google.protobuf.message import DecodeError
 from onnx import helper
 from torch import nn
 
@@ -30,7 +29,7 @@ from mechm_export.part import ExportPart
 from mechm_export.quantize import Int8Recipe
 from mechm_runtime.bundle import Tensor
 from mechm_runtime.engine import Engine, EngineConfig
-from mechm_runtime.errors import InputError, WeightsError
+from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError
 
 MODEL = "model.onnx"
 MIN_OPSET = 13
@@ -77,7 +76,7 @@ def read_graph(folder: Path) -> IncomingGraph:
     _check_plain(path)
     try:
         model = onnx.load(path, load_external_data=False)
-    except (DecodeError, ValueError, OSError) as error:
+    except Exception as error:  # protobuf's, which change with its implementation
         raise WeightsError(f"{path.name} is no whole ONNX graph: {str(error)[:200]}") from error
     data = {location for tensor in _tensors(model.graph) if (location := _check_external(path, tensor)) is not None}
     check_acyclic(model.graph)
@@ -138,11 +137,23 @@ class GraphModule(nn.Module):
         super().__init__()
         self.names = [tensor.name for tensor in graph.inputs]
         self.outputs = [tensor.name for tensor in graph.outputs]
-        self.engine = Engine(graph.path, EngineConfig())
+        self.axes = ", ".join(sorted({a for tensor in graph.inputs for a in tensor.axes if isinstance(a, str)}))
+        try:
+            self.engine = Engine(graph.path, EngineConfig())
+        except BundleError as error:
+            raise WeightsError(str(error)) from error
 
     def forward(self, *inputs: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Inputs in the graph's order -> outputs in the graph's order."""
-        answers = self.engine.run({name: value.numpy() for name, value in zip(self.names, inputs, strict=True)})
+        feeds = {name: value.numpy() for name, value in zip(self.names, inputs, strict=True)}
+        try:
+            answers = self.engine.run(feeds)
+        except Exception as error:  # onnxruntime's exceptions share no base
+            shapes = ", ".join(f"{name} {value.shape}" for name, value in feeds.items())
+            raise VerificationError(
+                f"the graph does not run with {shapes}: {str(error).splitlines()[0][:200]}",
+                hint=f"--axes NAME=N names the sizes that it takes; dynamic are {self.axes or 'none'}",
+            ) from error
         return tuple(torch.from_numpy(answers[name]) for name in self.outputs)
 
 

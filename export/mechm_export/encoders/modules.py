@@ -13,6 +13,7 @@ What lies behind an input's end in the returned states is undefined; the returne
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Literal
 
 import torch
@@ -66,7 +67,9 @@ class Wav2Vec2States(nn.Module):
         within = torch.arange(x.shape[-1], device=x.device)[None] < frames[:, None]
         projected = model.feature_projection(x.transpose(1, 2))
         x = projected[0] if isinstance(projected, tuple) else projected
-        states = model.encoder(x, attention_mask=within).last_hidden_state
+        with warnings.catch_warnings():  # WavLM's mask and position bias have two types, and torch says so each time
+            warnings.filterwarnings("ignore", "Support for mismatched key_padding_mask", UserWarning)
+            states = model.encoder(x, attention_mask=within).last_hidden_state
         return states, within.to(torch.int64)
 
 
@@ -156,7 +159,7 @@ def resize_positions(model: nn.Module, side: int) -> None:
     positions = interpolate_positions(positions, grid)[:, 0 if has_class_token else 1 :].clone()
     fitted: Any = embeddings
     if isinstance(table, nn.Embedding):
-        setattr(fitted, name, nn.Embedding.from_pretrained(positions[0]))
+        setattr(fitted, name, nn.Embedding(positions.shape[1], positions.shape[2], _weight=positions[0], _freeze=True))
         fitted.position_ids = torch.arange(positions.shape[1])[None]
     else:
         setattr(fitted, name, nn.Parameter(positions))

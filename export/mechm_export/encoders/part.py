@@ -17,8 +17,8 @@ from torch import nn
 from mechm_export.encoders.axes import BATCH, Axes
 from mechm_export.encoders.modules import (
     OneOutput,
-    Pooling,
     PooledStates,
+    Pooling,
     States,
     TextStates,
     Wav2Vec2States,
@@ -58,7 +58,7 @@ def _text_part(source: EncoderSource, model: Any, axes: Axes) -> ExportPart:
     family, config = source.architecture.family, model.config
     longest = config.max_position_embeddings
     if source.architecture.name in ("mpnet", "roberta", "camembert", "xlm-roberta"):
-        longest -= config.pad_token_id + 1  # their positions count from behind padding's
+        longest -= model.embeddings.padding_idx + 1  # their positions count from behind padding's
     fixed_length = {"tokens": longest} if family == "siglip-text" else {}
     names = [BATCH] if fixed_length else [BATCH, "tokens"]
     sizes = axes.resolve(names, fixed_length)

@@ -15,6 +15,15 @@ from mechm_runtime.types import Conversation
 
 BATCH_SENTENCES = 8
 MOST_SENTENCES = 512
+VOCABULARIES = (
+    "tokenizer.json",
+    "vocab.txt",
+    "vocab.json",
+    "tokenizer.model",
+    "spiece.model",
+    "sentencepiece.bpe.model",
+)
+"""One of these is in a folder with a tokenizer; without any, transformers makes an empty one that knows no word."""
 LONGEST_TOKENS = 128
 """Utterances are shorter; where the encoder's tokens are of one size, that is what they are padded to."""
 
@@ -22,7 +31,7 @@ LONGEST_TOKENS = 128
 def sentence_feeds(
     folder: Path, part: ExportPart, vocab_size: int, longest: int, conversations: Sequence[Conversation]
 ) -> list[Feeds]:
-    """Utterances as batches of a part's inputs, shortest to longest within none: as they come.
+    """Utterances, as they come, as batches of a part's inputs.
 
     folder: where the tokenizer is. longest: tokens that the encoder has positions for.
     Raises: WeightsError: no tokenizer, or one of another vocabulary.
@@ -31,7 +40,7 @@ def sentence_feeds(
     size = batch_axis if isinstance(batch_axis, int) else BATCH_SENTENCES
     fixed = {"padding": "max_length", "max_length": tokens_axis} if isinstance(tokens_axis, int) else {}
     tokenizer = load_tokenizer(folder)
-    texts = [utterance.text for one in conversations for utterance in one.utterances if utterance.text.strip()]
+    texts = [text for one in conversations for utterance in one.utterances if (text := (utterance.text or "").strip())]
     texts = texts[:MOST_SENTENCES]
     feeds: list[Feeds] = []
     for start in range(0, len(texts) - size + 1, size):
@@ -54,6 +63,8 @@ def load_tokenizer(folder: Path) -> Any:
     from transformers import AutoTokenizer
 
     try:
+        if not any((folder / name).is_file() for name in VOCABULARIES):
+            raise FileNotFoundError(f"none of {', '.join(VOCABULARIES)}")
         with quiet_transformers():
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # tokenizers, sentencepiece and transformers each have errors of their own

@@ -37,7 +37,7 @@ MAY_LACK = re.compile(r"(^|\.)pooler\.|masked_spec_embed$|mask_token$")
 class EncoderSource:
     """An encoder's folder and what it is.
 
-    folder: in the Hugging Face layout. config: its config.json.
+    name: the hub id or the folder's name. folder: in the Hugging Face layout. config: its config.json.
     """
 
     name: str
@@ -66,7 +66,9 @@ def find_source(
     if (folder / "adapter_config.json").exists():
         raise WeightsError(f"{model} is an adapter, not a whole model", hint="merge it into its base first (peft)")
     architecture, task = find_architecture(config.get("model_type"), task, modality)
-    return EncoderSource(model, folder, config, architecture, task)
+    # A folder's own name, so that no path of this machine gets into what is written.
+    name = model if str(folder) != model else folder.absolute().name
+    return EncoderSource(name, folder, config, architecture, task)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -94,6 +96,9 @@ def load_model(source: EncoderSource) -> Any:
     name = source.architecture.loader
     if source.task != "feature-extraction" and source.architecture.embedder:
         name = source.architecture.embedder
+    # A whole CLIP states the width of both projections once, and not always in its halves' own configs.
+    projects = name == source.architecture.embedder and "projection_dim" in source.config
+    shared = {"projection_dim": source.config["projection_dim"]} if projects else {}
     loader: Any = getattr(importlib.import_module(source.architecture.module), name)
     try:
         with quiet_transformers():
@@ -104,6 +109,7 @@ def load_model(source: EncoderSource) -> Any:
                 weights_only=True,
                 dtype=torch.float32,
                 output_loading_info=True,
+                **shared,
             )
     except (OSError, ValueError, KeyError, RuntimeError, TypeError, pickle.UnpicklingError, EOFError) as error:
         raise WeightsError(
