@@ -1,4 +1,4 @@
-"""`mechm export`: bundle, llm and verify."""
+"""`mechm export`: bundle, encoder, llm and verify."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mechm.cli.merge import merge_options, merge_settings, print_merge
+from mechm_export.encoders.command import encoder
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -64,6 +65,9 @@ def export() -> None:
     """Turn weights into a verified bundle that the runtime serves."""
 
 
+export.add_command(encoder)
+
+
 @export.command()
 @click.option("--preset", type=click.Choice(PRESETS), default="small", show_default=True, help="Which model.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The bundle's folder.")
@@ -103,7 +107,7 @@ def bundle(
     mechm export bundle --out bundle --target onnxruntime --target openvino
     mechm export bundle --out bundle --trained runs/mine --conversations dev.txt --recording call.wav call.stm
     """
-    _require_packages()
+    require_packages()
     from rich.console import Console
 
     from mechm_export.bundle import export_bundle, require_targets
@@ -179,7 +183,7 @@ def llm(
     mechm export llm --bundle bundle --quantize int8
     mechm export llm --bundle bundle --compose deploy
     """
-    _require_packages()
+    require_packages()
     from mechm.cli.progress import steps_progress
     from mechm.weights import weights_path
     from mechm_export.deploy import check_deployment_target
@@ -237,7 +241,7 @@ def verify(
 
     Needs the base weights it was made from (`mechm weights fetch`). Exits with 1 where something differs.
     """
-    _require_packages()
+    require_packages()
     from rich.console import Console
 
     from mechm_export.bundle import verify_bundle
@@ -267,7 +271,7 @@ def _write_deployment(folder: Path, out: Path) -> None:
         click.echo(f"wrote {written}")
 
 
-def _require_packages() -> None:
+def require_packages() -> None:
     """Refuse before the first import fails half-way.
 
     Raises: MissingExtraError.

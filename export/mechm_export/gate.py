@@ -121,21 +121,29 @@ def check_values(part: ExportPart, path: Path, precision: str) -> ValueCheck:
         with one_torch_thread():
             reference = part.reference(feeds)
         for name, expected in reference.items():
-            actual = answers[name]
-            if actual.shape != expected.shape:
-                raise VerificationError(f"{path.name}: {name} at {dict(sizes)} is {actual.shape}, not {expected.shape}")
-            if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
-                raise VerificationError(f"{path.name}: {name} at {dict(sizes)} is not finite, here or in torch")
-            if not expected.size:
-                continue
-            rounding = _rounding(expected)
-            expected, actual = (values.astype(np.float32, copy=False) for values in (expected, actual))
-            largest = max(largest, float(np.abs(expected - actual).max()) - rounding)
-            norms = np.linalg.norm(expected) * np.linalg.norm(actual)
-            cosine = min(cosine, float((expected * actual).sum() / max(float(norms), 1e-12)))
+            difference, alike = compare_arrays(f"{path.name}: {name} at {dict(sizes)}", expected, answers[name])
+            largest, cosine = max(largest, difference), min(cosine, alike)
     if precision == "fp32" and largest > FP32_ATOL:
         raise VerificationError(f"{path.name} differs from torch by {largest:.2e}, more than {FP32_ATOL:.0e}")
     return ValueCheck(part.name, precision, _significant(largest), round(cosine, 6), len(part.trial_sizes))
+
+
+def compare_arrays(what: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> tuple[float, float]:
+    """Largest absolute difference and cosine of two arrays; of float16, beyond what it cannot tell apart.
+
+    Raises: VerificationError: their shapes differ, or a value is not finite.
+    """
+    if actual.shape != expected.shape:
+        raise VerificationError(f"{what} is {actual.shape}, not {expected.shape}")
+    if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
+        raise VerificationError(f"{what} is not finite, here or in torch")
+    if not expected.size:
+        return 0.0, 1.0
+    rounding = _rounding(expected)
+    expected, actual = (values.astype(np.float32, copy=False) for values in (expected, actual))
+    norms = np.linalg.norm(expected) * np.linalg.norm(actual)
+    difference = float(np.abs(expected - actual).max()) - rounding
+    return difference, float((expected * actual).sum() / max(float(norms), 1e-12))
 
 
 def _rounding(values: npt.NDArray[Any]) -> float:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,12 +31,17 @@ GraphKind = Literal["portable", "fused"]
 OPSETS: dict[GraphKind, int] = {"portable": 18, "fused": 23}
 MICROSOFT = "com.microsoft"
 
+EXTERNAL_BYTES = 1_900_000_000
+"""Weights above this lie in a file beside the graph: protobuf holds less than 2 GiB."""
 
-def export_graph(part: ExportPart, path: Path, kind: GraphKind) -> None:
-    """Write a part as one ONNX file with its weights inside.
 
-    Raises: VerificationError: the graph's names differ from the part's.
+def export_graph(part: ExportPart, path: Path, kind: GraphKind, opset: int | None = None) -> None:
+    """Write a part as one ONNX file with its weights inside, or beside it in `<path>.data` above EXTERNAL_BYTES.
+
+    opset: None for the kind's own.
+    Raises: VerificationError: the exporter returned no graph.
     """
+    external = sum(p.numel() * p.element_size() for p in part.module.parameters()) > EXTERNAL_BYTES
     feeds = part.trial_inputs(part.trial_sizes[0], np.random.default_rng(0))
     arguments = tuple(torch.from_numpy(feeds[tensor.name]) for tensor in part.inputs)
     dynamic = tuple({i: axis for i, axis in enumerate(t.axes) if isinstance(axis, str)} for t in part.inputs)
@@ -44,7 +50,7 @@ def export_graph(part: ExportPart, path: Path, kind: GraphKind) -> None:
             part.module,
             arguments,
             dynamo=True,
-            opset_version=OPSETS[kind],
+            opset_version=opset or OPSETS[kind],
             input_names=[tensor.name for tensor in part.inputs],
             output_names=[tensor.name for tensor in part.outputs],
             dynamic_shapes=dynamic,
@@ -53,12 +59,43 @@ def export_graph(part: ExportPart, path: Path, kind: GraphKind) -> None:
         )
     if program is None:  # the annotation allows it for the exporter before dynamo
         raise VerificationError(f"{part.name}: the exporter returned no graph")
-    model = program.model_proto
+    if external:  # written tensor by tensor: the weights are never in memory twice
+        with _quiet():
+            program.save(path, external_data=True)
+        model = onnx.load(path, load_external_data=False)
+    else:
+        model = program.model_proto
     if kind == "fused" and part.n_heads:
         fuse_attention(model, part.n_heads)
     strip_provenance(model)
-    onnx.checker.check_model(model)
     onnx.save_model(model, path)
+    onnx.checker.check_model(path)
+
+
+def save_graph(model: onnx.ModelProto, path: Path) -> None:
+    """Write a graph whose weights are in memory, above EXTERNAL_BYTES with its weights beside it in `<path>.data`."""
+    data = data_file(path)
+    data.unlink(missing_ok=True)  # onnx appends to what is there
+    if has_large_weights(model):
+        onnx.save_model(model, path, save_as_external_data=True, location=data.name)
+    else:
+        onnx.save_model(model, path)
+
+
+def has_large_weights(model: onnx.ModelProto) -> bool:
+    """Whether a graph's weights, in memory or beside it, are too many for one file."""
+    return sum(tensor_bytes(tensor) for tensor in model.graph.initializer) > EXTERNAL_BYTES
+
+
+def tensor_bytes(tensor: onnx.TensorProto) -> int:
+    """How many bytes a tensor's values take."""
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return int(dtype.itemsize) * math.prod(tensor.dims)
+
+
+def data_file(path: Path) -> Path:
+    """Where the weights of a graph file lie that are not in it."""
+    return path.with_name(f"{path.name}.data")
 
 
 def fuse_attention(model: onnx.ModelProto, n_heads: int) -> int:

@@ -18,7 +18,7 @@ import onnx
 from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
-from mechm_export.onnx_graph import strip_provenance
+from mechm_export.onnx_graph import has_large_weights, save_graph, strip_provenance
 from mechm_export.smoothing import linear_layers, scale_tokens, set_nodes, smooth
 from mechm_runtime.errors import VerificationError
 
@@ -52,7 +52,7 @@ def quantize_int8(
 ) -> None:
     """Write a graph's dynamic int8 form.
 
-    source: a graph in one file. feeds: real inputs, where the recipe smooths.
+    source: a graph; a smoothed one has to have its weights in the file. feeds: real inputs, where the recipe smooths.
     Raises: VerificationError: there was nothing to quantize.
     """
     model = onnx.load(source)
@@ -63,7 +63,7 @@ def quantize_int8(
     if recipe.embeddings:
         quantize_embeddings(model)
     kept = down_projections(model) if recipe.keep_down_projections else []
-    onnx.save_model(model, target)
+    save_graph(model, target)
     convolutions = "Conv" in recipe.operators
     disabled = logging.root.manager.disable
     logging.disable(logging.WARNING)  # its advice to preprocess is for graphs with unknown shapes
@@ -75,6 +75,7 @@ def quantize_int8(
             weight_type=QuantType.QUInt8 if convolutions else QuantType.QInt8,
             op_types_to_quantize=list(recipe.operators),
             nodes_to_exclude=kept,
+            use_external_data_format=has_large_weights(model),
             extra_options={"MatMulConstBOnly": True},
         )
     finally:
@@ -83,7 +84,7 @@ def quantize_int8(
     if not any(node.op_type in ("MatMulInteger", "ConvInteger") for node in model.graph.node):
         raise VerificationError(f"{source.name} has no {' or '.join(recipe.operators)} with constant weights")
     strip_provenance(model)
-    onnx.save_model(model, target)
+    save_graph(model, target)
 
 
 def quantize_weights(

@@ -7,6 +7,7 @@ takes no mask, and what it records as hidden states differs between versions and
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
 
@@ -61,15 +62,8 @@ class WhisperAudioEncoder(nn.Module):
         mel_frames: int64 (B,), frames that belong to each utterance, at least 1.
         Returns: float (B, pooled layers, 2 * hidden_size), mean then standard deviation over time.
         """
-        encoder = self.encoder
-        within = torch.arange(mel.shape[-1], device=mel.device)[None] < mel_frames[:, None]
-        keep = within[:, None].to(mel.dtype)
-        x = F.gelu(encoder.conv1(mel * keep)) * keep
-        # conv2 has stride 2: its output frame t looks at input frames 2t-1 to 2t+1, so every second mask entry counts.
-        x = F.gelu(encoder.conv2(x)).transpose(1, 2)
-        within = within[:, ::2]
-        x = x + encoder.embed_positions.weight[: x.shape[1]]
-        return _pooled_layers(x, encoder, within, self.config.pooled_layers)
+        x, within = embed_mel(self.encoder, mel, mel_frames)
+        return _pooled_layers(x, self.encoder, within, self.config.pooled_layers)
 
 
 class HubertAudioEncoder(nn.Module):
@@ -122,22 +116,36 @@ class HubertAudioEncoder(nn.Module):
         return _pooled_layers(x, encoder, within, self.config.pooled_layers)
 
 
-def _pooled_layers(x: Tensor, encoder: nn.Module, within: Tensor, wanted: tuple[int, ...]) -> Tensor:
-    """Run an encoder's layers; the last one's state is normed, as transformers hands it out.
+def embed_mel(encoder: WhisperEncoder, mel: Tensor, mel_frames: Tensor) -> tuple[Tensor, Tensor]:
+    """What Whisper's first layer reads, as `WhisperAudioEncoder.forward` is given it.
+
+    Returns: float (B, (T + 1) // 2, D), and bool of the same first axes: which positions belong to an utterance.
+    """
+    within = torch.arange(mel.shape[-1], device=mel.device)[None] < mel_frames[:, None]
+    keep = within[:, None].to(mel.dtype)
+    x = F.gelu(encoder.conv1(mel * keep)) * keep
+    # conv2 has stride 2: its output frame t looks at input frames 2t-1 to 2t+1, so every second mask entry counts.
+    x = F.gelu(encoder.conv2(x)).transpose(1, 2)
+    return x + encoder.embed_positions.weight[: x.shape[1]], within[:, ::2]
+
+
+def layer_states(x: Tensor, encoder: nn.Module, within: Tensor) -> Iterator[Tensor]:
+    """The state behind each of an encoder's layers; the last one's is normed, as transformers hands it out.
 
     x: float (B, T, D), what the first layer reads. within: bool (B, T). encoder: has `layers` and `layer_norm`.
-    Returns: float (B, wanted layers, 2 * D).
     """
     layers = cast(nn.ModuleList, encoder.layers)
     # One row a query, since onnxruntime's fused attention does not broadcast over queries.
     bias = ((~within).to(x.dtype) * MASKED)[:, None, None, :].expand(-1, -1, x.shape[1], -1)
-    tokens = []
     for number, layer in enumerate(layers, 1):
         x = layer(x, attention_mask=bias)
-        if number in wanted:
-            state = cast(nn.LayerNorm, encoder.layer_norm)(x) if number == len(layers) else x
-            tokens.append(pool_time(state, within))
-    return torch.stack(tokens, 1)
+        yield cast(nn.LayerNorm, encoder.layer_norm)(x) if number == len(layers) else x
+
+
+def _pooled_layers(x: Tensor, encoder: nn.Module, within: Tensor, wanted: tuple[int, ...]) -> Tensor:
+    """Run an encoder's layers, see `layer_states`. Returns: float (B, wanted layers, 2 * D)."""
+    states = enumerate(layer_states(x, encoder, within), 1)
+    return torch.stack([pool_time(state, within) for number, state in states if number in wanted], 1)
 
 
 def pool_time(states: Tensor, within: Tensor) -> Tensor:

@@ -1,0 +1,312 @@
+"""Write an encoder's folder: a graph a precision, each checked, and a report beside them.
+
+Everything is made in a folder beside the target and renamed when it is whole. A precision that fails its check is left
+out unless its loss is accepted, which the report then says.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import onnx
+
+from mechm_export.encoders.architectures import Modality, Task
+from mechm_export.encoders.axes import FUSED_OPSET, PRECISIONS, Axes, Precision, check_bf16, check_opset, opset_for
+from mechm_export.encoders.check import EncoderCheck, check_encoder
+from mechm_export.encoders.halves import HALVES, lower_precision
+from mechm_export.encoders.incoming import graph_part, read_graph
+from mechm_export.encoders.part import encoder_part
+from mechm_export.encoders.sentences import LONGEST_TOKENS, sentence_feeds
+from mechm_export.encoders.source import CARRIED, EncoderSource, find_source
+from mechm_export.onnx_graph import GraphKind, data_file, export_graph, save_graph
+from mechm_export.part import ExportPart, Feeds
+from mechm_export.quantize import quantize_int8
+from mechm_runtime.bundle import file_sha256
+from mechm_runtime.errors import BundleError, VerificationError
+from mechm_runtime.types import Conversation
+
+REPORT = "encoder.json"
+FILES: dict[Precision, str] = {
+    "fp32": "model.onnx",
+    "fp16": "model_fp16.onnx",
+    "bf16": "model_bf16.onnx",
+    "int8": "model_int8.onnx",
+}
+"""The names that transformers.js looks for."""
+VERSIONED = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many precisions are done and how many there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenGraph:
+    """One precision's graph.
+
+    files: the graph, and the weights beside it where there are too many for one file; name -> (bytes, sha256).
+    """
+
+    precision: Precision
+    opset: int
+    files: Mapping[str, tuple[int, str]]
+    export_s: float
+    check: EncoderCheck
+    loss_accepted: bool = False
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all its files."""
+        return sum(size for size, _ in self.files.values())
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderReport:
+    """What was written. refused: precision -> why it was left out."""
+
+    source: str
+    architecture: str
+    task: str
+    part: ExportPart
+    graphs: tuple[WrittenGraph, ...]
+    refused: Mapping[Precision, str]
+
+    def to_json(self) -> str:
+        """The report as it lies beside the graphs."""
+        report = {
+            "source": self.source,
+            "architecture": self.architecture,
+            "task": self.task,
+            "inputs": [asdict(tensor) for tensor in self.part.inputs],
+            "outputs": [asdict(tensor) for tensor in self.part.outputs],
+            "graphs": {
+                graph.precision: {
+                    "opset": graph.opset,
+                    "files": {name: {"size_bytes": size, "sha256": sha} for name, (size, sha) in graph.files.items()},
+                    "export_s": round(graph.export_s, 1),
+                    "check": asdict(graph.check),
+                    "loss_accepted": graph.loss_accepted,
+                }
+                for graph in self.graphs
+            },
+            "refused": dict(self.refused),
+            "versions": {name: version(name) for name in VERSIONED},
+        }
+        return json.dumps(report, indent=1) + "\n"
+
+
+def export_encoder(
+    model: str,
+    out: Path,
+    *,
+    task: Task | None = None,
+    modality: Modality | None = None,
+    revision: str | None = None,
+    precisions: Sequence[Precision] = ("fp32",),
+    axes: Axes | None = None,
+    opset: int | None = None,
+    conversations: Sequence[Conversation] = (),
+    accept_quality_loss: bool = False,
+    on_progress: Progress | None = None,
+) -> EncoderReport:
+    """Export an encoder of the Hugging Face layout, see `find_source` for `model`, `task`, `modality` and `revision`.
+
+    axes: which are dynamic; None for all that can be. opset: None for the lowest that serves each precision.
+    conversations: what int8 of a text encoder is calibrated and judged on.
+    Raises: InputError: axes, opset or task that cannot be. WeightsError: weights that do not load. BundleError: `out`
+        exists or cannot be written. VerificationError: a precision differs too much, and no other was asked for.
+    """
+    check_out(out)
+    check_opset(opset, precisions)
+    report = on_progress or _silent
+    report("loading weights", 0, len(precisions))
+    source = find_source(model, task=task, modality=modality, revision=revision)
+    part = encoder_part(source, axes or Axes())
+    n_bytes = sum(p.numel() * p.element_size() for p in part.module.parameters())
+    real = _real_inputs(source, part, conversations) if "int8" in precisions else []
+    with _folder(out, n_bytes * (1 + len(precisions))) as folder:
+
+        def base(path: Path, kind: GraphKind, wanted: int) -> None:
+            export_graph(part, path, kind, wanted)
+            _name_axes(part, path)
+
+        opsets = {precision: opset_for(precision, opset) for precision in PRECISIONS}
+        graphs, refused = _write(part, folder, precisions, opsets, base, real, accept_quality_loss, report)
+        _carry(source.folder, folder)
+        done = EncoderReport(source.name, source.architecture.name, source.task, part, graphs, refused)
+        (folder / REPORT).write_text(done.to_json(), encoding="utf-8")
+    return done
+
+
+def convert_graph(
+    folder: Path,
+    out: Path,
+    *,
+    precisions: Sequence[Precision] = ("fp32",),
+    axes: Axes | None = None,
+    conversations: Sequence[Conversation] = (),
+    accept_quality_loss: bool = False,
+    on_progress: Progress | None = None,
+) -> EncoderReport:
+    """Check a graph that others exported and write it, and its lower precisions, as `export_encoder` does.
+
+    axes: sizes to try its dynamic axes at, for graphs that say they take any and do not.
+    Raises: as `export_encoder`; WeightsError: also for a graph that is unsafe to load.
+    """
+    check_out(out)
+    report = on_progress or _silent
+    report("reading the graph", 0, len(precisions))
+    graph = read_graph(folder)
+    check_bf16(graph.opset, precisions)
+    part = graph_part(graph, axes or Axes())
+    real: list[Feeds] = []
+    if "int8" in precisions and part.int8.smoothing:
+        real = sentence_feeds(folder, part, graph.vocab_size, LONGEST_TOKENS, conversations)
+    n_bytes = sum(path.stat().st_size for path in graph.files)
+    with _folder(out, n_bytes * (1 + len(precisions))) as staging:
+
+        def base(path: Path, _kind: GraphKind, _wanted: int) -> None:
+            save_graph(onnx.load(graph.path), path)
+
+        opsets = dict.fromkeys(PRECISIONS, graph.opset)
+        graphs, refused = _write(part, staging, precisions, opsets, base, real, accept_quality_loss, report)
+        _carry(folder, staging)
+        done = EncoderReport(graph.path.name, "as exported", "as exported", part, graphs, refused)
+        (staging / REPORT).write_text(done.to_json(), encoding="utf-8")
+    return done
+
+
+def check_out(out: Path) -> None:
+    """Raises: BundleError: it exists."""
+    if out.is_symlink() or out.exists():
+        raise BundleError(f"{out} exists", hint="choose another --out, or remove it first")
+
+
+def _write(
+    part: ExportPart,
+    folder: Path,
+    precisions: Sequence[Precision],
+    opsets: Mapping[Precision, int],
+    base: Callable[[Path, GraphKind, int], None],
+    real: Sequence[Feeds],
+    accept_quality_loss: bool,
+    report: Progress,
+) -> tuple[tuple[WrittenGraph, ...], dict[Precision, str]]:
+    """Make and check every precision's graph; fp32 is the first, whether it is kept or not.
+
+    base: writes the float32 graph of a kind and opset. real: inputs, half of which int8 is calibrated on.
+    Raises: VerificationError: fp32 is not good enough, or nothing that was asked for is.
+    """
+    calibration, judged = real[::2], real[1::2]
+    sources: dict[tuple[GraphKind, int], Path] = {}
+    graphs: list[WrittenGraph] = []
+    refused: dict[Precision, str] = {}
+    asked = [precision for precision in PRECISIONS if precision in precisions or precision == "fp32"]
+    for number, precision in enumerate(asked):
+        path = folder / FILES[precision]
+        report(f"exporting {precision}", number, len(asked))
+        start = time.perf_counter()
+        fused = precision == "int8" and part.n_heads > 0 and opsets[precision] >= FUSED_OPSET
+        kind: GraphKind = "fused" if fused else "portable"
+        source = sources.setdefault(
+            (kind, opsets[precision]), path if precision == "fp32" else folder / f"{kind}{opsets[precision]}.onnx"
+        )
+        if not source.exists():
+            base(source, kind, opsets[precision])
+        if precision in HALVES:
+            lower_precision(source, path, precision)
+        elif precision == "int8":
+            quantize_int8(source, path, part.int8, calibration)
+        export_s = time.perf_counter() - start
+        report(f"comparing {precision} with torch", number, len(asked))
+        check = check_encoder(part, path, precision, judged)
+        if check.problem and not accept_quality_loss:
+            if precision == "fp32":
+                raise VerificationError(f"fp32: {check.problem}")
+            refused[precision] = check.problem
+            _remove(path)
+        elif precision in precisions:
+            files = {one.name: (one.stat().st_size, file_sha256(one)) for one in _files(path)}
+            accepted = bool(check.problem)
+            graphs.append(WrittenGraph(precision, opsets[precision], files, export_s, check, accepted))
+    kept = {folder / FILES[graph.precision] for graph in graphs}
+    for source in sources.values():
+        if source not in kept:
+            _remove(source)
+    if not graphs:
+        problems = "; ".join(f"{precision}: {problem}" for precision, problem in refused.items())
+        raise VerificationError(problems, hint="--accept-quality-loss writes it all the same")
+    return tuple(graphs), refused
+
+
+def _real_inputs(source: EncoderSource, part: ExportPart, conversations: Sequence[Conversation]) -> list[Feeds]:
+    """Sentences for a text encoder; what is seen or heard is quantized without calibration."""
+    if source.architecture.modality != "text":
+        return []
+    config = source.config.get("text_config", source.config)
+    longest = config.get("max_position_embeddings", LONGEST_TOKENS)
+    limits = part.integer_limits or {}
+    return sentence_feeds(source.folder, part, int(limits["input_ids"]), longest, conversations)
+
+
+def _name_axes(part: ExportPart, path: Path) -> None:
+    """Give the outputs' dynamic axes their names, in place of the formulas that the exporter derived."""
+    model = onnx.load(path, load_external_data=False)
+    described = {tensor.name: tensor.axes for tensor in part.outputs}
+    for output in model.graph.output:
+        for dim, axis in zip(output.type.tensor_type.shape.dim, described[output.name], strict=True):
+            if isinstance(axis, str):
+                dim.dim_param = axis
+    onnx.save_model(model, path)
+
+
+def _files(path: Path) -> list[Path]:
+    return [one for one in (path, data_file(path)) if one.exists()]
+
+
+def _remove(path: Path) -> None:
+    for file in _files(path):
+        file.unlink()
+
+
+def _carry(source: Path, folder: Path) -> None:
+    """Copy what whoever runs the graphs needs beside them."""
+    for name in CARRIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+
+
+@contextlib.contextmanager
+def _folder(out: Path, n_bytes: int) -> Iterator[Path]:
+    """A folder that becomes `out` when the block succeeds, and nothing when it does not.
+
+    n_bytes: what will be written at most. Raises: BundleError: there is no space, or it cannot be written.
+    """
+    out = out.absolute()
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(out.parent).free
+        if free < n_bytes:
+            raise BundleError(
+                f"the graphs take up to {n_bytes / 1e9:.1f} GB, and {out.parent} has {free / 1e9:.1f} GB free",
+                hint="free some space, choose another --out, or ask for fewer precisions",
+            )
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as beside:
+            folder = Path(beside) / out.name
+            folder.mkdir()
+            yield folder
+            folder.rename(out)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise BundleError(f"{out} cannot be written: {reason}", hint="give another --out") from error
+
+
+def _silent(_doing: str, _done: int, _total: int) -> None:
+    pass
