@@ -410,6 +410,11 @@ class Pipeline:
                     f"the int8 files are onnxruntime's own, and {self._engine_config.engine} is to run them",
                     hint="leave the precision out, or the engine",
                 )
+            if self._engine_config.engine.startswith("tensorrt"):
+                raise InputError(
+                    f"an engine of {self._engine_config.engine} has the precision it was built in",
+                    hint="leave the precision out; mechm export engines --precision builds in another",
+                )
             files = self.bundle.parts[name].files if name in self.bundle.parts else {}
             if precision not in files:
                 raise BundleError(
@@ -418,6 +423,11 @@ class Pipeline:
                 )
 
     def _load_engine(self, part: PartFiles) -> GraphRunner:
+        name = self._engine_config.engine
+        if name in ("tensorrt", "tensorrt-rtx"):
+            from mechm_runtime.tensorrt.engine import load_part
+
+            return load_part(self.bundle, part.name, name)
         default = part.default
         if self._engine_config.engine == "openvino":
             default = W8 if W8 in part.files else "fp32"
