@@ -12,8 +12,9 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,14 +28,15 @@ from mechm_export.tensorrt.memory import estimate_memory
 from mechm_export.tensorrt.shapes import shape_ranges
 from mechm_runtime.bundle import ENGINES, Bundle, file_sha256, open_bundle
 from mechm_runtime.errors import BundleError, InputError, MissingExtraError, ProviderError, VerificationError
-from mechm_runtime.tensorrt.build import build_engine
+from mechm_runtime.tensorrt.build import build_into
 from mechm_runtime.tensorrt.engine import check_memory
 from mechm_runtime.tensorrt.key import EngineFile, EngineKey, EnginePrecision
 from mechm_runtime.tensorrt.library import Gpu, Library, LibraryName, load_library, system_name, visible_gpu
 from mechm_runtime.tensorrt.store import EngineStore
 
 AMPERE = 80
-"""TensorRT-RTX has bfloat16 and int8 from this compute capability on; Turing (75) has neither (its support matrix)."""
+"""From this compute capability on TensorRT-RTX has all precisions. For Turing (75) it refuses products in fp32, and has
+no bfloat16 (its support matrix, and tried with 1.7.1)."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -61,12 +63,13 @@ class EngineSettings:
 class EnginesReport:
     """What the bundle has now, and why a part was left out.
 
-    built: how many engines were built; others were as the bundle, or an interrupted run, already had them. checks: answers against fp32.
+    built: how many engines were built; others were as the bundle, or an interrupted run, already had them.
+    checks: part -> answers against fp32.
     """
 
     engines: tuple[EngineFile, ...]
     built: int
-    checks: tuple[TaskCheck, ...]
+    checks: Mapping[str, Sequence[TaskCheck]]
     refused: Mapping[str, str]
 
 
@@ -95,14 +98,14 @@ def add_engines(
             _describe(bundle, part, source, library, capabilities, settings.precision)
             for part, source in sources.items()
         ]
-        if gpu is not None:
+        if gpu is not None and gpu.compute_capability in capabilities:
             for engine in engines:
                 check_memory(engine, gpu)
         changed = [engine for engine in engines if engine not in bundle.engines]
         built = _build(library, changed, sources, workspace, settings.jobs, step)
         _put_in_place(bundle, engines, sources, found, workspace)
         workspace.done = True
-    return EnginesReport(open_bundle(folder).engines, built, tuple(found), refused)
+    return EnginesReport(open_bundle(folder).engines, built, found, refused)
 
 
 DIAGNOSE = "mechm export diagnose finds the layers to keep in fp32, for --keep; or --accept-quality-loss"
@@ -130,12 +133,10 @@ def choose_capabilities(library: Library, gpu: Gpu | None, settings: EngineSetti
         )
     chosen = asked or tuple(one for one in known if int(one) >= AMPERE)
     old = [one for one in chosen if int(one) < AMPERE]
-    if old and settings.precision in ("bf16", "int8"):
+    if old and settings.precision != "fp16":
         raise InputError(
-            f"a GPU of compute capability {old[0]} has no {settings.precision}", hint="--precision fp16 or fp32"
+            f"{library.name} multiplies in fp16 alone on compute capability {old[0]}", hint="--precision fp16"
         )
-    if old and len(chosen) > len(old):
-        raise InputError("an engine for Turing (75) is for nothing else", hint="build it by itself: --sm 75")
     return tuple(sorted(set(chosen), key=int))
 
 
@@ -159,16 +160,16 @@ def _convert(
     checks: CheckSet,
     workspace: Path,
     step: Progress,
-) -> tuple[dict[str, Path], list[TaskCheck], dict[str, str]]:
+) -> tuple[dict[str, Path], dict[str, list[TaskCheck]], dict[str, str]]:
     """Each part's ONNX in the wanted precision, the checks of those that are kept, and why others are not."""
     if settings.precision == "fp32":
-        return {part: bundle.path(bundle.parts[part].files["fp32"]) for part in parts}, [], {}
+        return {part: bundle.path(bundle.parts[part].files["fp32"]) for part in parts}, {}, {}
     precision: LowerPrecision = settings.precision
     step(f"comparing with fp32 on {checks.name}", 0, 0)
     reference = Fp32Reference(bundle, checks, parts)
     inputs = {part: reference.inputs(part) for part in parts}
     sources: dict[str, Path] = {}
-    found: list[TaskCheck] = []
+    found: dict[str, list[TaskCheck]] = {}
     refused: dict[str, str] = {}
     for number, part in enumerate(parts):
         step(f"{part}: converting to {precision}", number, len(parts))
@@ -177,15 +178,12 @@ def _convert(
         # What is judged is rounded as a GPU rounds: onnxruntime on a CPU leaves out roundings of fp16, and has no bf16.
         with tempfile.TemporaryDirectory(dir=workspace) as beside:
             graph = SwitchedGraph(exact, precision, inputs[part], Path(beside))
-            judged = [
-                replace(one, split=f"{one.split}, {part}")
-                for one in reference.check({part: graph.all_but(kept)}, precision)
-            ]
+            judged = reference.check({part: graph.all_but(kept)}, precision)
         problems = problems_of(judged)
         if problems and not settings.accept_quality_loss:
             refused[part] = problems[0]
             continue
-        found += judged
+        found[part] = judged
         lowered = workspace / f"{part}.{precision}.onnx"
         lower_graph(exact, lowered, precision, inputs[part], kept)
         sources[part] = lowered
@@ -221,13 +219,17 @@ def _build(
     # TensorRT has state of its own in a process, and a compiler that may take one down.
     with ProcessPoolExecutor(max_workers=jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         running = [
-            pool.submit(build_into, library.name, sources[engine.part], engine.key, workspace.store.folder)
+            pool.submit(build_into, workspace.store, library.name, sources[engine.part], engine.key)
             for engine in missing
         ]
         step(f"building {len(missing)} engines", 0, len(missing))
         for done, future in enumerate(as_completed(running), start=1):
             try:
                 future.result()
+            except BrokenProcessPool as error:
+                raise ProviderError(
+                    f"{library.name} was killed while it built: too little memory?", hint="fewer --jobs"
+                ) from error
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise
@@ -235,20 +237,11 @@ def _build(
     return len(missing)
 
 
-def build_into(name: LibraryName, source: Path, key: EngineKey, folder: Path) -> None:
-    """Build an engine into a store's folder.
-
-    Raises: ProviderError.
-    """
-    timings = EngineStore().folder / f"{name}-{key.version}-sm{'-'.join(key.compute_capabilities)}.timings"
-    EngineStore(folder).keep(key, build_engine(load_library(name), source, key, timings))
-
-
 def _put_in_place(
     bundle: Bundle,
     engines: Sequence[EngineFile],
     sources: Mapping[str, Path],
-    checks: Sequence[TaskCheck],
+    checks: Mapping[str, Sequence[TaskCheck]],
     workspace: Workspace,
 ) -> None:
     """Move files in, then replace the manifest that names them, then drop those that it no longer names."""
@@ -266,15 +259,17 @@ def _put_in_place(
             files[engine.source] = file_facts(bundle.folder / engine.source)
     wanted = {name for one in named for name in (one.file, one.source)}
     dropped = [name for name in files if name.startswith(f"{ENGINES}/") and name not in wanted]
-    judged = {(check.split, check.precision) for check in checks}
-    older = [
-        one for one in bundle.manifest["checks"].get(ENGINES, []) if (one["split"], one["precision"]) not in judged
-    ]
+    # By the ONNX that was judged, so that they go with it.
+    judged = {one.source: [asdict(check) for check in checks[one.part]] for one in engines if one.part in checks}
+    known = {**bundle.manifest["checks"].get(ENGINES, {}), **judged}
     replace_manifest(
         bundle,
         {
             "files": dict(sorted((name, facts) for name, facts in files.items() if name not in dropped)),
-            "checks": {**bundle.manifest["checks"], ENGINES: [*older, *(asdict(check) for check in checks)]},
+            "checks": {
+                **bundle.manifest["checks"],
+                ENGINES: {name: known[name] for name in sorted(wanted & known.keys())},
+            },
             ENGINES: [asdict(engine) for engine in named],
         },
     )

@@ -34,9 +34,10 @@ def print_engines(report: EnginesReport, bundle: Bundle) -> None:
         checks.add_column("conversations, part")
         for heading in ("utterances", "labels kept", "pairs kept"):
             checks.add_column(heading, justify="right")
-        for check in report.checks:
-            figures = (str(check.n_utterances), f"{check.labels_kept:.2%}", f"{check.pairs_kept:.2%}")
-            checks.add_row(check.split, *figures)
+        for part, judged in report.checks.items():
+            for check in judged:
+                figures = (str(check.n_utterances), f"{check.labels_kept:.2%}", f"{check.pairs_kept:.2%}")
+                checks.add_row(f"{check.split}, {part}", *figures)
         console.print(checks)
     for part, reason in report.refused.items():
         click.echo(f"{part} was left out: {reason}")

@@ -14,8 +14,8 @@ from typing import Any
 
 from mechm_runtime.errors import ProviderError
 from mechm_runtime.tensorrt.key import EngineKey, ShapeRange
-from mechm_runtime.tensorrt.library import Library, error_logger
-from mechm_runtime.tensorrt.store import write_whole
+from mechm_runtime.tensorrt.library import Library, LibraryName, error_logger, load_library
+from mechm_runtime.tensorrt.store import EngineStore, write_whole
 
 
 def build_engine(library: Library, source: Path, key: EngineKey, timings: Path | None = None) -> bytes:
@@ -31,7 +31,8 @@ def build_engine(library: Library, source: Path, key: EngineKey, timings: Path |
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)
     if not parser.parse_from_file(str(source)):
-        reasons = [parser.get_error(index).desc() for index in range(parser.num_errors)]
+        errors = [parser.get_error(index) for index in range(parser.num_errors)]
+        reasons = [f"{error.desc()} (at {error.node_operator()} {error.node_name()})" for error in errors]
         raise _refusal(library, source, reasons or logger.messages)
     config = builder.create_builder_config()
     config.clear_flag(trt.BuilderFlag.TF32)
@@ -47,6 +48,15 @@ def build_engine(library: Library, source: Path, key: EngineKey, timings: Path |
     if cache is not None and timings is not None:
         write_whole(timings, bytes(cache.serialize()))
     return bytes(built)
+
+
+def build_into(store: EngineStore, name: LibraryName, source: Path, key: EngineKey) -> Path:
+    """Build an engine and keep it in a store; kernel timings are kept in the user's cache folder.
+
+    Raises: as `build_engine`; MissingExtraError.
+    """
+    timings = EngineStore().folder / f"{name}-{key.version}-sm{'-'.join(key.compute_capabilities)}.timings"
+    return store.keep(key, build_engine(load_library(name), source, key, timings))
 
 
 def _set_shapes(

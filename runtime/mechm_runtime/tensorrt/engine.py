@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from mechm_runtime.bundle import Bundle
 from mechm_runtime.errors import BundleError, InputError, ProviderError
-from mechm_runtime.tensorrt.build import build_engine
+from mechm_runtime.tensorrt.build import build_into
 from mechm_runtime.tensorrt.key import EngineFile, ShapeRange
 from mechm_runtime.tensorrt.library import (
     Gpu,
@@ -94,8 +94,7 @@ def engine_for(
     kept = store.find(here)
     if kept is not None:
         return kept
-    timings = store.folder / f"{library.name}-{library.version}-sm{compute_capability}.timings"
-    return store.keep(here, build_engine(library, bundle.path(engine.source), here, timings))
+    return build_into(store, library.name, bundle.path(engine.source), here)
 
 
 def check_memory(engine: EngineFile, gpu: Gpu) -> None:
