@@ -110,6 +110,7 @@ def channel_peaks(
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Largest magnitude of each channel of the named tensors, by name: float32 (channels,), channels on the last axis.
 
+    A tensor whose last axis differs from input to input has no channels there: float32 (1,).
     Raises: VerificationError: no inputs.
     """
     probe = onnx.ModelProto()
@@ -123,6 +124,8 @@ def channel_peaks(
         for name, value in zip(names, values, strict=True):
             array = np.atleast_1d(np.asarray(value))
             peak = np.abs(array.reshape(math.prod(array.shape[:-1]), array.shape[-1])).max(0, initial=0)
+            if name in peaks and peaks[name].shape != peak.shape:
+                peak, peaks[name] = (np.atleast_1d(one.max(initial=0)) for one in (peak, peaks[name]))
             peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
     if not peaks:
         raise VerificationError("there is no real input to look at: give a conversation with words")

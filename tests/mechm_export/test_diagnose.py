@@ -112,7 +112,7 @@ def test_planted_layers_are_found_and_keeping_them_is_enough(
     worst = found.layers[: len(blamed)]
     assert {layer.name for layer in worst} == blamed
     assert worst[-1].difference.relative_error > 10 * found.layers[len(blamed)].difference.relative_error
-    loud = {layer.name: layer.outliers for layer in found.layers}
+    loud = {layer.name: layer.outliers for layer in found.layers if layer.outliers is not None}
     assert min(loud[f"linear_{n}"] for n in PLANTED) > 10 * max(loud["linear_0"], loud["linear_1"])
     # The same on the converted file itself. In fp16 onnxruntime's CPU kernels leave out the roundings that overflow.
     lower_graph(source, tmp_path / "kept.onnx", precision, feeds(), found.kept)

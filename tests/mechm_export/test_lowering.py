@@ -177,6 +177,27 @@ def test_what_was_never_on_has_no_scale_and_stays_in_fp32(source: Path) -> None:
     assert list(quantizable(smoothed(source, [loud]), [loud])) == ["linear", "never_on"]
 
 
+def test_a_convolution_over_recordings_of_several_lengths_has_one_scale(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["x", "w"], ["y"], name="conv")],
+        "conv",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 3, "frames"])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 4, "shorter"])],
+        [numpy_helper.from_array(random.normal(size=(4, 3, 3)).astype(np.float32), "w")],
+    )
+    source = tmp_path / "conv.onnx"
+    onnx.save_model(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), source)
+    lengths: list[dict[str, npt.NDArray[np.generic]]] = [
+        {"x": random.normal(size=(1, 3, n)).astype(np.float32)} for n in (20, 50, 20)
+    ]
+    peak = max(float(np.abs(one["x"]).max()) for one in lengths)
+    assert quantizable(onnx.load(source), lengths) == {"conv": pytest.approx(peak)}
+    lower_graph(source, tmp_path / "int8.onnx", "int8", lengths)
+    exact, found = (Engine(path, EngineConfig()).run(lengths[1])["y"] for path in (source, tmp_path / "int8.onnx"))
+    assert 0 < np.linalg.norm(found - exact) < 0.02 * np.linalg.norm(exact)
+
+
 def test_what_cannot_be_lowered_is_refused(source: Path) -> None:
     target = source.with_name("low.onnx")
     with pytest.raises(VerificationError, match="needs real inputs"):

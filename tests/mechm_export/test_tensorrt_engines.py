@@ -7,12 +7,14 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
 
 from mechm.cli import cli
 from mechm_export.judge import CheckSet, shipped_check_set
+from mechm_export.smoothing import set_nodes
 from mechm_export.tensorrt import engines as engines_module
 from mechm_export.tensorrt.engines import EngineSettings, add_engines, choose_capabilities
 from mechm_export.tensorrt.memory import estimate_memory
@@ -89,19 +91,12 @@ def test_what_is_there_already_is_not_built_again(folder: Path, checks: CheckSet
 
 
 def test_another_onnx_is_another_key(folder: Path, made: Path, checks: CheckSet) -> None:
-    path = folder / "onnx/expression.fp32.onnx"
-    model = onnx.load(path)
+    model = onnx.load(folder / "onnx/expression.fp32.onnx")
     model.producer_name = "somebody else"
-    onnx.save_model(model, path)
-    manifest = json.loads((folder / MANIFEST).read_text())
-    manifest["files"]["onnx/expression.fp32.onnx"] = {"sha256": file_sha256(path), "size_bytes": path.stat().st_size}
-    manifest["id"] = manifest_id("tiny", manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    replace_graph(folder, "onnx/expression.fp32.onnx", model)
     with pytest.raises(BundleError, match="was built from another ONNX"):
         open_bundle(folder)
-    del manifest["engines"]
-    manifest["id"] = manifest_id("tiny", manifest)
-    (folder / MANIFEST).write_text(json.dumps(manifest))
+    replace_graph(folder, "onnx/expression.fp32.onnx", model, engines=False)
     report = add_engines(folder, replace(FP32, parts=("expression",)), checks)
     assert report.built == 1
     assert report.engines[0].key.differences(open_bundle(made).engines[0].key) == ["onnx_sha256"]
@@ -152,17 +147,50 @@ def test_fp16_and_int8_are_judged_and_carry_their_onnx(folder: Path) -> None:
     assert names == [".engine", ".onnx"], "what fp16 left is gone"
 
 
-def test_a_part_that_changes_answers_is_left_out_unless_that_is_accepted(
-    folder: Path, checks: CheckSet, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def replace_graph(folder: Path, name: str, model: onnx.ModelProto, *, engines: bool = True) -> None:
+    """Put another graph into a bundle, as somebody who exported it would; `engines` keeps the list of engines."""
+    onnx.save_model(model, folder / name)
+    manifest = json.loads((folder / MANIFEST).read_text())
+    path = folder / name
+    manifest["files"][name] = {"sha256": file_sha256(path), "size_bytes": path.stat().st_size}
+    if not engines:
+        del manifest["engines"]
+    manifest["id"] = manifest_id("tiny", manifest)
+    (folder / MANIFEST).write_text(json.dumps(manifest))
+
+
+def plant_offset(model: onnx.ModelProto, offset: float) -> None:
+    """Lift what the fusion reads of the text and lower it again: nothing in fp32, everything in fp16 at 30,000."""
+    for node in model.graph.node:
+        for position, name in enumerate(node.input):
+            node.input[position] = "lowered_text" if name == "text" else name
+    steps = [
+        onnx.helper.make_node("Add", ["text", "offset"], ["lifted_text"], name="lift"),
+        onnx.helper.make_node("Sub", ["lifted_text", "offset"], ["lowered_text"], name="lower"),
+    ]
+    model.graph.initializer.append(onnx.numpy_helper.from_array(np.array(offset, np.float32), "offset"))
+    set_nodes(model, [*steps, *model.graph.node])
+
+
+def test_a_part_that_changes_answers_is_left_out_until_the_layers_to_blame_are_kept(folder: Path) -> None:
+    model = onnx.load(folder / "onnx/fusion.fp32.onnx")
+    plant_offset(model, 30_000.0)
+    replace_graph(folder, "onnx/fusion.fp32.onnx", model, engines=False)
     before = (folder / MANIFEST).read_bytes()
-    monkeypatch.setattr(engines_module, "problems_of", lambda _checks: ["9 labels differ"])
-    settings = replace(FP32, precision="fp16", parts=("fusion",))
-    with pytest.raises(VerificationError, match="9 labels differ") as refused:
-        add_engines(folder, settings, checks)
-    assert "mechm export diagnose" in refused.value.hint
+    arguments = ["--bundle", folder, "--part", "fusion", "--precision", "fp16", "--sm", "86"]
+    refused = run(*arguments)
+    assert isinstance(refused.exception, VerificationError), refused.output
+    assert "mechm export diagnose" in refused.exception.hint
     assert (folder / MANIFEST).read_bytes() == before
-    assert add_engines(folder, replace(settings, accept_quality_loss=True), checks).built == 1
+    keep = folder.parent / "keep.json"
+    diagnosed = CliRunner().invoke(cli, ["export", "diagnose", *map(str, arguments[:-2]), "--write", str(keep)])
+    assert diagnosed.exit_code == 0, diagnosed.output
+    assert json.loads(keep.read_text())["kept"] == ["lift", "lower"]
+    assert run(*arguments, "--keep", keep).exit_code == 0
+    graph = onnx.load(folder / find_engine(open_bundle(folder), "fusion", "tensorrt-rtx").source).graph
+    (lifted,) = (node for node in graph.node if node.name == "lift")
+    assert list(lifted.input) == ["text", "offset"], "these are the tensors in fp32"
+    assert run(*arguments, "--accept-quality-loss").exit_code == 0
 
 
 def test_an_interrupted_run_goes_on_where_it_stopped(

@@ -47,13 +47,13 @@ class Difference:
 class LayerError:
     """What lowering one layer alone does.
 
-    outliers: the loudest channel that goes in, as a multiple of the median one.
+    outliers: of a linear layer, the loudest channel that goes in, as a multiple of the median one; None of others.
     """
 
     name: str
     operator: str
     difference: Difference
-    outliers: float
+    outliers: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def find_blame(
     for number, layer in enumerate(graph.layers):
         step("lowering each layer by itself", number, len(graph.layers))
         alone = difference(graph.lowered({layer.name}))
-        layers.append(LayerError(layer.name, layer.operator, alone, outliers[layer.source]))
+        layers.append(LayerError(layer.name, layer.operator, alone, outliers.get(layer.source)))
     layers.sort(key=lambda one: -one.difference.relative_error)
     step("judging with all layers lowered", 0, 0)
     problem = gate(graph.all_but(()))
@@ -130,12 +130,11 @@ def _divergence(expected: npt.NDArray[np.float64], found: npt.NDArray[np.float64
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
-def _outliers(graph: SwitchedGraph, feeds: Sequence[Arrays]) -> dict[str, float]:
-    """The loudest channel of what goes into each layer, as a multiple of the median one; of table look-ups 1."""
-    sources = sorted({layer.source for layer in graph.layers if layer.source})
+def _outliers(graph: SwitchedGraph, feeds: Sequence[Arrays]) -> dict[str | None, float]:
+    """The loudest channel of what goes into each linear layer, as a multiple of the median one, by the tensor."""
+    sources = sorted({layer.source for layer in graph.layers if layer.source is not None})
     peaks = channel_peaks(graph.model, sources, feeds) if sources else {}
-    ratios = {name: float(peak.max(initial=0) / max(float(np.median(peak)), 1e-12)) for name, peak in peaks.items()}
-    return {"": 1.0, **ratios}
+    return {name: float(peak.max(initial=0) / max(float(np.median(peak)), SMALLEST)) for name, peak in peaks.items()}
 
 
 def _fewest(graph: SwitchedGraph, worst_first: Sequence[str], gate: Gate, step: Progress) -> tuple[str, ...] | None:

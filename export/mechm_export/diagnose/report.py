@@ -27,7 +27,8 @@ def print_diagnosis(diagnosed: Diagnosed) -> None:
         table.add_column(heading, justify="right")
     for layer in found.layers[:SHOWN]:
         name = f"{layer.name} *" if layer.name in kept else layer.name
-        table.add_row(name, layer.operator, *_figures(layer.difference), f"{layer.outliers:.1f}")
+        outliers = "" if layer.outliers is None else f"{layer.outliers:.1f}"
+        table.add_row(name, layer.operator, *_figures(layer.difference), outliers)
     table.add_section()
     table.add_row(f"all {len(found.layers)} together", "", *_figures(found.together), "")
     console = Console(width=None if sys.stdout.isatty() else 130)

@@ -20,7 +20,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mechm_export.half import ELEMENT_TYPES, float_tensors, lowerable, round_to
 from mechm_export.lowering import LowerPrecision
 from mechm_export.quantize import SMALLEST_SCALE
-from mechm_export.smoothing import set_nodes
+from mechm_export.smoothing import linear_layers, set_nodes
 from mechm_export.static_int8 import quantizable, smoothed
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import VerificationError
@@ -32,11 +32,11 @@ FLAGS = "mechm_lowered"
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer that can be lowered: its node's name and operator, and the tensor that goes in (`""`: a constant)."""
+    """A layer that can be lowered: its node's name and operator, and what goes in where it is a linear layer."""
 
     name: str
     operator: str
-    source: str
+    source: str | None
 
 
 class SwitchedGraph:
@@ -59,11 +59,8 @@ class SwitchedGraph:
             rounding = _Rounding(precision)
         if not nodes:
             raise VerificationError(f"{source.name} has nothing that {precision} would change")
-        computed = float_tensors(self.model) - {i.name for i in self.model.graph.initializer}
-        self.layers = tuple(
-            Layer(node.name, node.op_type, next((name for name in node.input if name in computed), ""))
-            for node in nodes
-        )
+        linear = {node.name: node.input[0] for node in linear_layers(self.model)}
+        self.layers = tuple(Layer(node.name, node.op_type, linear.get(node.name)) for node in nodes)
         path = workspace / f"{source.stem}.switched.onnx"
         onnx.save_model(_with_branches(self.model, [layer.name for layer in self.layers], rounding), path)
         self._engine = Engine(path, EngineConfig())
