@@ -11,6 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Literal
 
 from mechm.llm.packed import TorchLlama
 from mechm_export.compressed import even_out
@@ -31,7 +32,7 @@ from mechm_export.parts import ModelParts, build_parts
 from mechm_export.quantize import quantize_int8, quantize_weights
 from mechm_export.staging import check_target, put_in_place, staged, written
 from mechm_runtime.bundle import LLAMA, Bundle, open_bundle
-from mechm_runtime.engine import W8, EngineName
+from mechm_runtime.engine import W8
 from mechm_runtime.errors import MissingExtraError, VerificationError
 from mechm_runtime.pipeline import DETECTOR_FILE, TOKENIZER_FILE
 from mechm_runtime.text import ConversationTokenizer
@@ -40,8 +41,8 @@ CALIBRATION_CONVERSATIONS = 100
 LLAMA_CALIBRATION_CONVERSATIONS = 12
 """Fewer, since every utterance of one is read twice, and all states of it are looked at."""
 
-Target = EngineName
-"""What a bundle is for."""
+Target = Literal["onnxruntime", "openvino"]
+"""What a bundle's graphs are for; engines of TensorRT are added to it (`tensorrt.engines`)."""
 
 DEFAULT_TARGETS: tuple[Target, ...] = ("onnxruntime",)
 

@@ -21,7 +21,17 @@ from mechm.weights import part_of, weights_path
 from mechm.weights.fetch import read_provenance
 from mechm_export.gate import TaskCheck, ValueCheck
 from mechm_export.parts import ModelParts
-from mechm_runtime.bundle import LLAMA, MANIFEST, PROJECTOR, SCHEMA_VERSION, LlamaFiles, file_sha256, manifest_id
+from mechm_runtime.bundle import (
+    LLAMA,
+    MANIFEST,
+    PROJECTOR,
+    SCHEMA_VERSION,
+    SIGNATURE,
+    Bundle,
+    LlamaFiles,
+    file_sha256,
+    manifest_id,
+)
 from mechm_runtime.features.faces import FaceConfig
 from mechm_runtime.text import TextConfig
 from mechm_runtime.types import EMOTIONS
@@ -77,10 +87,7 @@ def write_manifest(
         "weights": weights_hashes(model),
         "licences": _licences(model),
         "versions": {name: version(name) for name in VERSIONED},
-        "files": {
-            path.relative_to(staging).as_posix(): {"sha256": file_sha256(path), "size_bytes": path.stat().st_size}
-            for path in files
-        },
+        "files": {path.relative_to(staging).as_posix(): file_facts(path) for path in files},
     }
     if (files_of_llama := llama_files(model)) is not None and model.llama is not None:
         manifest[LLAMA] = {
@@ -94,6 +101,22 @@ def write_manifest(
     manifest["id"] = manifest_id(config.preset, manifest)
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
     (staging / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    return {"sha256": file_sha256(path), "size_bytes": path.stat().st_size}
+
+
+def replace_manifest(bundle: Bundle, changes: Mapping[str, Any]) -> None:
+    """Change entries of an opened bundle's manifest, and its id, at once for all who read it."""
+    manifest: dict[str, Any] = json.loads(json.dumps({**bundle.manifest, **changes}))
+    manifest["id"] = manifest_id(bundle.preset, manifest)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    beside = bundle.folder / f".{MANIFEST}.tmp"
+    beside.write_text(text, encoding="utf-8")
+    (bundle.folder / SIGNATURE).unlink(missing_ok=True)  # it was for the manifest that goes
+    beside.replace(bundle.folder / MANIFEST)
 
 
 def llama_files(model: ModelParts) -> LlamaFiles | None:

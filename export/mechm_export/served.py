@@ -7,13 +7,11 @@ until the new manifest is in place.
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -29,16 +27,14 @@ from mechm_export.compressed import SCHEMES, SchemeName, even_out, round_layers,
 from mechm_export.data import check_conversations
 from mechm_export.gate import TaskCheck, check_task
 from mechm_export.judge import SHIPPED_SPLIT
+from mechm_export.manifest import file_facts, replace_manifest
 from mechm_runtime.bundle import (
     LLAMA,
-    MANIFEST,
     SERVED,
-    SIGNATURE,
     Bundle,
     PartFiles,
     ServedLlama,
     file_sha256,
-    manifest_id,
     open_bundle,
 )
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
@@ -172,21 +168,8 @@ def _put_in_place(bundle: Bundle, made: Path, report: MergeReport, quantization:
 def _write_manifest(bundle: Bundle, target: Path, served: ServedLlama) -> None:
     kept = {name: facts for name, facts in bundle.manifest["files"].items() if not name.startswith(f"{SERVED_FOLDER}/")}
     added = {
-        f"{SERVED_FOLDER}/{path.relative_to(target).as_posix()}": {
-            "sha256": file_sha256(path),
-            "size_bytes": path.stat().st_size,
-        }
+        f"{SERVED_FOLDER}/{path.relative_to(target).as_posix()}": file_facts(path)
         for path in target.rglob("*")
         if path.is_file()
     }
-    manifest: dict[str, Any] = {
-        **bundle.manifest,
-        "files": dict(sorted({**kept, **added}.items())),
-        SERVED: asdict(served),
-    }
-    manifest["id"] = manifest_id(bundle.preset, manifest)
-    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    beside = bundle.folder / f".{MANIFEST}.tmp"
-    beside.write_text(text, encoding="utf-8")
-    (bundle.folder / SIGNATURE).unlink(missing_ok=True)  # it was for the manifest that goes
-    beside.replace(bundle.folder / MANIFEST)
+    replace_manifest(bundle, {"files": dict(sorted({**kept, **added}.items())), SERVED: asdict(served)})

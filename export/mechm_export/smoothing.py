@@ -12,6 +12,7 @@ times larger than the others in its down projections, and takes all of their 256
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 
 import numpy as np
@@ -42,7 +43,7 @@ def smooth(model: onnx.ModelProto, feeds: Iterable[Mapping[str, npt.NDArray[np.g
     layers: dict[str, list[onnx.NodeProto]] = {}
     for node in linear_layers(model):
         layers.setdefault(node.input[0], []).append(node)
-    peaks = _peaks(model, list(layers), feeds)
+    peaks = channel_peaks(model, list(layers), feeds)
     weights = {i.name: i for i in model.graph.initializer}
     before: dict[str, onnx.NodeProto] = {}
     for number, (source, nodes) in enumerate(layers.items()):
@@ -104,10 +105,14 @@ def set_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
     model.graph.node.extend(copies)
 
 
-def _peaks(
+def channel_peaks(
     model: onnx.ModelProto, names: list[str], feeds: Iterable[Mapping[str, npt.NDArray[np.generic]]]
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Largest magnitude of each channel of the named tensors: name -> float32 (channels,)."""
+    """Largest magnitude of each channel of the named tensors, by name: float32 (channels,), channels on the last axis.
+
+    A tensor whose last axis differs from input to input has no channels there: float32 (1,).
+    Raises: VerificationError: no inputs.
+    """
     probe = onnx.ModelProto()
     probe.CopyFrom(model)
     probe.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
@@ -117,9 +122,11 @@ def _peaks(
     for feed in feeds:
         values = session.run(names, {name: feed[name] for name in inputs})
         for name, value in zip(names, values, strict=True):
-            array = np.asarray(value)
-            peak = np.abs(array.reshape(-1, array.shape[-1])).max(0)
+            array = np.atleast_1d(np.asarray(value))
+            peak = np.abs(array.reshape(math.prod(array.shape[:-1]), array.shape[-1])).max(0, initial=0)
+            if name in peaks and peaks[name].shape != peak.shape:
+                peak, peaks[name] = (np.atleast_1d(one.max(initial=0)) for one in (peak, peaks[name]))
             peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
     if not peaks:
-        raise VerificationError("smoothing needs at least one input to look at: a conversation with words")
+        raise VerificationError("there is no real input to look at: give a conversation with words")
     return peaks

@@ -6,9 +6,10 @@ import click
 
 engine_option = click.option(
     "--engine",
-    type=click.Choice(["onnxruntime", "openvino"]),
+    type=click.Choice(["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]),
     default="onnxruntime",
     show_default=True,
     help="What runs the graphs. openvino is for bundles exported with --target openvino, and answers closer to fp32 "
-    "than onnxruntime in int8 does; it runs others in fp32.",
+    "than onnxruntime in int8 does; it runs others in fp32. tensorrt and tensorrt-rtx run what mechm export engines "
+    "has put into the bundle, on an NVIDIA GPU.",
 )

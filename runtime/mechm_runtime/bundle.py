@@ -13,7 +13,7 @@ import os
 import stat
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, is_dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -27,6 +27,7 @@ from mechm_runtime.features.log_mel import LogMelConfig
 from mechm_runtime.features.scene import SceneConfig
 from mechm_runtime.installed import SCHEME, installed_bundle, only_installed_bundle
 from mechm_runtime.questions import QuestionConfig
+from mechm_runtime.tensorrt.key import EngineFile
 from mechm_runtime.text import TextConfig
 from mechm_runtime.types import EMOTIONS
 
@@ -40,6 +41,8 @@ PROJECTOR = "projector"
 """The part that makes the Llama's soft tokens; a Llama that reads words alone has none."""
 SERVED = "served"
 """The manifest's entry for a Llama that a server loads, and the folder below `llm/` where that lies."""
+ENGINES = "engines"
+"""The manifest's entry for TensorRT engines (`mechm export engines` adds them), and the folder they lie in."""
 MAX_MANIFEST_BYTES = 4 << 20
 REBUILD = "make it again: mechm export bundle --preset small --out DIR"
 MAX_SHOWN = 200
@@ -153,6 +156,7 @@ class Bundle:
     """An opened bundle; `manifest` is all of `bundle.json`.
 
     llama: None where it has no Llama. served: None where it has none for a server (`mechm export llm` adds it).
+    engines: of TensorRT, at most one a part and library.
     """
 
     folder: Path
@@ -167,6 +171,7 @@ class Bundle:
     decision: DecisionConfig
     llama: LlamaFiles | None
     served: ServedLlama | None
+    engines: tuple[EngineFile, ...]
     manifest: Mapping[str, Any]
 
     @property
@@ -316,6 +321,7 @@ def _build(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         decision=_config(DecisionConfig, manifest["decision"]),
         llama=_llama(manifest["llama"], parts, listed) if "llama" in manifest else None,
         served=_served(manifest[SERVED], listed) if SERVED in manifest else None,
+        engines=tuple(_engine(one, parts, manifest["files"]) for one in manifest.get(ENGINES, [])),
         manifest=manifest,
     )
 
@@ -342,6 +348,15 @@ def _served(values: Mapping[str, Any], listed: set[str]) -> ServedLlama:
     return served
 
 
+def _engine(values: Mapping[str, Any], parts: Mapping[str, PartFiles], files: Mapping[str, Any]) -> EngineFile:
+    engine = _config(EngineFile, values)
+    if engine.part not in parts or engine.file not in files:
+        raise ValueError(f"an engine of {engine.part} is not listed")
+    if engine.source not in files or files[engine.source]["sha256"] != engine.key.onnx_sha256:
+        raise ValueError(f"the engine of {engine.part} was built from another ONNX than {engine.source}")
+    return engine
+
+
 def _config(kind: type[Config], values: Mapping[str, Any]) -> Config:
     """A config whose fields, all of them, have the types that its class says."""
     hints = get_type_hints(kind)
@@ -358,6 +373,8 @@ def _typed(value: Any, hint: Any) -> Any:
             raise TypeError(f"{value!r} is not a list")
         each = items[:1] * len(value) if items[-1] is Ellipsis else items
         return tuple(_typed(item, kind) for item, kind in zip(value, each, strict=True))
+    if isinstance(hint, type) and is_dataclass(hint):
+        return _config(hint, value)
     if hint is float and type(value) is int:
         value = float(value)
     if type(value) is not hint or (hint is float and not math.isfinite(value)):

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,8 @@ Array = npt.NDArray[Any]
 CPU = "CPUExecutionProvider"
 DOCTOR = "mechm doctor tells what works and what to install"
 
-EngineName = Literal["onnxruntime", "openvino"]
+EngineName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+ENGINE_NAMES: tuple[EngineName, ...] = get_args(EngineName)
 
 W8 = "w8"
 """A precision beside fp32 and int8: linear layers with int8 weights and a scale a channel, in plain ONNX. How it is
@@ -52,10 +53,10 @@ class EngineConfig:
     def __post_init__(self) -> None:
         if self.n_threads < 0:
             raise ValueError(f"n_threads={self.n_threads} is negative")
-        if self.engine not in ("onnxruntime", "openvino"):
+        if self.engine not in ENGINE_NAMES:
             raise ValueError(f"engine {self.engine!r}")
-        if self.engine == "openvino" and self.provider != CPU:
-            raise ValueError(f"{self.provider} is onnxruntime's, and the engine is openvino")
+        if self.engine != "onnxruntime" and self.provider != CPU:
+            raise ValueError(f"{self.provider} is onnxruntime's, and the engine is {self.engine}")
 
     @property
     def threads(self) -> int:
@@ -71,12 +72,15 @@ class GraphRunner(Protocol):
 
 
 def load_engine(path: Path, config: EngineConfig) -> GraphRunner:
-    """A graph file on the engine that the config names.
+    """A graph file on the engine that the config names: onnxruntime or openvino.
 
-    Raises: MissingExtraError, ProviderError, BundleError.
+    Raises: MissingExtraError, ProviderError, BundleError. ValueError: a TensorRT, which runs what was built from a
+        bundle (`tensorrt.engine.load_part`).
     """
     if config.engine == "onnxruntime":
         return Engine(path, config)
+    if config.engine != "openvino":
+        raise ValueError(f"{config.engine} runs no ONNX file")
     from mechm_runtime.openvino_engine import OpenVinoEngine
 
     return OpenVinoEngine(path, config)

@@ -418,6 +418,11 @@ class Pipeline:
                     f"the int8 files are onnxruntime's own, and {self._engine_config.engine} is to run them",
                     hint="leave the precision out, or the engine",
                 )
+            if self._engine_config.engine.startswith("tensorrt"):
+                raise InputError(
+                    f"an engine of {self._engine_config.engine} has the precision it was built in",
+                    hint="leave the precision out; mechm export engines --precision builds in another",
+                )
             files = self.bundle.parts[name].files if name in self.bundle.parts else {}
             if precision not in files:
                 raise BundleError(
@@ -426,7 +431,12 @@ class Pipeline:
                 )
 
     def _load_engine(self, part: PartFiles) -> GraphRunner:
-        precision = self._precisions.get(part.name, part.precision_on(self._engine_config.engine))
+        name = self._engine_config.engine
+        if name in ("tensorrt", "tensorrt-rtx"):
+            from mechm_runtime.tensorrt.engine import load_part
+
+            return load_part(self.bundle, part.name, name)
+        precision = self._precisions.get(part.name, part.precision_on(name))
         return load_engine(self.bundle.path(part.files[precision]), self._engine_config)
 
     def _voice_reader(self) -> VoiceReader:

@@ -1,0 +1,98 @@
+"""How long does building an engine without a GPU take, and how large is it, part by part and precision by precision?
+
+    python benchmarks/tensorrt_builds.py --bundle DIR [--part NAME ...] [--precision fp16 ...] [--sm 89]
+
+Each part is converted as `mechm export engines` does it, calibrated on the shipped conversations, and built once for
+one compute capability with TensorRT-RTX. Seconds are wall-clock of `build_engine` alone, one build at a time; the
+conversion is beside them. There is no limit to expect but the disk's for the size: an engine holds its weights. int8 is
+built of the parts that words reach.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from mechm_export.fp32_reference import Fp32Reference
+from mechm_export.judge import shipped_check_set
+from mechm_export.lowering import lower_graph
+from mechm_export.tensorrt.memory import estimate_memory
+from mechm_export.tensorrt.shapes import shape_ranges
+from mechm_runtime.bundle import file_sha256, open_bundle
+from mechm_runtime.errors import VerificationError
+from mechm_runtime.tensorrt.build import build_engine
+from mechm_runtime.tensorrt.key import EngineKey
+from mechm_runtime.tensorrt.library import load_library, system_name
+
+PRECISIONS = ("fp32", "fp16", "bf16", "int8")
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One engine."""
+
+    part: str
+    precision: str
+    onnx_mb: float
+    engine_mb: float
+    memory_mb: float
+    convert_s: float
+    build_s: float
+
+
+def main() -> None:
+    """Build everything that was asked for and print a table and one JSON line."""
+    arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    arguments.add_argument("--bundle", type=Path, required=True)
+    arguments.add_argument("--part", nargs="+", default=["text", "audio", "scene", "expression", "fusion"])
+    arguments.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
+    arguments.add_argument("--sm", default="89")
+    given = arguments.parse_args()
+    library = load_library("tensorrt-rtx")
+    bundle = open_bundle(given.bundle)
+    calibrated = [part for part in given.part if part in ("text", "fusion")] if "int8" in given.precision else []
+    reference = Fp32Reference(bundle, shipped_check_set(), calibrated) if calibrated else None
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for part in given.part:
+            exact = bundle.path(bundle.parts[part].files["fp32"])
+            shapes = shape_ranges(bundle, part)
+            for precision in given.precision:
+                started = time.perf_counter()
+                source = exact
+                if precision != "fp32":
+                    source = Path(folder) / f"{part}.{precision}.onnx"
+                    feeds = reference.inputs(part) if precision == "int8" and reference is not None else []
+                    try:
+                        lower_graph(exact, source, precision, feeds)
+                    except VerificationError as error:
+                        print(f"{part} {precision}: {error}")
+                        continue
+                converted = time.perf_counter()
+                sha256 = file_sha256(source)
+                key = EngineKey(library.name, library.version, (given.sm,), system_name(), precision, shapes, sha256)
+                start = time.perf_counter()
+                engine = build_engine(library, source, key)
+                built = time.perf_counter()
+                memory = estimate_memory(source, shapes).total
+                sizes = (source.stat().st_size / 1e6, len(engine) / 1e6, memory / 1e6)
+                rows.append(Row(part, precision, *sizes, converted - started, built - start))
+                if source != exact:
+                    source.unlink()
+    print(f"{bundle.id}, {library.name} {library.version}, compute capability {given.sm}, {os.cpu_count()} cores")
+    print(f"{'part':12}{'precision':>10}{'ONNX MB':>10}{'engine MB':>11}{'GPU MB':>9}{'convert s':>11}{'build s':>9}")
+    for row in rows:
+        print(
+            f"{row.part:12}{row.precision:>10}{row.onnx_mb:10.1f}{row.engine_mb:11.1f}{row.memory_mb:9.0f}"
+            f"{row.convert_s:11.2f}{row.build_s:9.2f}"
+        )
+    print(json.dumps([asdict(row) for row in rows]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,175 @@
+"""Diagnose a part of a bundle on conversations, or an ONNX file on saved inputs; and write down what was found."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from mechm_export.diagnose.blame import Arrays, Diagnosis, Gate, Progress, compare_outputs, find_blame
+from mechm_export.diagnose.switched import LoweredRunner, SwitchedGraph
+from mechm_export.fp32_reference import Fp32Reference
+from mechm_export.judge import CheckSet, problems_of
+from mechm_export.lowering import LowerPrecision
+from mechm_runtime.bundle import file_sha256, open_bundle
+from mechm_runtime.engine import Engine, EngineConfig
+from mechm_runtime.errors import BundleError, InputError
+from mechm_runtime.tensorrt.store import write_whole
+
+MAX_INPUT_BYTES = 1 << 30
+"""Of one file of inputs."""
+MAX_KEEP_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosed:
+    """A diagnosis, and of what: the part's name or the file's, and the ONNX' sha256."""
+
+    subject: str
+    precision: LowerPrecision
+    onnx_sha256: str
+    diagnosis: Diagnosis
+
+    def to_json(self) -> str:
+        """Everything as JSON text; what is not finite is null."""
+        values = asdict(self)
+        for layer in (values["diagnosis"]["together"], *(one["difference"] for one in values["diagnosis"]["layers"])):
+            if not np.isfinite(layer["relative_error"]):
+                layer["relative_error"] = None
+        return json.dumps(values, indent=1) + "\n"
+
+    def write_kept(self, path: Path) -> None:
+        """Write the proposal for `mechm export engines --keep`."""
+        proposal = {
+            "part": self.subject,
+            "precision": self.precision,
+            "onnx_sha256": self.onnx_sha256,
+            "kept": list(self.diagnosis.kept),
+        }
+        write_whole(path, (json.dumps(proposal, indent=1) + "\n").encode())
+
+
+def diagnose_part(
+    folder: Path, part: str, precision: LowerPrecision, checks: CheckSet, on_progress: Progress | None = None
+) -> Diagnosed:
+    """Diagnose a part of a bundle; the gate is the task's answers (`gate.TaskCheck`).
+
+    Raises: BundleError: damaged. InputError: no such part. VerificationError: the conversations never reach it.
+    """
+    bundle = open_bundle(folder)
+    reference = Fp32Reference(bundle, checks, [part])
+    feeds = reference.inputs(part)
+
+    def gate(runner: LoweredRunner) -> str:
+        return "; ".join(problems_of(reference.check({part: runner}, precision)))
+
+    source = bundle.path(bundle.parts[part].files["fp32"])
+    return _diagnosed(part, source, precision, feeds, gate, on_progress)
+
+
+def diagnose_file(
+    source: Path,
+    precision: LowerPrecision,
+    inputs: Sequence[Path],
+    min_cosine: float,
+    on_progress: Progress | None = None,
+) -> Diagnosed:
+    """Diagnose an ONNX file; the gate is the lowest cosine of its outputs with those in fp32.
+
+    inputs: npz files, each with one array an input of the graph, by name.
+    Raises: InputError: a file is no graph, holds no such arrays, or is too large.
+    """
+    names = _input_names(source)
+    feeds = [read_inputs(path, names) for path in inputs]
+    exact = [Engine(source, EngineConfig()).run(feed) for feed in feeds]
+
+    def gate(runner: LoweredRunner) -> str:
+        cosine = compare_outputs(exact, [runner.run(feed) for feed in feeds]).cosine
+        return "" if cosine >= min_cosine else f"cosine {cosine:.4f}, less than {min_cosine}"
+
+    return _diagnosed(source.name, source, precision, feeds, gate, on_progress)
+
+
+def read_inputs(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+    """The arrays of an npz file, nothing else of it.
+
+    Raises: InputError: it cannot be read, is too large, or lacks an input.
+    """
+    try:
+        if path.stat().st_size > MAX_INPUT_BYTES:
+            raise InputError(f"{path} is larger than {MAX_INPUT_BYTES >> 20} MiB")
+        with np.load(path, allow_pickle=False) as stored:
+            arrays = {name: stored[name] for name in names if name in stored.files}
+    except (OSError, ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path} is no npz file of arrays: {error}", hint="numpy.savez(FILE, NAME=ARRAY)") from error
+    if absent := sorted(set(names) - set(arrays)):
+        raise InputError(f"{path} has no {absent[0]}", hint=f"the graph takes {', '.join(names)}")
+    return arrays
+
+
+def read_kept(path: Path) -> tuple[str, tuple[str, ...], str, str]:
+    """A proposal that `write_kept` wrote: part, names of nodes, precision, sha256 of the ONNX it speaks of.
+
+    Raises: InputError: it is none.
+    """
+    try:
+        if path.stat().st_size > MAX_KEEP_BYTES:
+            raise ValueError("it is too large")
+        values = json.loads(path.read_text(encoding="utf-8"))
+        part, kept = values["part"], values["kept"]
+        precision, sha256 = values["precision"], values["onnx_sha256"]
+        if not all(isinstance(one, str) for one in (part, precision, sha256, *kept)):
+            raise ValueError("its values are no text")
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(f"{path} is no list of layers: {error}", hint="mechm export diagnose --write FILE") from error
+    return part, tuple(kept), precision, sha256
+
+
+def keep_for(folder: Path, precision: str, paths: Sequence[Path]) -> dict[str, tuple[str, ...]]:
+    """What proposals say to keep in fp32, by part.
+
+    Raises: InputError: one is of another graph or precision than is to be built.
+    """
+    bundle = open_bundle(folder, check_hashes=False)
+    kept = {}
+    for path in paths:
+        part, names, proposed, sha256 = read_kept(path)
+        if part not in bundle.parts:
+            raise BundleError(f"{path} speaks of a part {part}, which the bundle has not")
+        exact = bundle.manifest["files"][bundle.parts[part].files["fp32"]]["sha256"]
+        if sha256 != exact or proposed != precision:
+            raise InputError(
+                f"{path} was proposed for another graph or precision",
+                hint=f"mechm export diagnose --bundle {folder} --part {part} --precision {precision} --write {path}",
+            )
+        kept[part] = names
+    return kept
+
+
+def _diagnosed(
+    subject: str,
+    source: Path,
+    precision: LowerPrecision,
+    feeds: Sequence[Arrays],
+    gate: Gate,
+    on_progress: Progress | None,
+) -> Diagnosed:
+    with tempfile.TemporaryDirectory(prefix="mechm.") as workspace:
+        graph = SwitchedGraph(source, precision, feeds, Path(workspace))
+        return Diagnosed(subject, precision, file_sha256(source), find_blame(graph, feeds, gate, on_progress))
+
+
+def _input_names(source: Path) -> list[str]:
+    try:
+        graph = onnx.load(source).graph
+    except Exception as error:  # protobuf's own errors share no public base
+        raise InputError(f"{source} is no ONNX file: {str(error)[:200]}") from error
+    constants = {constant.name for constant in graph.initializer}
+    return [value.name for value in graph.input if value.name not in constants]

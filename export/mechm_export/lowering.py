@@ -1,0 +1,39 @@
+"""A graph file in a precision below fp32, in plain ONNX that TensorRT reads: fp16, bf16, or static int8."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from mechm_export.half import to_half
+from mechm_export.onnx_graph import strip_provenance
+from mechm_export.static_int8 import quantize_static_int8
+
+LowerPrecision = Literal["fp16", "bf16", "int8"]
+
+
+def lower_graph(
+    source: Path,
+    target: Path,
+    precision: LowerPrecision,
+    feeds: Sequence[Mapping[str, npt.NDArray[np.generic]]],
+    kept: Collection[str] = (),
+) -> None:
+    """Write a graph in a lower precision; inputs and outputs stay float32.
+
+    source: a graph in fp32, in one file. feeds: real inputs, which int8 takes its scales from. kept: names of nodes
+    that stay in fp32.
+    Raises: VerificationError: int8 without inputs, an unknown name in `kept`, or nothing to convert.
+    """
+    if precision == "int8":
+        quantize_static_int8(source, target, feeds, kept)
+        return
+    model = onnx.load(source)
+    to_half(model, precision, kept)
+    strip_provenance(model)
+    onnx.save_model(model, target)

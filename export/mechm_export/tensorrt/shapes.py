@@ -1,0 +1,72 @@
+"""The shapes that the runtime feeds each part: what an engine's optimisation profile has to hold."""
+
+from __future__ import annotations
+
+from mechm_runtime.bundle import LLAMA, PROJECTOR, Bundle
+from mechm_runtime.errors import InputError
+from mechm_runtime.fusion import WINDOWS_PER_RUN
+from mechm_runtime.perception import MAX_MEL_FRAMES, MIN_SAMPLES, TEXT_WINDOWS_PER_RUN
+from mechm_runtime.tensorrt.key import ShapeRange
+
+Range = tuple[int, int, int]
+"""Smallest, usual and largest size of an axis."""
+
+USUAL_TOKENS = 128
+USUAL_UTTERANCES = 12
+"""Of a conversation of ECF: 10 on average, about 130 tokens in the sentence encoder's words."""
+USUAL_SECONDS = 3
+LONGEST_SECONDS = 30
+MOST_UTTERANCES = 1024
+"""That one conversation has, for the part that reads all of them at once."""
+QUESTION_TOKENS = 8
+"""A question of the Llama has at least so many."""
+
+
+def shape_ranges(bundle: Bundle, part: str) -> tuple[ShapeRange, ...]:
+    """Ranges of all inputs of a part, from the bundle's own constants.
+
+    Raises: InputError: an axis that this library's runtime does not feed.
+    """
+    axes = _axes(bundle, part)
+    ranges = []
+    for tensor in bundle.parts[part].inputs:
+        if unknown := [axis for axis in tensor.axes if isinstance(axis, str) and axis not in axes]:
+            raise InputError(f"no sizes are known for the axis {unknown[0]} of {part}'s input {tensor.name}")
+        sizes = [axes[axis] if isinstance(axis, str) else (axis, axis, axis) for axis in tensor.axes]
+        smallest, usual, largest = (tuple(size[position] for size in sizes) for position in range(3))
+        ranges.append(ShapeRange(tensor.name, smallest, usual, largest))
+    return tuple(ranges)
+
+
+def _axes(bundle: Bundle, part: str) -> dict[str, Range]:
+    sizes = bundle.fusion
+    if part == "text":
+        return {"batch": (1, 1, TEXT_WINDOWS_PER_RUN), "tokens": _usual(1, USUAL_TOKENS, bundle.text.max_tokens)}
+    if part == "audio":
+        rate, hop = bundle.log_mel.sample_rate, bundle.log_mel.hop_length
+        return {
+            "batch": (1, 1, 1),
+            "frames": _usual(1, USUAL_SECONDS * rate // hop, MAX_MEL_FRAMES),
+            "samples": (MIN_SAMPLES, USUAL_SECONDS * rate, LONGEST_SECONDS * rate),
+        }
+    if part == "scene":
+        return {"batch": (1, sizes.n_frames, sizes.n_frames)}
+    if part == "expression":
+        return {"batch": (1, sizes.n_frames, sizes.n_frames * sizes.max_faces)}
+    if part == "fusion":
+        return {"batch": (1, 1, WINDOWS_PER_RUN), "utterances": _usual(1, USUAL_UTTERANCES, sizes.window)}
+    if part == PROJECTOR:
+        return {"utterances": (1, USUAL_UTTERANCES, MOST_UTTERANCES)}
+    if part == LLAMA and bundle.llama is not None:
+        config = bundle.llama.questions
+        most_soft = max(1, config.soft_tokens * config.max_tokens // QUESTION_TOKENS)
+        return {
+            "tokens": _usual(2, 4 * USUAL_TOKENS, config.max_tokens),
+            "questions": _usual(1, 4, config.max_tokens // QUESTION_TOKENS),
+            "soft": _usual(0, config.soft_tokens * USUAL_UTTERANCES, min(most_soft, config.max_tokens)),
+        }
+    return {}
+
+
+def _usual(low: int, usual: int, high: int) -> Range:
+    return low, max(low, min(usual, high)), high
