@@ -3,9 +3,9 @@
     python benchmarks/int8_llama.py --adapter runs/llm --conversations ecf/dev.txt [--limit 16]
 
 Every recipe is compared with the fp32 graph on every question of the same conversations: mean divergence in nats of
-the emotions' and of the causes' answers, and the share of questions whose likeliest answer is the same. Recipes look at
-other conversations (those that come with mechm), as an export does. CPU time is process time, one thread. Choose on
-`dev`, never on `test`; what a bundle keeps is decided by its gate, on the labels of fusion and Llama together.
+the emotions' and of the causes' answers, and the share of questions whose likeliest answer is the same. Channels are
+evened out on other conversations (those that come with mechm), as in an export. CPU time is process time, one thread.
+Choose on `dev`, never on `test`; what a bundle keeps is decided by its gate, on the labels of fusion and Llama.
 """
 
 from __future__ import annotations
@@ -24,24 +24,25 @@ import numpy.typing as npt
 
 from mechm.model.build import pretrained_folder
 from mechm.weights import weights_path
-from mechm_export.bundle import LLAMA_CALIBRATION_CONVERSATIONS
-from mechm_export.data import check_conversations
+from mechm_export.bundle import even_out_llama
+from mechm_export.judge import shipped_check_set
 from mechm_export.llama import llama_parts, load_llama_source, question_inputs
-from mechm_export.onnx_graph import export_graph
-from mechm_export.part import Feeds
-from mechm_export.quantize import Int8Recipe, quantize_int8
-from mechm_runtime.bundle import LLAMA
+from mechm_export.llama_graph import TOKEN_SCALED, write_llama_graph
+from mechm_export.part import ExportPart, Feeds
+from mechm_runtime.bundle import LLAMA, PartFiles
 from mechm_runtime.engine import Engine, EngineConfig
+from mechm_runtime.llama_graph import LlamaGraph
 from mechm_runtime.readers import read_labelled
 
-RECIPES = {
-    "plain dynamic int8": Int8Recipe(embeddings=True),
-    "down projections fp32": Int8Recipe(embeddings=True, keep_down_projections=True),
-    "a scale a token": Int8Recipe(embeddings=True, tokens=True),
-    "smoothing 0.5, down projections fp32": Int8Recipe(embeddings=True, smoothing=0.5, keep_down_projections=True),
-    "smoothing 0.5, a scale a token": Int8Recipe(embeddings=True, smoothing=0.5, tokens=True),
-    "smoothing 0.8, a scale a token": Int8Recipe(embeddings=True, smoothing=0.8, tokens=True),
+RECIPES: dict[str, tuple[bool, frozenset[str]]] = {
+    "a scale a tensor": (False, frozenset()),
+    "a scale a token in down projections": (False, TOKEN_SCALED),
+    "channels evened out, a scale a tensor": (True, frozenset()),
+    "channels evened out, a scale a token in down projections": (True, TOKEN_SCALED),
+    "channels evened out, also a token in output projections": (True, TOKEN_SCALED | {"self_attn.o_proj"}),
+    "channels evened out, a scale a token everywhere": (True, frozenset({"_proj"})),
 }
+"""Whether channels are evened out, and the layers whose activations have a scale a token."""
 
 Outputs = list[dict[str, npt.NDArray[np.float32]]]
 
@@ -71,34 +72,37 @@ def main() -> None:
     given = parser.parse_args()
     source = load_llama_source(weights_path("llm", "small"), given.adapter, given.trained)
     asked = question_inputs(source, [one.conversation for one in read_labelled(given.conversations)[: given.limit]])
-    seen = question_inputs(
-        source, [one.conversation for one in check_conversations()[:LLAMA_CALIBRATION_CONVERSATIONS]]
-    )
     (part,) = (part for part in llama_parts(source) if part.name == LLAMA)
+    positions = source.questions.max_tokens
     with tempfile.TemporaryDirectory() as name:
         plain, quantized = Path(name) / "fp32.onnx", Path(name) / "int8.onnx"
-        export_graph(part, plain, "portable")
-        reference, cpu_ms = _run(plain, asked)
+        write_llama_graph(part, plain, "fp32", positions)
+        reference, cpu_ms = _run(part, plain, asked)
         rows = [_row("fp32", plain, reference, reference, cpu_ms)]
-        for recipe, settings in RECIPES.items():
-            quantize_int8(plain, quantized, settings, seen)
-            outputs, cpu_ms = _run(quantized, asked)
+        evened = False
+        for recipe, (evens, token_scaled) in RECIPES.items():
+            if evens and not evened:
+                even_out_llama(source, shipped_check_set())
+                evened = True
+            write_llama_graph(part, quantized, "int8", positions, token_scaled)
+            outputs, cpu_ms = _run(part, quantized, asked)
             rows.append(_row(recipe, quantized, reference, outputs, cpu_ms))
     n_questions = sum(len(one["emotion_at"]) for one in asked)
     print(f"{given.conversations.name}: {len(asked)} conversations, {n_questions} questions; one thread")
     print(f"onnxruntime {version('onnxruntime')}, onnx {version('onnx')}, torch {version('torch')}")
-    print(f"{'recipe':42}{'MB':>7}{'KL emotion':>12}{'KL cause':>10}{'kept':>8}{'kept':>8}{'CPU ms':>9}")
+    print(f"{'recipe':60}{'MB':>7}{'KL emotion':>12}{'KL cause':>10}{'kept':>8}{'kept':>8}{'CPU ms':>9}")
     for row in rows:
         print(
-            f"{row.recipe:42}{row.megabytes:7.0f}{row.emotion_kl:12.4f}{row.cause_kl:10.4f}{row.emotions_kept:8.4f}"
+            f"{row.recipe:60}{row.megabytes:7.0f}{row.emotion_kl:12.4f}{row.cause_kl:10.4f}{row.emotions_kept:8.4f}"
             f"{row.causes_kept:8.4f}{row.cpu_ms:9.0f}"
         )
     print(json.dumps([asdict(row) for row in rows]))
 
 
-def _run(graph: Path, feeds: Sequence[Feeds]) -> tuple[Outputs, float]:
+def _run(part: ExportPart, graph: Path, feeds: Sequence[Feeds]) -> tuple[Outputs, float]:
     """Answers, and milliseconds of CPU time a conversation."""
-    engine = Engine(graph, EngineConfig(n_threads=1))
+    files = PartFiles(part.name, part.inputs, part.outputs, {}, "")
+    engine = LlamaGraph(Engine(graph, EngineConfig(n_threads=1)), files)
     engine.run(feeds[0])
     start = time.process_time()
     outputs = [engine.run(one) for one in feeds]

@@ -30,6 +30,7 @@ import numpy.typing as npt
 from mechm_runtime.bundle import LLAMA, Bundle, open_bundle
 from mechm_runtime.engine import W8, EngineConfig, EngineName, GraphRunner, load_engine
 from mechm_runtime.llama import graph_inputs
+from mechm_runtime.llama_graph import LlamaGraph
 from mechm_runtime.questions import QuestionTokenizer
 from mechm_runtime.readers import read_labelled
 from mechm_runtime.serving.client import VllmServer
@@ -119,7 +120,7 @@ def _systems(bundle: Bundle, served: Path, questions: QuestionTokenizer, url: st
         systems["vLLM scoring, conversation in its cache"] = systems["vLLM scoring"]
     for precision, file in bundle.parts[LLAMA].files.items():
         name: EngineName = "openvino" if precision == W8 else "onnxruntime"
-        engine = load_engine(bundle.path(file), EngineConfig(n_threads=1, engine=name))
+        engine = LlamaGraph(load_engine(bundle.path(file), EngineConfig(n_threads=1, engine=name)), bundle.parts[LLAMA])
         systems[f"{name} {precision} scoring, one by one"] = _one_by_one(engine, questions, width)
         systems[f"{name} {precision} scoring, packed"] = _packed(engine, questions, width)
     return systems

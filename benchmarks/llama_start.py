@@ -25,6 +25,7 @@ from pathlib import Path
 from mechm_runtime.bundle import LLAMA, open_bundle
 from mechm_runtime.engine import W8, EngineConfig, GraphRunner, load_engine
 from mechm_runtime.llama import LlamaReader
+from mechm_runtime.llama_graph import LlamaGraph
 from mechm_runtime.questions import QuestionTokenizer
 from mechm_runtime.serving.command import ServeConfig
 from mechm_runtime.serving.local import LocalVllm
@@ -83,7 +84,7 @@ def _answer(folder: Path, backend: str) -> None:
     else:
         name = bundle.parts[LLAMA].files[backend]
         config = EngineConfig(n_threads=1, engine="openvino" if backend == W8 else "onnxruntime")
-        engine = load_engine(bundle.path(name), config)
+        engine = LlamaGraph(load_engine(bundle.path(name), config), bundle.parts[LLAMA])
     LlamaReader(questions, engine, bundle.parts[LLAMA].width("soft_tokens")).read(TALK)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
 

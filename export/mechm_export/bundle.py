@@ -12,9 +12,11 @@ from dataclasses import dataclass, field
 from importlib.util import find_spec
 from pathlib import Path
 
-from mechm_export.gate import TaskCheck, ValueCheck, check_values
+from mechm.llm.packed import TorchLlama
+from mechm_export.compressed import even_out
+from mechm_export.gate import TaskCheck, ValueCheck, check_values, one_torch_thread
 from mechm_export.judge import CheckSet, Graph, ask_torch, compare, judge, problems_of, shipped_check_set
-from mechm_export.llama import question_inputs
+from mechm_export.llama import LlamaSource, question_inputs
 from mechm_export.manifest import (
     LLAMA_TOKENIZER,
     graph_name,
@@ -91,7 +93,10 @@ def export_bundle(
     step("loading weights")
     model = build_parts(preset, trained, adapter, llm_base)
     with written(out), staged(out) as staging:
-        calibration = {"text": _text_inputs(model, checks), LLAMA: _llama_inputs(model, checks)}
+        if model.llama is not None:
+            step(f"{LLAMA}: evening out channels")
+            even_out_llama(model.llama, checks)
+        calibration = {"text": _text_inputs(model, checks)}
         precisions = {part.name: _precisions(part, targets) for part in model}
         values = [
             check
@@ -178,6 +183,12 @@ def _write_part(
 ) -> Iterator[ValueCheck]:
     portable, int8, w8 = (_graph(staging, part.name, precision) for precision in ("fp32", "int8", W8))
     portable.parent.mkdir(exist_ok=True)
+    if part.write is not None:
+        for precision in precisions:
+            step(f"{part.name}: writing {precision}")
+            part.write(part, _graph(staging, part.name, precision), precision)
+            yield check_values(part, _graph(staging, part.name, precision), precision)
+        return
     step(f"{part.name}: exporting fp32")
     export_graph(part, portable, "portable")
     yield check_values(part, portable, "fp32")
@@ -205,11 +216,12 @@ def _text_inputs(model: ModelParts, checks: CheckSet) -> list[Feeds]:
     return [{"input_ids": w.input_ids, "attention_mask": w.attention_mask} for w in windows if len(w.input_ids)]
 
 
-def _llama_inputs(model: ModelParts, checks: CheckSet) -> list[Feeds]:
-    """Questions on the first of the check set's conversations, where there is a Llama to ask them."""
-    if model.llama is None:
-        return []
-    return question_inputs(model.llama, [one.conversation for one in checks.labelled[:LLAMA_CALIBRATION_CONVERSATIONS]])
+def even_out_llama(source: LlamaSource, checks: CheckSet) -> None:
+    """Prepare the Llama's weights for 8 bits, in place, on the first of the check set's conversations."""
+    some = [one.conversation for one in checks.labelled[:LLAMA_CALIBRATION_CONVERSATIONS]]
+    asked, torch_llama = question_inputs(source, some), TorchLlama(source.scores)
+    with one_torch_thread():  # what is measured here goes into the weights
+        even_out(source.scores.causal, lambda: [torch_llama.run(inputs) for inputs in asked], values=False)
 
 
 def _graph(folder: Path, part: str, precision: str) -> Path:

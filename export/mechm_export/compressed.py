@@ -58,10 +58,11 @@ SCHEMES: Mapping[SchemeName, Scheme] = {
 }
 
 
-def even_out(llama: Any, ask: Callable[[], T]) -> T:
+def even_out(llama: Any, ask: Callable[[], T], *, values: bool = True) -> T:
     """Move what makes channels of activations large into the weights behind them, in place; answers stay the same.
 
-    llama: a Llama of transformers in fp32. ask: runs the model on real questions.
+    llama: a Llama of transformers in fp32. ask: runs the model on real questions. values: whether attention's values
+    change too; where they are kept from one question to the next, they must not.
     Returns: what that answered.
     """
     layers = llama.model.layers
@@ -76,10 +77,11 @@ def even_out(llama: Any, ask: Callable[[], T]) -> T:
             ):
                 norm.weight /= _fold(linears, peaks[linears[0]])
             mlp.up_proj.weight /= _fold((mlp.down_proj,), peaks[mlp.down_proj])[:, None]
-            # Heads that share values share factors too: the values are made once for all of them.
-            groups = attention.num_key_value_groups
-            factors = _fold((attention.o_proj,), peaks[attention.o_proj], groups, attention.head_dim)
-            attention.v_proj.weight /= factors[:, None]
+            if values:
+                # Heads that share values share factors too: the values are made once for all of them.
+                groups = attention.num_key_value_groups
+                factors = _fold((attention.o_proj,), peaks[attention.o_proj], groups, attention.head_dim)
+                attention.v_proj.weight /= factors[:, None]
     return answered
 
 

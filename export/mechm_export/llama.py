@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from mechm.llm.scorer import AnswerScores, load_merged
 from mechm.llm.stored_projector import has_projector, load_projector
 from mechm.model.projector import SoftTokenProjector
 from mechm.quiet import quiet_transformers
+from mechm_export.llama_graph import write_llama_graph
 from mechm_export.part import ExportPart, Feeds
 from mechm_export.quantize import Int8Recipe
 from mechm_runtime.bundle import LLAMA, PROJECTOR, Tensor
@@ -67,14 +69,16 @@ def _llama_part(source: LlamaSource) -> ExportPart:
     tokens = (1, "tokens")
     hidden_size = source.scores.hidden_size
     vocabulary = source.scores.causal.config.vocab_size
+    module = PackedLlama(source.scores).eval()
+    n_layers, n_key_heads, _, head_dim = module.nothing_read().shape
 
     def packed(sizes: Mapping[str, int], random: np.random.Generator) -> Feeds:
         """Random words: a conversation, then questions of equal length on it; some are soft tokens."""
-        n_tokens, n_questions, n_soft = sizes["tokens"], sizes["questions"], sizes["soft"]
+        n_tokens, n_questions, n_soft, n_past = (sizes[name] for name in ("tokens", "questions", "soft", "past"))
         length = max(2, n_tokens // (2 * n_questions))
         prefix = n_tokens - length * n_questions
         segments = np.concatenate([np.full(prefix, CONVERSATION), np.repeat(np.arange(n_questions), length)])
-        positions = np.concatenate([np.arange(prefix), np.tile(prefix + np.arange(length), n_questions)])
+        positions = n_past + np.concatenate([np.arange(prefix), np.tile(prefix + np.arange(length), n_questions)])
         ends = prefix + length * np.arange(1, n_questions + 1) - 1
         return {
             "input_ids": random.integers(0, vocabulary, (1, n_tokens)),
@@ -84,32 +88,32 @@ def _llama_part(source: LlamaSource) -> ExportPart:
             "cause_at": ends,
             "soft_tokens": random.normal(0.0, 0.1, (n_soft, hidden_size)).astype(np.float32),
             "soft_at": random.permutation(n_tokens)[:n_soft],
+            "past": random.normal(0.0, 1.0, (n_layers, n_key_heads, n_past, head_dim)).astype(np.float16),
         }
 
     return ExportPart(
         LLAMA,
-        PackedLlama(source.scores).eval(),
+        module,
         (
             *(Tensor(name, "int64", tokens) for name in ("input_ids", "position_ids", "segments")),
             Tensor("emotion_at", "int64", ("questions",)),
             Tensor("cause_at", "int64", ("questions",)),
             Tensor("soft_tokens", "float32", ("soft", hidden_size)),
             Tensor("soft_at", "int64", ("soft",)),
+            Tensor("past", "float16", (n_layers, n_key_heads, "past", head_dim)),
         ),
         (
             Tensor("emotion_log_probabilities", "float32", ("questions", len(EMOTIONS))),
             Tensor("cause_log_probabilities", "float32", ("questions", len(CAUSE_ANSWERS) + 1)),
+            Tensor("present", "float16", (n_layers, n_key_heads, "read", head_dim)),
         ),
         tuple(
-            {"tokens": tokens, "questions": questions, "soft": soft}
-            for tokens, questions, soft in ((40, 3, 6), (12, 1, 0), (300, 10, 40))
+            {"tokens": tokens, "questions": questions, "soft": soft, "past": past}
+            for tokens, questions, soft, past in ((40, 3, 6, 0), (12, 1, 0, 1), (300, 10, 40, 0), (25, 1, 2, 200))
         ),
-        # Outliers in the down projections: with those in plain int8 no label survived (DESIGN.md section 5). With the
-        # first token's apart and channels evened out they go into int8 too, at a quarter of the divergence that
-        # leaving them in fp32 had (KL 0.0050 against 0.0195 nats an emotion, 136 against 215 MB; SmolLM2-135M, 16
-        # conversations of ECF dev, benchmarks/int8_llama.py).
-        int8=Int8Recipe(smoothing=0.5, tokens=True, embeddings=True, weights_alone=True),
+        int8=Int8Recipe(weights_alone=True),
         make_inputs=packed,
+        write=partial(write_llama_graph, positions=source.questions.max_tokens),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +29,7 @@ class ExportPart:
         least 1 up to that size).
     int8: how the part becomes int8.
     make_inputs: (sizes, random) -> inputs, where they hang together; None for random ones each.
+    write: (part, path, precision) writes a graph that is not traced from the module; None for those that are.
     """
 
     name: str
@@ -39,6 +41,7 @@ class ExportPart:
     integer_limits: Mapping[str, int | str] | None = None
     int8: Int8Recipe = field(default_factory=Int8Recipe)
     make_inputs: Callable[[Mapping[str, int], np.random.Generator], Feeds] | None = None
+    write: Callable[[ExportPart, Path, str], None] | None = None
 
     def trial_inputs(self, sizes: Mapping[str, int], random: np.random.Generator) -> Feeds:
         """Random inputs of the given sizes; masks have holes, lengths differ inside a batch."""

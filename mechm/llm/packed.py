@@ -1,6 +1,6 @@
 """The Llama as one graph: a packed conversation in, log-probabilities of the answers out.
 
-It is what `mechm_export` writes to ONNX, and in torch it stands in for that graph (`TorchLlama`).
+It says what the graph that `mechm_export` writes must answer, and in torch it stands in for that graph (`TorchLlama`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from mechm_runtime.questions import CONVERSATION
 
 
 class PackedLlama(nn.Module):
-    """Packed questions to log-probabilities; what sees what is worked out inside the graph, from the segments."""
+    """Packed questions to log-probabilities; what sees what is worked out inside the graph, from the segments.
+
+    What was read of the conversation before may be brought along as keys and values instead of tokens.
+    """
 
     emotion_head: Tensor
     cause_head: Tensor
@@ -39,22 +42,44 @@ class PackedLlama(nn.Module):
         cause_at: Tensor,
         soft_tokens: Tensor,
         soft_at: Tensor,
-    ) -> tuple[Tensor, Tensor]:
-        """Log-probabilities (Q, 7) of the emotions and (Q, answers) of the causes.
+        past: Tensor,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probabilities (Q, 7) of the emotions, (Q, answers) of the causes, and the new tokens' keys and values.
 
-        input_ids, position_ids, segments: int64 (1, T). emotion_at, cause_at: int64 (Q,).
-        soft_tokens: float32 (S, D), in the place of the tokens at soft_at, int64 (S,); S may be 0.
+        input_ids, position_ids, segments: int64 (1, T), the conversation's tokens first. emotion_at, cause_at: int64
+        (Q,). soft_tokens: float32 (S, D), in the place of the tokens at soft_at, int64 (S,); S may be 0.
+        past: float16 (2 * layers, key heads, P, head_dim), keys and values of P tokens of the conversation, layer by
+        layer; P may be 0. The third output are those of the C tokens of the conversation among the new ones,
+        (2 * layers, key heads, C, head_dim) in float16, to be put behind `past` the next time.
         """
+        n_past = past.shape[2]
         order = torch.arange(input_ids.shape[1], device=input_ids.device)
         before = order[None, :] <= order[:, None]
         own = segments[:, None, :] == segments[:, :, None]
-        visible = before & (own | (segments == CONVERSATION)[:, None, :])
+        among_new = before & (own | (segments == CONVERSATION)[:, None, :])
+        visible = nn.functional.pad(among_new, (n_past, 0), value=True)
         batch = QuestionBatch(input_ids, position_ids, visible[:, None], emotion_at, cause_at, soft_at)
-        states = self.scores.states(batch, soft_tokens)
+        cache = self._cache(past)
+        states = self.scores.states(batch, soft_tokens, cache)
         # In fp32: differences between answers are small beside the logits.
         emotion = states.index_select(0, emotion_at).float() @ self.emotion_head.T
         cause = states.index_select(0, cause_at).float() @ self.cause_head.T
-        return emotion.log_softmax(-1), cause.log_softmax(-1)
+        read = slice(n_past, n_past + int((segments == CONVERSATION).sum()))
+        present = torch.cat([t[:, :, read] for layer in cache.layers for t in (layer.keys, layer.values)])
+        return emotion.log_softmax(-1), cause.log_softmax(-1), present.to(past.dtype)
+
+    def nothing_read(self) -> Tensor:
+        """`past` before anything was read: P = 0."""
+        attention = [layer.self_attn for layer in self.scores.causal.model.layers]
+        n_heads = self.scores.causal.config.num_key_value_heads
+        shape = (2 * len(attention), n_heads, 0, attention[0].head_dim)
+        return torch.zeros(shape, dtype=torch.float16, device=self.scores.device)
+
+    def _cache(self, past: Tensor) -> Any:
+        from transformers import DynamicCache
+
+        rows = past.to(self.scores.causal.dtype)[:, None]
+        return DynamicCache(list(zip(rows[0::2], rows[1::2], strict=True)))
 
 
 class TorchLlama:
@@ -64,9 +89,11 @@ class TorchLlama:
         self._packed = PackedLlama(scores)
         self._device = scores.device
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.float32]]:
-        """Inputs of `graph_inputs` to log-probabilities by name."""
-        arguments = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Inputs of `graph_inputs` to the graph's outputs by name; without `past`, nothing was read before."""
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
+        arguments = {"past": self._packed.nothing_read(), **tensors}
         with torch.inference_mode():
-            emotion, cause = self._packed(**{name: value.to(self._device) for name, value in arguments.items()})
-        return {"emotion_log_probabilities": emotion.cpu().numpy(), "cause_log_probabilities": cause.cpu().numpy()}
+            answers = self._packed(**{name: value.to(self._device) for name, value in arguments.items()})
+        names = ("emotion_log_probabilities", "cause_log_probabilities", "present")
+        return {name: answer.cpu().numpy() for name, answer in zip(names, answers, strict=True)}

@@ -73,8 +73,12 @@ class AnswerScores(nn.Module):
             cause = states[batch.cause_at].float() @ self.head(self.cause_answers).T
         return emotion, cause
 
-    def states(self, batch: QuestionBatch, soft_tokens: Tensor | None = None) -> Tensor:
-        """Last hidden states, (B * T, D), in the Llama's own precision."""
+    def states(self, batch: QuestionBatch, soft_tokens: Tensor | None = None, cache: Any = None) -> Tensor:
+        """Last hidden states, (B * T, D), in the Llama's own precision.
+
+        cache: keys and values of what was read before, in transformers' form, which the new ones are added to;
+        `visible` counts those tokens too, in front of the batch's.
+        """
         causal = self.causal
         embedded: Tensor = causal.get_input_embeddings()(batch.input_ids)
         if soft_tokens is not None:
@@ -86,7 +90,8 @@ class AnswerScores(nn.Module):
             inputs_embeds=embedded,
             position_ids=batch.position_ids,
             attention_mask=mask.masked_fill(~batch.visible, MASKED),
-            use_cache=False,
+            past_key_values=cache,
+            use_cache=cache is not None,
         )
         states: Tensor = answered.last_hidden_state.flatten(0, 1)
         return states

@@ -19,6 +19,7 @@ from mechm_runtime.engine import GraphRunner
 from mechm_runtime.errors import BundleError
 from mechm_runtime.fusion import FusionInputs, FusionScores
 from mechm_runtime.llama import Asking, LlamaReader, answered, answered_async
+from mechm_runtime.llama_graph import LlamaGraph
 from mechm_runtime.projector import Projector
 from mechm_runtime.questions import QuestionTokenizer, pair_logits
 from mechm_runtime.serving.client import VllmServer
@@ -121,7 +122,7 @@ def make_adviser(
     questions = QuestionTokenizer(bundle.path(files.tokenizer), files.questions)
     engine: GraphRunner
     if llm == "onnx":
-        engine = load(LLAMA)
+        engine = LlamaGraph(load(LLAMA), bundle.parts[LLAMA])
     elif llm == "vllm":
         embeddings = None if bundle.served is None else EmbeddingTable(bundle.folder / bundle.served.folder)
         asked = VllmServer(server or ServerConfig(), questions, embeddings)

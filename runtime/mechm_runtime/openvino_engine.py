@@ -35,6 +35,8 @@ class OpenVinoEngine:
         core = Core()
         try:
             model = core.read_model(path)
+            # Before it is compiled: afterwards a tensor has the names of all that it was found to equal.
+            names = tuple(tuple(v.get_any_name() for v in values) for values in (model.inputs, model.outputs))
             has_int8_weights = any(
                 constant.get_element_type() == Type.i8
                 for constant in model.get_ops()
@@ -55,8 +57,7 @@ class OpenVinoEngine:
         except RuntimeError as error:
             reason = str(error).strip().rpartition("\n")[2][:200]
             raise BundleError(f"{path.name} cannot be loaded: {reason}", hint="make the bundle again") from error
-        self.input_names: tuple[str, ...] = tuple(value.get_any_name() for value in self._compiled.inputs)
-        self.output_names: tuple[str, ...] = tuple(value.get_any_name() for value in self._compiled.outputs)
+        self.input_names, self.output_names = names
         # A request holds one run's memory; as many are kept as threads have ever run at once.
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
 

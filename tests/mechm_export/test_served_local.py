@@ -23,6 +23,7 @@ from mechm_export.served import _put_in_place, add_served_llama
 from mechm_runtime.bundle import LLAMA, open_bundle
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.llama import LlamaReader, LlamaScores, SoftTokens
+from mechm_runtime.llama_graph import LlamaGraph
 from mechm_runtime.questions import QuestionConfig, QuestionTokenizer
 from mechm_runtime.types import Utterance
 
@@ -98,7 +99,8 @@ def test_it_answers_as_the_graph_does_a_few_tokens_at_a_time(vllm_python: str, s
     bundle = open_bundle(served, check_hashes=False)
     assert bundle.llama is not None
     questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
-    engine = Engine(bundle.path(bundle.parts[LLAMA].files["fp32"]), EngineConfig(n_threads=1))
+    part = bundle.parts[LLAMA]
+    engine = LlamaGraph(Engine(bundle.path(part.files["fp32"]), EngineConfig(n_threads=1)), part)
     graph = LlamaReader(questions, engine, 64)
     compare(found, "words", graph.read(talk_of(texts)))
     compare(found, "told", graph.read(talk_of(texts), soft))
