@@ -221,7 +221,7 @@ def even_out_llama(source: LlamaSource, checks: CheckSet) -> None:
     """Prepare the Llama's weights for 8 bits, in place, on the first of the check set's conversations."""
     some = [one.conversation for one in checks.labelled[:LLAMA_CALIBRATION_CONVERSATIONS]]
     asked, torch_llama = question_inputs(source, some), TorchLlama(source.scores)
-    with one_torch_thread():
+    with one_torch_thread():  # what is measured here goes into the weights
         even_out(source.scores.causal, lambda: [torch_llama.run(inputs) for inputs in asked], values=False)
 
 

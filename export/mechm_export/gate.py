@@ -153,7 +153,7 @@ def _rounding(values: npt.NDArray[Any]) -> float:
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Torch adds up in another order on other numbers of threads, and the manifest carries what was measured here."""
+    """Torch adds up in another order on other numbers of threads, and bundles are not to depend on that."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
