@@ -96,6 +96,11 @@ def check_finite(path: Path, name: str, tensor: Tensor) -> Tensor:
     return tensor
 
 
+def length(tensor: Tensor, dimension: int) -> int:
+    """Of a tensor whose shape is not known yet; 0 where it has no such dimension."""
+    return tensor.shape[dimension] if -tensor.dim() <= dimension < tensor.dim() else 0
+
+
 def listed(names: Sequence[str], separator: str = ", ") -> str:
     """The first names, and how many more there are."""
     rest = len(names) - MAX_NAMES

@@ -41,7 +41,7 @@ class ImportReport:
     """What was imported and how well it answers.
 
     rank, alpha, n_pairs: of the LoRA. ln_vision: where it is from. unused: names that the variant's code does not use
-    either. inputs: file name -> sha256. merged: fp32 sum. written: the files, in `dtype`.
+    either. inputs: role and file name -> sha256. merged: fp32 sum. written: the files, in `dtype`.
     """
 
     variant: Variant
@@ -84,7 +84,7 @@ def import_minigpt(
     base = read_base(llama)
     config, shapes = llama_shapes(base)
     check_vocabulary(base)
-    parts = take_apart(checkpoint, vit, base, shapes, alpha, ln_vision, shape or VitShape())
+    parts = take_apart(checkpoint, vit, shapes, config.num_hidden_layers, alpha, ln_vision, shape or VitShape())
     prompts = PromptReader(llama / "tokenizer.json", parts.config.variant, parts.config.n_tokens)
     vision = {**parts.vit.state, **parts.projections}
     n_bytes = sum(tensor.nbytes for tensor in vision.values()) + base.n_parameters * DTYPES[dtype].itemsize
@@ -94,7 +94,8 @@ def import_minigpt(
         _write_vision(vision, parts.config, folder / VISION_FOLDER)
         _write_llama(base, config, shapes, parts.lora, dtype, folder / LLAMA_FOLDER, report)
         merged, written = compare(base, config, parts.lora, prompts, folder / LLAMA_FOLDER, dtype, report)
-        files = [checkpoint, *([vit] if vit else []), *sorted({one.file for one in base.tensors.values()})]
+        files = {f"checkpoint/{checkpoint.name}": checkpoint} | ({} if vit is None else {f"vit/{vit.name}": vit})
+        files |= {f"llama/{one.file.name}": one.file for one in base.tensors.values()}
         made = ImportReport(
             parts.config.variant,
             dtype,
@@ -159,10 +160,10 @@ def _write_llama(
     copy_companions(base.folder, folder)
 
 
-def _hashes(files: list[Path], report: Progress) -> dict[str, str]:
+def _hashes(files: Mapping[str, Path], report: Progress) -> dict[str, str]:
     hashes = {}
-    for done, file in enumerate(files, 1):
-        hashes[file.name] = sha256_of(file)
+    for done, (name, file) in enumerate(files.items(), 1):
+        hashes[name] = sha256_of(file)
         report("hashing what was read", done, len(files))
     return hashes
 

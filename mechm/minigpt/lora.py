@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from mechm.llm.blockwise import Beside
-from mechm.minigpt.checkpoint import check_finite, check_names, listed
+from mechm.minigpt.checkpoint import check_finite, check_names, length, listed
 from mechm.minigpt.keys import LORA, LORA_TARGETS
 from mechm_runtime.errors import InputError, WeightsError
 
@@ -56,11 +56,13 @@ def read_lora(
     sides: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if found := re.match(LORA, name):
-            sides[f"{found['module']}.lora_{found['side']}"] = tensor
+            side = f"{found['module']}.lora_{found['side']}"
+            if side in sides:
+                raise WeightsError(f"{path} has two adapters: {side} is there twice")
+            sides[side] = tensor
     modules = [f"model.layers.{number}.{target}" for number in range(n_layers) for target in LORA_TARGETS]
     check_names(path, sides, [f"{module}.lora_{side}" for module in modules for side in "AB"])
-    first = sides[f"{modules[0]}.lora_A"].shape
-    rank = first[0] if first else 0
+    rank = length(sides[f"{modules[0]}.lora_A"], 0)
     wrong = []
     for module in modules:
         a, b = (sides[f"{module}.lora_{side}"] for side in "AB")
@@ -69,7 +71,7 @@ def read_lora(
             wrong.append(f"{module}: A {tuple(a.shape)}, B {tuple(b.shape)} for {out_size} x {in_size} at rank {rank}")
     if wrong:
         raise WeightsError(f"{path}: LoRA does not fit the Llama, {len(wrong)} pairs: {listed(wrong, '; ')}")
-    whole = {name: check_finite(path, name, side.float()) for name, side in sides.items()}
+    whole = {name: check_finite(path, name, tensor.float()) for name, tensor in sides.items()}
     return LoraPairs({one: (whole[f"{one}.lora_A"], whole[f"{one}.lora_B"]) for one in modules}, rank, alpha)
 
 

@@ -13,7 +13,15 @@ from torch import Tensor
 
 from mechm.llm.base import StoredBase
 from mechm.minigpt import keys
-from mechm.minigpt.checkpoint import check_finite, check_names, check_shapes, listed, read_torch_file, tensors_in
+from mechm.minigpt.checkpoint import (
+    check_finite,
+    check_names,
+    check_shapes,
+    length,
+    listed,
+    read_torch_file,
+    tensors_in,
+)
 from mechm.minigpt.config import PATCHES_PER_TOKEN, ImageTokensConfig, Variant, VitShape
 from mechm.minigpt.lora import LoraPairs, lora_alpha, read_lora
 from mechm.minigpt.vit import Vit, read_vit
@@ -38,6 +46,7 @@ def llama_shapes(base: StoredBase) -> tuple[Any, dict[str, tuple[int, ...]]]:
 
     Raises: WeightsError: it is no Llama, or lacks weights, or has others.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import LlamaConfig, LlamaForCausalLM
 
     if base.config.get("model_type") != "llama":
@@ -46,7 +55,7 @@ def llama_shapes(base: StoredBase) -> tuple[Any, dict[str, tuple[int, ...]]]:
         config = LlamaConfig(**base.config)
         with torch.device("meta"):
             state = LlamaForCausalLM(config).state_dict()  # type: ignore[no-untyped-call]
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, StrictDataclassError) as error:
         raise WeightsError(f"the config of {base.folder} is none of a Llama: {error}") from error
     shapes = {name: tuple(tensor.shape) for name, tensor in state.items()}
     if config.tie_word_embeddings:
@@ -66,15 +75,16 @@ def llama_shapes(base: StoredBase) -> tuple[Any, dict[str, tuple[int, ...]]]:
 def take_apart(
     path: Path,
     vit_path: Path | None,
-    base: StoredBase,
     weights: Mapping[str, tuple[int, ...]],
+    n_blocks: int,
     alpha: float | None,
     ln_vision: LnVision,
     shape: VitShape,
 ) -> Parts:
     """Read and check a checkpoint.
 
-    vit_path, alpha, ln_vision: as in `mechm.minigpt.importing.import_minigpt`. weights: shapes of the Llama's, by name.
+    vit_path, alpha, ln_vision: as in `mechm.minigpt.importing.import_minigpt`. weights, n_blocks: of the
+        Llama, shapes by name.
     Raises: WeightsError: files are damaged or do not go together. InputError: options contradict what is in them.
     """
     content = read_torch_file(path)
@@ -93,9 +103,9 @@ def take_apart(
     wanted = (*normed, *keys.PROJECTIONS[variant])
     unused = (*keys.UNUSED[variant], keys.RECOMPUTED)
     check_names(path, tensors, [key.source for key in wanted], unused)
-    pairs = read_lora(path, lora, weights, base.config["num_hidden_layers"], lora_alpha(content.get("config"), alpha))
+    pairs = read_lora(path, lora, weights, n_blocks, lora_alpha(content.get("config"), alpha))
     vit = _read_the_vit(path, own_vit, vit_path, shape)
-    features = tensors[keys.FEATURE_PROJECTIONS[0].source].shape[-1] if variant == "emotion-llama" else 0
+    features = length(tensors[keys.FEATURE_PROJECTIONS[0].source], -1) if variant == "emotion-llama" else 0
     sizes = {
         "width": vit.hidden_size,
         "token": PATCHES_PER_TOKEN * vit.hidden_size,

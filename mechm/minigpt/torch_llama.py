@@ -41,16 +41,25 @@ class TorchWriter:
         return answer
 
     def score(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, answers: Sequence[Sequence[int]]) -> Floats:
-        """Log-probability of each answer, float32 (answers,); see `mechm.minigpt.model.Writer`."""
-        scores = []
+        """Log-probability of each answer, float32 (answers,); see `mechm.minigpt.model.Writer`.
+
+        The prompt is read once, whatever the number of answers.
+        """
+        device = self._llama.device
+        longest = max(map(len, answers))
+        # Padded on the right: what stands behind an answer changes nothing before it.
+        padded = torch.tensor([[*answer, *[answer[-1]] * (longest - len(answer))] for answer in answers], device=device)
+        counted = torch.tensor([[at < len(answer) for at in range(longest)] for answer in answers], device=device)
         with torch.inference_mode():
-            for answer in answers:
-                whole = np.concatenate([ids, np.array(answer, np.int64)])
-                logits = self._llama(inputs_embeds=self._embed(whole, soft_at, soft_tokens), use_cache=False).logits[0]
-                followed = logits[len(ids) - 1 : -1].float().log_softmax(-1)
-                at = torch.tensor(list(answer), device=followed.device)[:, None]
-                scores.append(float(followed.gather(-1, at).sum()))
-        return np.array(scores, np.float32)
+            read = self._llama(inputs_embeds=self._embed(ids, soft_at, soft_tokens), use_cache=True, logits_to_keep=1)
+            cache = read.past_key_values
+            cache.batch_repeat_interleave(len(answers))
+            first = read.logits.expand(len(answers), -1, -1)
+            rest = self._llama(input_ids=padded[:, :-1], past_key_values=cache).logits if longest > 1 else first[:, :0]
+            followed = torch.cat([first, rest], 1).float().log_softmax(-1)
+            each = followed.gather(-1, padded[..., None])[..., 0]
+            scores: Floats = (each * counted).sum(-1).cpu().numpy()
+        return scores
 
     def _embed(self, ids: Ids, soft_at: Ids, soft_tokens: Floats) -> Tensor:
         """(1, T, D), in the Llama's dtype."""

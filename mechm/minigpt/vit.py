@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from mechm.minigpt.checkpoint import check_finite, check_names, check_shapes
+from mechm.minigpt.checkpoint import check_finite, check_names, check_shapes, length
 from mechm.minigpt.config import VitShape
 from mechm.minigpt.keys import BLOCK, PATCHES, POSITIONS, UNUSED_OF_VIT, Key
 from mechm.model.scene import interpolate_positions
@@ -41,9 +41,9 @@ def read_vit(path: Path, tensors: Mapping[str, Tensor], shape: VitShape) -> Vit:
     keys = [*PATCHES, *(_of_block(key, number) for number in range(shape.n_layers) for key in BLOCK)]
     unused = (*UNUSED_OF_VIT, rf"blocks\.{shape.n_layers}\.")
     check_names(path, tensors, [key.source for key in keys], unused)
-    width, mlp = _length(tensors["pos_embed"], -1), _length(tensors["blocks.0.mlp.fc1.weight"], 0)
-    patch = _length(tensors["patch_embed.proj.weight"], -1)
-    n_positions = _length(tensors["pos_embed"], 1)
+    width, mlp = length(tensors["pos_embed"], -1), length(tensors["blocks.0.mlp.fc1.weight"], 0)
+    patch = length(tensors["patch_embed.proj.weight"], -1)
+    n_positions = length(tensors["pos_embed"], 1)
     if not width or width % shape.head_size:
         raise WeightsError(f"{path}: the ViT's width {width} does not divide into heads of {shape.head_size}")
     n_patches = max(n_positions - 1, 0)
@@ -65,8 +65,3 @@ def read_vit(path: Path, tensors: Mapping[str, Tensor], shape: VitShape) -> Vit:
 
 def _of_block(key: Key, number: int) -> Key:
     return Key(f"blocks.{number}.{key.source}", f"layers.{number}.{key.target}", key.shape)
-
-
-def _length(tensor: Tensor, dimension: int) -> int:
-    """Of a tensor whose shape is not known yet; 0 where it has no such dimension."""
-    return tensor.shape[dimension] if -tensor.dim() <= dimension < tensor.dim() else 0

@@ -103,7 +103,7 @@ def test_the_command_imports_every_name_of_the_full_model(kit: Kit, tmp_path: Pa
     card = json.loads((out / "card.json").read_text())["imported"]
     assert 0 < card["merged"]["largest"] < 1e-3
     assert card["merged"]["largest"] < card["written"]["largest"] < 1
-    assert {*card["inputs"]} == {"checkpoint_6.pth", "eva_vit_g.pth", "model.safetensors"}
+    assert {*card["inputs"]} == {"checkpoint/checkpoint_6.pth", "vit/eva_vit_g.pth", "llama/model.safetensors"}
     assert sum(name.startswith("blocks.39.") for name in card["unused"]) == 13
     assert AutoModelForCausalLM.from_pretrained(out / "llm").dtype == torch.float16
     assert (out / "llm/LICENSE.txt").read_text() == "the terms"
@@ -246,6 +246,10 @@ class Payload:
 LORA = "llama_model.base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight"
 STATES: dict[str, tuple[Callable[[dict[str, Any]], object], str]] = {
     "half a pair": (lambda s: s.pop(LORA), "1 missing: model.layers.1.self_attn.v_proj.lora_B"),
+    "two adapters": (
+        lambda s: s.update({LORA.replace("lora_B", "lora_B.default"): s[LORA]}),
+        "two adapters: model.layers.1.self_attn.v_proj.lora_B is there twice",
+    ),
     "another layer": (
         lambda s: s.update({LORA.replace("layers.1", "layers.2"): s[LORA]}),
         "1 left over: model.layers.2.self_attn.v_proj.lora_B",
@@ -375,6 +379,9 @@ def test_a_base_that_is_none_is_refused(shared_files: Any, kit: Kit, tmp_path: P
         imported(shared_files, tmp_path / "out", llama=llama)
     (llama / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 3}))
     with pytest.raises(WeightsError, match=r"9 missing: model\.layers\.2\."):
+        imported(shared_files, tmp_path / "out", llama=llama)
+    (llama / "config.json").write_text(json.dumps(config | {"hidden_size": "wide"}))
+    with pytest.raises(WeightsError, match="is none of a Llama"):
         imported(shared_files, tmp_path / "out", llama=llama)
     (llama / "config.json").write_text(json.dumps(config | {"intermediate_size": 112}))
     with pytest.raises(WeightsError, match=r"weights of other sizes, 6: model\.layers\.0\.mlp"):
