@@ -37,7 +37,15 @@ from mechm_export.encoders.export import FILES, EncoderReport, export_encoder
 from mechm_export.part import Feeds
 from mechm_runtime.engine import Engine, EngineConfig
 
-EVA = {"hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 39, "num_attention_heads": 16}
+EVA: dict[str, Any] = {
+    "hidden_size": 1408,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 39,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "initializer_range": 0.02,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +73,7 @@ ENCODERS = {
     "siglip-base": Encoder(model=lambda: tf.SiglipVisionModel(tf.SiglipVisionConfig()), modality="vision"),
     "hubert-base": Encoder(model=lambda: tf.HubertModel(tf.HubertConfig()), sizes={"samples": 80_000}),
     "wavlm-base": Encoder(model=lambda: tf.WavLMModel(tf.WavLMConfig()), sizes={"samples": 80_000}),
-    "eva-clip-g": Encoder(
-        model=lambda: tf.Blip2VisionModel(
-            tf.Blip2VisionConfig(**EVA, image_size=224, patch_size=14, initializer_range=0.02)
-        )
-    ),
+    "eva-clip-g": Encoder(model=lambda: tf.Blip2VisionModel(tf.Blip2VisionConfig(**EVA))),
 }
 
 
