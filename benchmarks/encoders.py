@@ -5,8 +5,8 @@
 mpnet, whisper-tiny and dinov2-small have real weights (`mechm weights fetch --preset small`); clip-base, siglip-base,
 hubert-base, wavlm-base and eva-clip-g random ones at their real shapes, which makes cosines optimistic: only the former
 say what a precision costs. A latency is the median of --repeats calls, the engines taking turns; a ratio is torch
-eager's over the graph's. torch.compile needs a C++ compiler. eva-clip-g has 1 B parameters and
-is measured only where it is named: 8 GB of disk, and in fp32 8.5 GB of memory at its peak; --no-latency leaves it at that.
+eager's over the graph's. torch.compile needs a C++ compiler. eva-clip-g has 1 B parameters and is measured only where
+it is named: 8 GB of disk, and in fp32 8.5 GB of memory at its peak with --no-latency.
 """
 
 from __future__ import annotations

@@ -100,6 +100,24 @@ def test_an_overflow_is_seen_that_the_cpu_hides(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.rounded.onnx"))
 
 
+def test_what_stays_in_fp32_leaves_its_source(tmp_path: Path) -> None:
+    """Weights beside the source, a norm's among them, are in or beside the lowered graph alone."""
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "scale"], ["normed"]),
+        helper.make_node("MatMul", ["normed", "matrix"], ["y"]),
+    ]
+    weights = {"scale": np.array([1, 2, 3, 4], np.float32), "matrix": np.eye(4, dtype=np.float32)}
+    source = graph_of(nodes, tmp_path / "model.onnx", weights)
+    onnx.save_model(onnx.load(source), source, save_as_external_data=True, location="weights", size_threshold=0)
+    (tmp_path / "out").mkdir()
+    lower_precision(source, tmp_path / "out/half.onnx", "fp16")
+    (tmp_path / "weights").unlink()
+    feeds = {"x": np.array([[1, 2, 3, 4]], np.float32)}
+    seen = RoundedRunner(tmp_path / "out/half.onnx").run(feeds)["y"]
+    assert np.abs(seen - [[-1.3416, -0.8944, 1.3416, 5.3666]]).max() < 0.01
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["half.onnx"]
+
+
 def test_masks_stay_finite(tmp_path: Path) -> None:
     """The lowest float32 is minus infinity in fp16, and 0 times that is no number."""
     nodes = [helper.make_node("Mul", ["x", "lowest"], ["y"])]
