@@ -89,8 +89,8 @@ def has_large_weights(model: onnx.ModelProto) -> bool:
 
 def tensor_bytes(tensor: onnx.TensorProto) -> int:
     """How many bytes a tensor's values take."""
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return int(dtype.itemsize * math.prod(tensor.dims))
+    n_values: int = math.prod(tensor.dims)
+    return n_values * helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
 
 
 def data_file(path: Path) -> Path:

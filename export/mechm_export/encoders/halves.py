@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnx.external_data_helper import load_external_data_for_tensor
 
 from mechm_export.onnx_graph import save_graph, strip_provenance
 from mechm_export.smoothing import set_nodes
@@ -119,6 +120,11 @@ class _Lowering:
         used = {name for node in self.nodes for name in node.input} | {output.name for output in graph.output}
         for name in [name for name in self.weights if name not in used]:
             graph.initializer.remove(self.weights[name])
+        for tensor in graph.initializer:
+            if tensor.data_location == TensorProto.EXTERNAL:  # what stays in fp32 no longer lies beside the source
+                load_external_data_for_tensor(tensor, str(self.folder))
+                tensor.data_location = TensorProto.DEFAULT
+                del tensor.external_data[:]
         del graph.value_info[:]
         set_nodes(self.model, self.nodes)
 

@@ -46,22 +46,42 @@ def padded(longest: int, lengths: tuple[int, ...]) -> np.ndarray[Any, np.dtype[n
 # Text
 
 
-@pytest.mark.parametrize("name", ["bert", "camembert", "distilbert", "electra", "mpnet", "roberta", "xlm-roberta"])
+def padded_words() -> dict[str, Any]:
+    """A padded batch of words."""
+    return {"input_ids": np.random.default_rng(1).integers(5, 64, (3, 12)), "attention_mask": padded(12, (12, 4, 1))}
+
+
+def mean_alone(folder: Path, feeds: dict[str, Any], row: int) -> Any:
+    """transformers' own states of one sentence without padding, their mean."""
+    model = tf.AutoModel.from_pretrained(folder).eval()
+    ids = feeds["input_ids"][row : row + 1, : feeds["attention_mask"][row].sum()]
+    with torch.inference_mode():
+        return model(input_ids=torch.from_numpy(ids)).last_hidden_state.mean(1).numpy()
+
+
+@pytest.mark.parametrize("name", ["bert", "mpnet", "roberta"])
 def test_sentence_encoders(name: str, encoders: Folders, tmp_path: Path) -> None:
     """The mean over words of a padded batch is that of each sentence alone, in transformers."""
-    folder = encoders(name)
-    report = export_encoder(str(folder), tmp_path / "out")
+    report = export_encoder(str(encoders(name)), tmp_path / "out")
     check(report)
     assert report.part.outputs == (Tensor("sentence_embedding", "float32", ("batch", 32)),)
     assert report.graphs[0].check.padding_difference is not None
-    ids = np.random.default_rng(1).integers(5, 64, (3, 12))
-    mask = padded(12, (12, 4, 1))
-    vectors = run(tmp_path / "out", {"input_ids": ids, "attention_mask": mask})["sentence_embedding"]
-    model = tf.AutoModel.from_pretrained(folder).eval()
-    for row, length in enumerate(mask.sum(1)):
-        with torch.inference_mode():
-            states = model(input_ids=torch.from_numpy(ids[row : row + 1, :length])).last_hidden_state
-        assert np.abs(states.mean(1).numpy() - vectors[row]).max() < ATOL
+    feeds = padded_words()
+    vectors = run(tmp_path / "out", feeds)["sentence_embedding"]
+    for row in range(3):
+        assert np.abs(mean_alone(encoders(name), feeds, row) - vectors[row]).max() < ATOL
+
+
+@pytest.mark.parametrize("name", ["camembert", "distilbert", "electra", "xlm-roberta"])
+def test_relatives_with_the_same_graph(name: str, encoders: Folders) -> None:
+    """What is traced; tracing itself differs in nothing from the above."""
+    part = encoder_part(find_source(str(encoders(name))), Axes())
+    feeds = padded_words()
+    vectors = part.reference(feeds)["sentence_embedding"]
+    for row in range(3):
+        assert np.abs(mean_alone(encoders(name), feeds, row) - vectors[row]).max() < ATOL
+    longest = max(sizes["tokens"] for sizes in part.trial_sizes)
+    part.reference(part.trial_inputs({"batch": 2, "tokens": longest}, np.random.default_rng(0)))
 
 
 @pytest.mark.parametrize(("pooling", "normalize"), [("cls", True), ("mean", True), ("cls", False)])
@@ -188,31 +208,44 @@ def test_images_that_do_not_fit(axes: str, words: str, encoders: Folders) -> Non
 
 
 @pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")  # transformers' own WavLM
-@pytest.mark.parametrize("name", ["hubert-base", "hubert-large", "wav2vec2-base", "wav2vec2-large", "wavlm"])
-def test_padded_recordings_answer_as_single_ones(name: str, encoders: Folders, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "exported"),
+    [
+        ("hubert-base", False),
+        ("hubert-large", True),
+        ("wav2vec2-base", True),
+        ("wav2vec2-large", False),
+        ("wavlm", True),
+    ],
+)
+def test_padded_recordings_answer_as_single_ones(name: str, exported: bool, encoders: Folders, tmp_path: Path) -> None:
     """Base models norm over time: transformers' own padded batches fail this test, and their single inputs pass it."""
     folder = encoders(name)
-    report = export_encoder(str(folder), tmp_path / "out", task="feature-extraction")
-    check(report)
-    padding = report.graphs[0].check.padding_difference
-    assert padding is not None
-    assert padding < ATOL
     lengths = (4000, 1777, 2600)
     mask = padded(4000, lengths)
     waves = np.random.default_rng(3).normal(size=(3, 4000)).astype(np.float32)  # noise behind the ends, too
-    answer = run(tmp_path / "out", {"input_values": waves, "attention_mask": mask})
+    feeds = {"input_values": waves, "attention_mask": mask}
+    if exported:
+        report = export_encoder(str(folder), tmp_path / "out", task="feature-extraction")
+        check(report)
+        padding = report.graphs[0].check.padding_difference
+        assert padding is not None
+        assert padding < ATOL
+        answer = run(tmp_path / "out", feeds)
+    else:
+        answer = encoder_part(find_source(str(folder), task="feature-extraction"), Axes()).reference(feeds)
     model = tf.AutoModel.from_pretrained(folder).eval()
+    with torch.inference_mode():
+        silent = torch.from_numpy(waves * mask.astype(np.float32))
+        batched = model(silent, attention_mask=torch.from_numpy(mask)).last_hidden_state.numpy()
     worst = 0.0
     for row, length in enumerate(lengths):
         with torch.inference_mode():
             alone = model(torch.from_numpy(waves[row : row + 1, :length])).last_hidden_state[0].numpy()
-            batched = model(
-                torch.from_numpy(waves * mask.astype(np.float32)), attention_mask=torch.from_numpy(mask)
-            ).last_hidden_state
         kept = answer["position_mask"][row].astype(bool)
         assert kept.sum() == len(alone)
         assert np.abs(answer["last_hidden_state"][row][kept] - alone).max() < ATOL
-        worst = max(worst, float(np.abs(batched[row, : len(alone)].numpy() - alone).max()))
+        worst = max(worst, float(np.abs(batched[row, : len(alone)] - alone).max()))
     assert (worst > 100 * ATOL) == (name in ("hubert-base", "wav2vec2-base", "wavlm"))
 
 
@@ -231,3 +264,18 @@ def test_whisper_on_the_inputs_own_length(encoders: Folders, tmp_path: Path) -> 
     alone = run(tmp_path / "out", {"input_features": mel[1:, :, :31], "attention_mask": padded(31, (31,))})
     assert batch["position_mask"].sum(1).tolist() == [50, 16]
     assert np.abs(batch["last_hidden_state"][1, :16] - alone["last_hidden_state"][0]).max() < ATOL
+
+
+# Real weights
+
+
+@pytest.mark.weights
+@pytest.mark.parametrize(
+    ("part", "axes", "precision"), [("audio", None, "int8"), ("scene", "batch,height=224", "fp16")]
+)
+def test_real_weights_pass(part: str, axes: str | None, precision: Any, small_weights: Path, tmp_path: Path) -> None:
+    """Whisper-tiny and DINOv2-small."""
+    report = export_encoder(str(small_weights / part), tmp_path / "out", axes=parse_axes(axes), precisions=(precision,))
+    assert [graph.precision for graph in report.graphs] == [precision]
+    assert report.graphs[0].check.cosine > 0.999
+    assert not report.refused

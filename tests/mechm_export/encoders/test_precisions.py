@@ -19,7 +19,7 @@ from mechm_export.data import check_conversations
 from mechm_export.encoders import export as export_module
 from mechm_export.encoders.axes import Axes, check_opset, parse_axes
 from mechm_export.encoders.check import EncoderCheck, RoundedRunner, check_encoder, padding_difference
-from mechm_export.encoders.export import FILES, REPORT, EncoderReport, export_encoder
+from mechm_export.encoders.export import FILES, REPORT, EncoderReport, convert_graph, export_encoder
 from mechm_export.encoders.halves import lower_precision, value_types
 from mechm_export.encoders.part import encoder_part
 from mechm_export.encoders.source import find_source
@@ -100,6 +100,24 @@ def test_an_overflow_is_seen_that_the_cpu_hides(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*.rounded.onnx"))
 
 
+def test_what_stays_in_fp32_leaves_its_source(tmp_path: Path) -> None:
+    """Weights beside the source, a norm's among them, are in or beside the lowered graph alone."""
+    nodes = [
+        helper.make_node("LayerNormalization", ["x", "scale"], ["normed"]),
+        helper.make_node("MatMul", ["normed", "matrix"], ["y"]),
+    ]
+    weights = {"scale": np.array([1, 2, 3, 4], np.float32), "matrix": np.eye(4, dtype=np.float32)}
+    source = graph_of(nodes, tmp_path / "model.onnx", weights)
+    onnx.save_model(onnx.load(source), source, save_as_external_data=True, location="weights", size_threshold=0)
+    (tmp_path / "out").mkdir()
+    lower_precision(source, tmp_path / "out/half.onnx", "fp16")
+    (tmp_path / "weights").unlink()
+    feeds = {"x": np.array([[1, 2, 3, 4]], np.float32)}
+    seen = RoundedRunner(tmp_path / "out/half.onnx").run(feeds)["y"]
+    assert np.abs(seen - [[-1.3416, -0.8944, 1.3416, 5.3666]]).max() < 0.01
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["half.onnx"]
+
+
 def test_masks_stay_finite(tmp_path: Path) -> None:
     """The lowest float32 is minus infinity in fp16, and 0 times that is no number."""
     nodes = [helper.make_node("Mul", ["x", "lowest"], ["y"])]
@@ -132,21 +150,20 @@ def test_speech_in_16_and_8_bits(encoders: Folders, tmp_path: Path) -> None:
 
 
 def test_a_precision_that_loses_too_much_is_left_out(
-    encoders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bert: tuple[Path, EncoderReport], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def strict(*arguments: Any) -> EncoderCheck:
         check = check_encoder(*arguments)
         return replace(check, cosine=0.9) if check.precision == "fp16" else check
 
     monkeypatch.setattr(export_module, "check_encoder", strict)
-    model = str(encoders("eva-clip"))
-    report = export_encoder(model, tmp_path / "out", precisions=("fp32", "fp16"))
+    report = convert_graph(bert[0], tmp_path / "out", precisions=("fp32", "fp16"))
     assert report.refused == {"fp16": "the lowest cosine is 0.9000, below 0.999"}
     assert not (tmp_path / "out" / FILES["fp16"]).exists()
     with pytest.raises(VerificationError, match="fp16: the lowest cosine"):
-        export_encoder(model, tmp_path / "none", precisions=("fp16",))
+        convert_graph(bert[0], tmp_path / "none", precisions=("fp16",))
     assert not (tmp_path / "none").exists()
-    accepted = export_encoder(model, tmp_path / "lossy", precisions=("fp16",), accept_quality_loss=True)
+    accepted = convert_graph(bert[0], tmp_path / "lossy", precisions=("fp16",), accept_quality_loss=True)
     assert accepted.graphs[0].loss_accepted
     assert (tmp_path / "lossy" / FILES["fp16"]).exists()
 
