@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers import AutoModelForCausalLM
 
 from mechm.llm.base import read_json
-from mechm.llm.scorer import load_llama
 from mechm.minigpt.image_tokens import ImageTokens
 from mechm.minigpt.importing import LLAMA_FOLDER, VISION_FOLDER
 from mechm.minigpt.prompt import PromptReader
@@ -145,4 +145,5 @@ def _writer(llama: Path, backend: Backend, server: ServerConfig | None, dtype: t
             raise WeightsError(f"{llama} is stored as {str(stored)[:40]!r}", hint="import it again")
         return LocalVllmWriter(llama, kept, MAX_TOKENS, ServeConfig(device=device))
     with quiet_transformers():
-        return TorchWriter(load_llama(llama, dtype).to(device))
+        loaded: Any = AutoModelForCausalLM.from_pretrained(llama, dtype=dtype, local_files_only=True)
+    return TorchWriter(loaded.to(device))
