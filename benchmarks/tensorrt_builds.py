@@ -67,8 +67,8 @@ def main() -> None:
                 source = exact
                 if precision != "fp32":
                     source = Path(folder) / f"{part}.{precision}.onnx"
-                    feeds = reference.inputs(part) if precision == "int8" and reference is not None else []
                     try:
+                        feeds = reference.inputs(part) if precision == "int8" and reference is not None else []
                         lower_graph(exact, source, precision, feeds)
                     except VerificationError as error:
                         print(f"{part} {precision}: {error}")
