@@ -128,5 +128,5 @@ def channel_peaks(
                 peak, peaks[name] = (np.atleast_1d(one.max(initial=0)) for one in (peak, peaks[name]))
             peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
     if not peaks:
-        raise VerificationError("there is no real input to look at: give a conversation with words")
+        raise VerificationError("smoothing needs at least one input to look at: a conversation with words")
     return peaks

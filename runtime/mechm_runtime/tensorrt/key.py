@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Literal
 
 EnginePrecision = Literal["fp32", "fp16", "bf16", "int8"]
@@ -54,11 +54,6 @@ class EngineKey:
         """16 hexadecimal digits that differ where anything differs."""
         canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()[:16]
-
-    def differences(self, other: EngineKey) -> list[str]:
-        """Names of the fields in which another key differs."""
-        names = [field.name for field in fields(self)]
-        return [name for name in names if getattr(self, name) != getattr(other, name)]
 
 
 @dataclass(frozen=True, slots=True)
