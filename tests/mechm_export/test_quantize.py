@@ -219,5 +219,5 @@ def test_layers_with_one_input_share_their_factors() -> None:
 
 
 def test_smoothing_without_inputs_is_refused() -> None:
-    with pytest.raises(VerificationError, match="no real input"):
+    with pytest.raises(VerificationError, match="at least one input"):
         smooth(mlp(), [], 0.5)
