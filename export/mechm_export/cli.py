@@ -5,14 +5,16 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 from mechm.cli.merge import merge_options, merge_settings, print_merge
+from mechm_export.diagnose.command import diagnose
 from mechm_export.encoders.command import encoder
+from mechm_export.options import conversations_option, read_check_set, recordings_option, require_packages
+from mechm_export.tensorrt.command import engines
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -20,10 +22,6 @@ if TYPE_CHECKING:
     from mechm.llm.merge import DType
     from mechm_export.bundle import BundleReport, Step, Target
     from mechm_export.compressed import SchemeName
-    from mechm_export.judge import CheckSet
-    from mechm_export.lowering import LowerPrecision
-    from mechm_runtime.tensorrt.key import EnginePrecision
-    from mechm_runtime.tensorrt.library import LibraryName
 
 PRESETS = ("small", "tiny", "llama2-7b")
 
@@ -46,28 +44,6 @@ _llm_base = click.option(
     metavar="DIR",
     help="The Llama that the adapter is for. Default: the preset's, see mechm weights.",
 )
-_conversations = click.option(
-    "--conversations",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Annotated conversations (ECF / SemEval JSON, MECPE text) to judge precisions on. Default: a shipped set.",
-)
-_folder = click.option(
-    "--bundle",
-    "folder",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
-    metavar="DIR",
-    help="The bundle. Default: MECHM_BUNDLE, or what make demo built.",
-)
-_recording = click.option(
-    "--recording",
-    "recordings",
-    type=click.Path(path_type=Path),
-    nargs=2,
-    multiple=True,
-    metavar="MEDIA TRANSCRIPT",
-    help="A recording and its transcript to compare voice and picture on; may be given several times.",
-)
 
 
 @click.group()
@@ -75,7 +51,9 @@ def export() -> None:
     """Turn weights into a verified bundle that the runtime serves."""
 
 
+export.add_command(diagnose)
 export.add_command(encoder)
+export.add_command(engines)
 
 
 @export.command()
@@ -84,8 +62,8 @@ export.add_command(encoder)
 @_trained
 @_llm
 @_llm_base
-@_conversations
-@_recording
+@conversations_option
+@recordings_option
 @click.option(
     "--target",
     "targets",
@@ -125,7 +103,7 @@ def bundle(
 
     check_target(out)
     require_targets(targets)
-    check_set = _check_set(conversations, recordings)
+    check_set = read_check_set(conversations, recordings)
     console = Console(stderr=True)
     trained = _trained_folder(preset, trained)
     llama = _adapter_folder(trained, adapter)
@@ -237,8 +215,8 @@ def llm(
 @_trained
 @_llm
 @_llm_base
-@_conversations
-@_recording
+@conversations_option
+@recordings_option
 def verify(
     folder: Path,
     trained: Path | None,
@@ -259,7 +237,7 @@ def verify(
     from mechm_runtime.errors import VerificationError
 
     opened = open_bundle(folder, check_hashes=False)
-    check_set = _check_set(conversations, recordings)
+    check_set = read_check_set(conversations, recordings)
     trained = _trained_folder(opened.preset, trained)
     llama = None if opened.llama is None else _adapter_folder(trained, adapter)
     with _steps(Console(stderr=True)) as on_step:
@@ -272,168 +250,6 @@ def verify(
     click.echo(f"{folder} is what it says ({report.bundle.id})")
 
 
-@export.command()
-@_folder
-@click.option(
-    "--target",
-    "library",
-    type=click.Choice(["tensorrt-rtx", "tensorrt"]),
-    default="tensorrt-rtx",
-    show_default=True,
-    help="tensorrt-rtx builds anywhere, for GeForce and RTX GPUs; tensorrt on the GPU that the engines are for.",
-)
-@click.option(
-    "--part", "parts", multiple=True, metavar="NAME", help="A part to build; may be given several times. Default: all."
-)
-@click.option(
-    "--precision",
-    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
-    default="fp16",
-    show_default=True,
-    help="Of linear layers, convolutions and what is computed element by element; norms, softmax and sums are in fp32.",
-)
-@click.option(
-    "--sm",
-    "capabilities",
-    multiple=True,
-    metavar="CC",
-    help="A compute capability to build for, as in 86 or 89; may be given several times. Default: all from 80 on that "
-    "the library knows, or the GPU's own.",
-)
-@_conversations
-@_recording
-@click.option(
-    "--keep",
-    "keeps",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    multiple=True,
-    metavar="FILE",
-    help="Layers to leave in fp32, as mechm export diagnose --write found them; may be given several times.",
-)
-@click.option(
-    "--accept-quality-loss", is_flag=True, help="Build what changes too many answers too; the bundle says so."
-)
-@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Engines built at once.")
-def engines(
-    folder: Path | None,
-    library: LibraryName,
-    parts: tuple[str, ...],
-    precision: EnginePrecision,
-    capabilities: tuple[str, ...],
-    conversations: Path | None,
-    recordings: tuple[tuple[Path, Path], ...],
-    keeps: tuple[Path, ...],
-    accept_quality_loss: bool,
-    jobs: int,
-) -> None:
-    """Put TensorRT engines into a bundle, beside the ONNX that other machines build theirs from.
-
-    A part below fp32 is calibrated on the conversations and left out where it changes too many of their answers (fp32
-    of the same bundle is what it is compared with). An interrupted run goes on where it stopped.
-
-    \b
-    mechm export engines --bundle bundle --sm 89 --part text --part fusion
-    mechm export engines --bundle bundle --precision int8 --part text --keep text-int8.json
-    """
-    require_packages()
-    from mechm.cli.progress import steps_progress
-    from mechm_export.diagnose.run import keep_for
-    from mechm_export.judge import shipped_check_set
-    from mechm_export.tensorrt.engines import EngineSettings, add_engines
-    from mechm_export.tensorrt.report import print_engines
-    from mechm_runtime.bundle import default_bundle_path, open_bundle
-    from mechm_runtime.tensorrt.library import load_library
-
-    load_library(library)  # before anything that takes time
-    folder = folder or default_bundle_path()
-    checks = _check_set(conversations, recordings) or shipped_check_set()
-    kept = keep_for(folder, precision, keeps)
-    settings = EngineSettings(library, precision, parts, capabilities, kept, accept_quality_loss, jobs)
-    with steps_progress() as on_progress:
-        report = add_engines(folder, settings, checks, on_progress)
-    bundle = open_bundle(folder, check_hashes=False)
-    print_engines(report, bundle)
-    click.echo(f"built {report.built}; the bundle is {bundle.id}")
-
-
-@export.command()
-@_folder
-@click.option("--part", metavar="NAME", help="The part of the bundle to diagnose.")
-@click.option(
-    "--model",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    metavar="FILE",
-    help="Diagnose this ONNX file, in fp32 and with its weights inside, in place of a part; needs --inputs.",
-)
-@click.option(
-    "--inputs",
-    type=click.Path(path_type=Path, exists=True, dir_okay=False),
-    multiple=True,
-    metavar="NPZ",
-    help="Real inputs of --model: an array an input, by name; may be given several times.",
-)
-@click.option(
-    "--min-cosine",
-    type=click.FloatRange(0, 1),
-    default=0.99,
-    show_default=True,
-    help="What --model passes with: the lowest cosine of an output with the one in fp32.",
-)
-@click.option("--precision", type=click.Choice(["int8", "fp16", "bf16"]), required=True, help="What fails.")
-@_conversations
-@_recording
-@click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all layers there.")
-@click.option("--write", type=click.Path(path_type=Path), metavar="FILE", help="Write the layers to keep, for --keep.")
-def diagnose(
-    folder: Path | None,
-    part: str | None,
-    model: Path | None,
-    inputs: tuple[Path, ...],
-    min_cosine: float,
-    precision: LowerPrecision,
-    conversations: Path | None,
-    recordings: tuple[tuple[Path, Path], ...],
-    json_file: Path | None,
-    write: Path | None,
-) -> None:
-    """Find the layers to blame where fp16, bf16 or int8 fails, and the fewest that have to stay in fp32.
-
-    Each layer is lowered by itself on real inputs, rounded as a GPU rounds; int8 is the static one that TensorRT takes.
-    Then the worst are kept in fp32 until the answers pass the gate. It proposes, and changes nothing.
-
-    \b
-    mechm export diagnose --bundle bundle --part text --precision int8 --write text-int8.json
-    mechm export diagnose --model encoder.onnx --inputs batch.npz --precision fp16
-    """
-    require_packages()
-    from mechm.cli.progress import steps_progress
-    from mechm_export.diagnose.report import print_diagnosis
-    from mechm_export.diagnose.run import diagnose_file, diagnose_part
-    from mechm_export.judge import shipped_check_set
-    from mechm_runtime.bundle import default_bundle_path
-    from mechm_runtime.tensorrt.store import write_whole
-
-    if (model is None) == (part is None):
-        raise click.UsageError("give either --part, of a bundle, or --model")
-    if model is not None and (not inputs or folder or conversations or recordings or write):
-        raise click.UsageError("--model takes --inputs, and no bundle, conversations or --write")
-    if model is None and inputs:
-        raise click.UsageError("--inputs are for --model; a bundle's part is fed with --conversations")
-    with steps_progress() as on_progress:
-        if model is not None:
-            found = diagnose_file(model, precision, inputs, min_cosine, on_progress)
-        elif part is not None:
-            checks = _check_set(conversations, recordings) or shipped_check_set()
-            found = diagnose_part(folder or default_bundle_path(), part, precision, checks, on_progress)
-    print_diagnosis(found)
-    if json_file is not None:
-        write_whole(json_file, found.to_json().encode())
-        click.echo(f"wrote {json_file}")
-    if write is not None and found.diagnosis.solved:
-        found.write_kept(write)
-        click.echo(f"wrote {write}")
-
-
 def _write_deployment(folder: Path, out: Path) -> None:
     from mechm_export.deploy import write_deployment
     from mechm_runtime.bundle import open_bundle
@@ -441,18 +257,6 @@ def _write_deployment(folder: Path, out: Path) -> None:
 
     for written in write_deployment(open_bundle(folder, check_hashes=False), ServeConfig(), out):
         click.echo(f"wrote {written}")
-
-
-def require_packages() -> None:
-    """Refuse before the first import fails half-way.
-
-    Raises: MissingExtraError.
-    """
-    from mechm_runtime.errors import MissingExtraError
-
-    for package in ("torch", "transformers", "onnx", "onnxscript", "safetensors"):
-        if find_spec(package) is None:
-            raise MissingExtraError(package, extra="export")
 
 
 def _trained_folder(preset: str, given: Path | None) -> Path | None:
@@ -480,18 +284,6 @@ def _adapter_folder(trained: Path | None, given: str | None) -> Path | None:
         return Path(given)
     beside = None if trained is None else trained / LLAMA_FOLDER
     return beside if beside is not None and is_adapter(beside) else None
-
-
-def _check_set(conversations: Path | None, recordings: tuple[tuple[Path, Path], ...]) -> CheckSet | None:
-    if conversations is None and not recordings:
-        return None
-    from mechm_export.judge import CheckSet, shipped_check_set
-    from mechm_runtime.readers import read_labelled, read_transcript
-
-    recorded = tuple(one for media, transcript in recordings for one in read_transcript(transcript, media=media))
-    if conversations is None:
-        return CheckSet(shipped_check_set().name, shipped_check_set().labelled, recorded)
-    return CheckSet(conversations.name, read_labelled(conversations), recorded)
 
 
 @contextmanager

@@ -15,9 +15,10 @@ import pytest
 
 from mechm.cli import main
 from mechm_export.bundle import BundleReport
-from mechm_export.cli import _check_set, _print
+from mechm_export.cli import _print
 from mechm_export.gate import TaskCheck, ValueCheck
 from mechm_export.judge import shipped_check_set
+from mechm_export.options import read_check_set
 from mechm_runtime.bundle import MANIFEST, manifest_id, open_bundle
 
 COMMAND = [sys.executable, "-W", "error", "-c", "from mechm.cli import main; main()", "export"]
@@ -175,8 +176,8 @@ def test_own_conversations_and_recordings_are_judged_on(
     assert ended.code == 0, ended
     assert "comparing answers on own.json" in ended.err
     assert "│ own.json, recordings │ default" in " ".join(ended.out.split()), "a row is a line"
-    assert _check_set(None, ()) is None
-    shipped = _check_set(None, ((sample, sample.with_suffix(".srt")),))
+    assert read_check_set(None, ()) is None
+    shipped = read_check_set(None, ((sample, sample.with_suffix(".srt")),))
     assert shipped is not None
     assert (shipped.name, len(shipped.recorded)) == (shipped_check_set().name, 1)
 

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mechm_export.options import require_packages
+
 if TYPE_CHECKING:
     from mechm_export.encoders.architectures import Modality, Task
     from mechm_export.encoders.axes import Precision
@@ -93,8 +95,6 @@ def encoder(
     mechm export encoder --model hubert-folder --task feature-extraction --axes batch=1,time --out out
     mechm export encoder --from-onnx exported-folder --precision int8 --out out
     """
-    from mechm_export.cli import require_packages
-
     require_packages()
     from mechm.cli.progress import steps_progress
     from mechm_export.encoders.axes import parse_axes
