@@ -25,7 +25,7 @@ SchemeName = Literal["int8", "fp8"]
 SMALLEST = 1e-5
 """Floor of magnitudes: a channel that is never active, a row of zeros."""
 STRENGTH = 0.5
-"""Share of an activation's range that moves into the weights, as in the edge graph's recipe (`mechm_export.llama`)."""
+"""Share of an activation's range that moves into the weights (SmoothQuant's alpha)."""
 MAX_SHARD = "5GB"
 
 

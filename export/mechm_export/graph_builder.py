@@ -10,10 +10,9 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
+from mechm_export.onnx_graph import MICROSOFT
 from mechm_runtime.bundle import Tensor
 
-MICROSOFT = "com.microsoft"
-"""The domain of onnxruntime's own operators."""
 IR_VERSION = 10
 
 

@@ -18,22 +18,21 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import torch
 from torch import Tensor
 
 from mechm.llm.packed import PackedLlama
 from mechm.model.fusion import MASKED
-from mechm_export.graph_builder import MICROSOFT, GraphBuilder
+from mechm_export.graph_builder import GraphBuilder
+from mechm_export.onnx_graph import MICROSOFT
 from mechm_export.part import ExportPart
+from mechm_export.quantize import SMALLEST_SCALE, eight_bits
 from mechm_runtime.engine import W8
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.questions import CONVERSATION
 
 OPSET = 18
-SMALLEST = 1e-12
-"""Floor of scales: of weights and of tokens that are all zeros."""
 TOKEN_SCALED = frozenset({"mlp.down_proj"})
 """Linear layers whose activations have a scale a token in int8 (`benchmarks/int8_llama.py`)."""
 
@@ -95,7 +94,7 @@ class _Arithmetic:
         """Rows of a table (vocabulary, D)."""
         if not self._int8_weights:
             return self.build.op("Gather", self.build.constant("embedding", table.numpy()), ids)
-        rows, scale = _eight_bits(table.numpy())
+        rows, scale = eight_bits(table.numpy())
         looked_up = self.build.op("Gather", self.build.constant("embedding", rows), ids)
         factor = self.build.op("Gather", self.build.constant("embedding_scale", scale[:, None]), ids)
         return self.build.op("Mul", self.build.op("Cast", looked_up, to=onnx.TensorProto.FLOAT), factor)
@@ -132,7 +131,7 @@ class _Arithmetic:
     def _weight(self, name: str, weight: Tensor) -> str:
         if not self._int8_weights:
             return self.build.constant(name, weight.numpy().T)
-        rows, scale = _eight_bits(weight.numpy())
+        rows, scale = eight_bits(weight.numpy())
         stored, factors = self.build.constant(f"{name}_int8", rows.T), self.build.constant(f"{name}_scale", scale)
         return self.build.op("DequantizeLinear", stored, factors, axis=1)
 
@@ -173,7 +172,7 @@ class _Int8(_Arithmetic):
     def _linear_by_token(self, states: str, layers: dict[str, Tensor]) -> list[str]:
         build = self.build
         peak = build.op("ReduceMax", build.op("Abs", states), build.integers(-1), keepdims=1)
-        floored = build.op("Max", peak, build.constant("smallest", SMALLEST, np.float32))
+        floored = build.op("Max", peak, build.constant("smallest", SMALLEST_SCALE, np.float32))
         scale = build.op("Mul", floored, build.constant("step", 1 / 127, np.float32))
         one, middle = build.constant("one", 1.0, np.float32), build.constant("middle", 128, np.uint8)
         quantized = build.op("QuantizeLinear", build.op("Div", states, scale), one, middle)
@@ -183,7 +182,7 @@ class _Int8(_Arithmetic):
         ]
 
     def _product(self, states: str, scale: str, zero_point: str, name: str, weight: Tensor) -> str:
-        rows, factors = _eight_bits(weight.numpy())
+        rows, factors = eight_bits(weight.numpy())
         stored = self.build.constant(f"{name}_int8", rows.T), scale, self.build.constant(f"{name}_scale", factors)
         return self.build.op("MatMulIntegerToFloat", states, *stored, zero_point, domain=MICROSOFT)
 
@@ -374,9 +373,3 @@ class _LlamaGraph:
         for row, (name, head) in zip(rows, heads.items(), strict=True):
             scores = build.op("MatMul", row, build.constant(f"{name}_head", head.numpy().T))
             build.op("LogSoftmax", scores, output=f"{name}_log_probabilities", axis=-1)
-
-
-def _eight_bits(weight: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """A weight's rows as int8, and a scale each."""
-    scale = np.maximum(np.abs(weight).max(1) / 127, SMALLEST).astype(np.float32)
-    return np.clip(np.round(weight / scale[:, None]), -127, 127).astype(np.int8), scale

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 GraphKind = Literal["portable", "fused"]
 OPSETS: dict[GraphKind, int] = {"portable": 18, "fused": 23}
 MICROSOFT = "com.microsoft"
+"""The domain of onnxruntime's own operators."""
 
 EXTERNAL_BYTES = 1_900_000_000
 """Weights above this lie in a file beside the graph: protobuf holds less than 2 GiB."""

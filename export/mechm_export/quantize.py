@@ -23,7 +23,7 @@ from mechm_export.smoothing import linear_layers, scale_tokens, set_nodes, smoot
 from mechm_runtime.errors import VerificationError
 
 SMALLEST_SCALE = 1e-12
-"""Of weights that are all zeros."""
+"""Of values that are all zeros."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,17 +109,21 @@ def quantize_weights(
         raise VerificationError(f"{source.name} has no MatMul with constant weights")
     widened = []
     for name in names:
-        columns = numpy_helper.to_array(weights[name])
-        scale = np.maximum(np.abs(columns).max(0) / 127, SMALLEST_SCALE).astype(np.float32)
-        rounded = np.clip(np.round(columns / scale), -127, 127).astype(np.int8)
+        rounded, scale = eight_bits(numpy_helper.to_array(weights[name]).T)
         graph.initializer.remove(weights[name])
-        graph.initializer.append(numpy_helper.from_array(rounded, f"{name}_int8"))
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(rounded.T), f"{name}_int8"))
         graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
         inputs = [f"{name}_int8", f"{name}_scale"]
         widened.append(helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}_dequantize", axis=1))
     set_nodes(model, [*widened, *graph.node])
     strip_provenance(model)
     onnx.save_model(model, target)
+
+
+def eight_bits(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Rows (n, m) as int8 in [-127, 127], and a scale each, float32 (n,)."""
+    scale = np.maximum(np.abs(rows).max(1) / 127, SMALLEST_SCALE).astype(np.float32)
+    return np.clip(np.round(rows / scale[:, None]), -127, 127).astype(np.int8), scale
 
 
 def down_projections(model: onnx.ModelProto) -> list[str]:
@@ -144,12 +148,11 @@ def quantize_embeddings(model: onnx.ModelProto) -> None:
         raise VerificationError("the graph has no embedding table to quantize")
     lookup = max(lookups, key=lambda node: tables[node.input[0]].dims[0])
     table = tables[lookup.input[0]]
-    rows = numpy_helper.to_array(table)
-    scale = np.maximum(np.abs(rows).max(1, keepdims=True) / 127, SMALLEST_SCALE).astype(np.float32)
+    rows, scale = eight_bits(numpy_helper.to_array(table))
     graph, indices, output = model.graph, lookup.input[1], lookup.output[0]
     graph.initializer.remove(table)
-    graph.initializer.append(numpy_helper.from_array(np.round(rows / scale).astype(np.int8), "embedding_rows"))
-    graph.initializer.append(numpy_helper.from_array(scale, "embedding_scale"))
+    graph.initializer.append(numpy_helper.from_array(rows, "embedding_rows"))
+    graph.initializer.append(numpy_helper.from_array(scale[:, None], "embedding_scale"))
     replacement = [
         helper.make_node("Gather", ["embedding_rows", indices], ["embedding_int8"], name="embedding_gather"),
         helper.make_node(

@@ -82,7 +82,8 @@ class GrowingConversation:
         n = min(len(ids), len(self._ids))
         if self._soft.shape[1] != soft.shape[1]:
             return 0
-        same = (ids[:n] == self._ids[:n]) & ((soft[:n] == self._soft[:n]) | np.isnan(soft[:n] + self._soft[:n])).all(1)
+        words = np.isnan(soft[:n]) & np.isnan(self._soft[:n])
+        same = (ids[:n] == self._ids[:n]) & ((soft[:n] == self._soft[:n]) | words).all(1)
         return n if same.all() else int(same.argmin())
 
     def _remember(self, present: npt.NDArray[np.float16], known: int, n_tokens: int) -> None:

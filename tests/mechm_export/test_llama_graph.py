@@ -114,6 +114,20 @@ def test_other_soft_tokens_are_read_again(source: LlamaSource, graph: LlamaGraph
         np.testing.assert_allclose(found[name], anew[name], atol=ROUNDING)
 
 
+def test_a_word_is_not_taken_for_the_soft_token_in_its_place(
+    source: LlamaSource, graph: LlamaGraph, talk: tuple[Utterance, ...]
+) -> None:
+    growing = graph.growing()
+    heard = SoftTokens(np.ones((6, 2, 64), np.float32), np.ones(6, bool))
+    told = asked(source, talk[:6], [5], heard)
+    growing.run(told)
+    words = {**told, "soft_at": told["soft_at"][:0], "soft_tokens": told["soft_tokens"][:0]}
+    found, anew = growing.run(words), graph.run(words)
+    assert found["present"].shape[2] > 0
+    for name in ANSWERS:
+        np.testing.assert_allclose(found[name], anew[name], atol=ROUNDING)
+
+
 def test_many_questions_equal_one_by_one(source: LlamaSource, graph: LlamaGraph, talk: tuple[Utterance, ...]) -> None:
     together = graph.run(asked(source, talk, list(range(len(talk)))))
     for position in range(len(talk)):
