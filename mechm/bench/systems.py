@@ -53,11 +53,10 @@ class OwnConfig:
 
     @property
     def name(self) -> str:
-        """Such as `mechm, default precision, no Llama`."""
-        llama = {"none": "no Llama", "onnx": "Llama in the graph", "vllm": "Llama on vLLM"}.get(self.llm, self.llm)
-        run = self.precision or ("" if self.engine != "onnxruntime" else "default")
+        """Such as `mechm, no Llama` with the bundle's own precisions, or `mechm openvino fp32, Llama`."""
+        llama = {"none": "no Llama", "onnx": "Llama", "vllm": "Llama on vLLM"}.get(self.llm, self.llm)
         engine = "" if self.engine == "onnxruntime" else self.engine
-        return ", ".join(word for word in ("mechm", engine, run and f"{run} precision", llama) if word)
+        return f"{' '.join(word for word in ('mechm', engine, self.precision) if word)}, {llama}"
 
 
 class Own:

@@ -27,14 +27,16 @@ def draw_roofline(results: Results, limits: Limits) -> str:
     ridge = limits.int8_gops / limits.memory_gbs
     axes = LogAxes(
         around([*(x for _, x, _, _ in points), ridge / 10, ridge * 10]),
-        around([*(y for _, _, y, _ in points), limits.int8_gops, limits.fp32_gflops / 20]),
+        around([*(y for _, _, y, _ in points), 1.2 * limits.int8_gops, limits.fp32_gflops / 20]),
     )
     described = (
         f"{part.part} of {one.system}: {part.gops:.4g} billion operations a second, {share_in_words(part.share)}"
         for one in results.stages
         for part in one.parts
     )
-    legend = [f"{_suffix(number).strip() or 'no mark'}  {one.system}" for number, one in enumerate(results.stages)]
+    legend = [
+        f"{_suffix(number).strip() or 'without a mark'}: {one.system}" for number, one in enumerate(results.stages)
+    ]
     return sheet(
         below_title(results),
         "What each model reaches of what the machine can do",
@@ -64,7 +66,8 @@ def _drawing(
     for label, x_value, y_value, number in points:
         x, y = axes.at(x_value, y_value)
         yield f'<circle class="dot-{("one", "two")[number % 2]}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
-        yield text(x + 8, y + 4, label, "small")
+        beside = (x - 8, "small end") if x > axes.left + 0.85 * axes.width else (x + 8, "small")
+        yield text(beside[0], y + 4, label, beside[1])
     for number, line in enumerate(legend):
         yield text(axes.left, axes.bottom + 68 + 20 * number, line)
 

@@ -1,8 +1,8 @@
 """The usual way: every utterance by itself, encoder after encoder, then the fusion, then a Llama that writes.
 
 What runs the parts is given, and so is what writes; decoding, features and the decision are MECHM's own, so that a
-rival is not slower for want of a good decoder. It answers from the same weights: differences in the labels come from reading
-each utterance without the others, and from taking the word that was written instead of weighing it.
+rival is not slower for want of a good decoder. It answers from the same weights: labels differ where an utterance reads
+otherwise without the others, and where the word that was written stands in the place of the fusion's answer.
 """
 
 from __future__ import annotations

@@ -44,4 +44,4 @@ def make(bundle: Bundle, config: RivalConfig) -> ByUtterance:
         llama.forward = torch.compile(llama.forward, dynamic=True)
         return parts, TransformersWriter(llama, question_tokenizer(bundle))
 
-    return ByUtterance("torch.compile fp32", bundle, load, llama="Llama" if config.writes else "", pads=False)
+    return ByUtterance("torch.compile", bundle, load, llama="Llama" if config.writes else "", pads=False)

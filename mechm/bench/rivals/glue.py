@@ -48,4 +48,4 @@ def make(bundle: Bundle, config: RivalConfig) -> ByUtterance:
             return parts, None
         return parts, ServerWriter(config.server, question_tokenizer(bundle))
 
-    return ByUtterance("onnxruntime fp32, glued", bundle, load, llama="vLLM" if config.writes else "", pads=True)
+    return ByUtterance("onnxruntime glue", bundle, load, llama="vLLM" if config.writes else "", pads=True)
