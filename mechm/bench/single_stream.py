@@ -107,7 +107,7 @@ def run_single_stream(
             for one in ours:
                 one.run(conversation)
             # The rivals' turns lie evenly between ours.
-            while waiting and (len(theirs) - len(waiting)) * share < (turn + 1) * len(theirs):
+            while waiting and (len(theirs) - len(waiting) + 1) * share <= (turn + 1) * len(theirs):
                 waiting.pop(0).run(conversation)
     on_progress("single stream", n_rounds, n_rounds)
     return SingleStream(
