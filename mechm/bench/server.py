@@ -18,8 +18,11 @@ from mechm.bench.timing import Latency
 from mechm_runtime.types import Conversation
 
 SEED = 20_261_126
-N_TRIALS = 5
-"""Halvings of the range between nothing and the machine's throughput: what is found is at most 1/32 of it too low."""
+LEAST_SHARE = 0.25
+"""Of the machine's throughput: the rate that is tried first. Where it does not hold, none is looked for: single queries
+take too long for the bound, and slow arrivals too long to measure."""
+N_HALVINGS = 4
+"""Of the range from there to the throughput: what is found is at most 5 % of it too low."""
 MIN_QUERIES = 16
 GIVEN_UP = 4.0
 """A trial ends when a query has waited for this many bounds: its rate is too high, however it would go on."""
@@ -68,14 +71,13 @@ def run_server(
     capacity_per_s: conversations a second that the offline scenario reached; no rate above it can hold.
     duration_s: of arrivals, in each trial.
     """
-    low, high = 0.0, capacity_per_s
-    trials = []
-    for number in range(N_TRIALS):
+    rate, low, high = LEAST_SHARE * capacity_per_s, 0.0, capacity_per_s
+    trials: list[ServerTrial] = []
+    while len(trials) <= N_HALVINGS and (low or not trials):
+        trials.append(_trial(system, conversation, rate, bound_ms, n_workers, duration_s))
+        low, high = (rate, high) if trials[-1].holds else (low, rate)
         rate = (low + high) / 2
-        trial = _trial(system, conversation, rate, bound_ms, n_workers, duration_s)
-        trials.append(trial)
-        low, high = (rate, high) if trial.holds else (low, rate)
-        on_progress(number + 1, N_TRIALS)
+        on_progress(len(trials), 1 + N_HALVINGS)
     return Server(
         system.name,
         described,
