@@ -34,7 +34,7 @@ from mechm_export.staging import check_target, put_in_place, staged, written
 from mechm_runtime.bundle import LLAMA, Bundle, open_bundle
 from mechm_runtime.engine import W8
 from mechm_runtime.errors import MissingExtraError, VerificationError
-from mechm_runtime.pipeline import DETECTOR_FILE, TOKENIZER_FILE
+from mechm_runtime.senses import DETECTOR_FILE, TOKENIZER_FILE
 from mechm_runtime.text import ConversationTokenizer
 
 CALIBRATION_CONVERSATIONS = 100

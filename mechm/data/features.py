@@ -32,7 +32,7 @@ from mechm_runtime.features.scene import SceneConfig
 from mechm_runtime.fusion import FusionInputs
 from mechm_runtime.media import MediaReader, Segment
 from mechm_runtime.perception import FaceReader, SceneReader, VoiceReader
-from mechm_runtime.pipeline import STILL_S
+from mechm_runtime.recorded import STILL_S
 from mechm_runtime.types import Conversation, Utterance
 
 FEATURES_VERSION = 1

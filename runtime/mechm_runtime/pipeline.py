@@ -9,74 +9,30 @@ and named in the result.
 from __future__ import annotations
 
 import asyncio
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-
 from mechm_runtime.advice import Adviser, Llm, make_adviser
+from mechm_runtime.answer import answers
 from mechm_runtime.bundle import MODALITY_PARTS, Bundle, PartFiles, open_bundle
-from mechm_runtime.decision import Decision, decide
-from mechm_runtime.engine import EngineConfig, GraphRunner, load_engine
-from mechm_runtime.errors import BundleError, InputError, LlmUnavailableError, MediaError
-from mechm_runtime.features.faces import FaceFinder
-from mechm_runtime.fusion import FusionInputs, FusionScores, run_fusion
-from mechm_runtime.media import MediaLimits, MediaReader, Segment
-from mechm_runtime.perception import FaceReader, SceneReader, TextReader, VoiceReader
+from mechm_runtime.decision import decide
+from mechm_runtime.engine import EngineConfig, GraphRunner
+from mechm_runtime.errors import BundleError, InputError
+from mechm_runtime.fusion import run_fusion
+from mechm_runtime.loading import PartLoader
+from mechm_runtime.media import MediaLimits, MediaReader
+from mechm_runtime.recorded import is_recorded, segments
+from mechm_runtime.senses import Senses
 from mechm_runtime.serving.settings import ServerConfig
 from mechm_runtime.signature import open_signed_bundle
-from mechm_runtime.text import ConversationTokenizer
-from mechm_runtime.types import EMOTIONS, MODALITIES, Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
+from mechm_runtime.types import MODALITIES, Analysis, Conversation
+from mechm_runtime.work import Work
 
 Precision = Literal["fp32", "int8"]
 Progress = Callable[[str, int, int], None]
 """Called with a stage's name, the utterances done and their number."""
-
-TOKENIZER_FILE = "tokenizer/tokenizer.json"
-DETECTOR_FILE = "faces/detector.onnx"
-STILL_S = 1.0
-"""How long a clip is taken to be that has no duration: a picture."""
-PAST_END_S = 0.5
-"""How far an utterance's times may run past its recording; clocks and encoders round."""
-
-
-@dataclass(slots=True)
-class _Work:
-    """One conversation on its way: what is known so far, why things are missing, and where time went.
-
-    scores: the fusion's, then with the Llama's weighed in. is_advised: whether they are.
-    """
-
-    inputs: FusionInputs
-    missing: list[dict[str, str]]
-    scores: FusionScores = field(init=False)
-    is_advised: bool = False
-    timings_ms: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + 1000 * (time.perf_counter() - start)
-
-    @contextmanager
-    def advised(self) -> Iterator[None]:
-        """Around the Llama's turn: where it does not answer, the scores stay the fusion's, and the result says why."""
-        try:
-            with self.timed("llm"):
-                yield
-            self.is_advised = True
-        except LlmUnavailableError as error:
-            for index in self.inputs.text_mask.nonzero()[0]:
-                self.missing[index]["llm"] = str(error)
 
 
 class Pipeline:
@@ -120,17 +76,12 @@ class Pipeline:
             raise InputError("no modality to analyse", hint=f"choose from {', '.join(MODALITIES)}")
         if absent := [MODALITY_PARTS[m] for m in self.modalities if m not in bundle.modalities]:
             raise BundleError(f"the bundle has no {absent[0]} part", hint=f"it reads {', '.join(bundle.modalities)}")
-        self._precisions = {name: precision for name, precision in (precisions or {}).items() if precision is not None}
         self._engine_config = engine or EngineConfig()
-        self._check_precisions()
+        loader = PartLoader(bundle, precisions or {}, self._engine_config)
         self._limits = limits
-        self._load_part = load_part or self._load_engine
-        self._lock = threading.Lock()
+        self._load_part = load_part or loader
         self._fusion = self._engine("fusion")
-        self._text: TextReader | None = None
-        if "text" in self.modalities:
-            tokenizer = ConversationTokenizer(bundle.path(TOKENIZER_FILE), bundle.text)
-            self._text = TextReader(tokenizer, self._engine("text"))
+        self._senses = Senses(bundle, self.modalities, self._engine)
         if server is not None and llm != "vllm":
             raise InputError("a server is named, and the Llama is not asked there", hint="choose llm vllm too")
         self.llm: Llm = self._chosen_llm(llm)
@@ -139,9 +90,6 @@ class Pipeline:
                 "vLLM's torch and OpenVINO do not share a process safely", hint="run the graphs on onnxruntime"
             )
         self._adviser: Adviser | None = make_adviser(bundle, self.llm, server, self._fusion, self._engine)
-        self._voice: VoiceReader | None = None
-        self._faces: FaceReader | None = None
-        self._scene: SceneReader | None = None
 
     @classmethod
     def from_bundle(
@@ -217,18 +165,18 @@ class Pipeline:
                 )
         return await asyncio.to_thread(self._conclude, conversation, work)
 
-    def _perceive(self, conversation: Conversation, report: Progress) -> _Work:
+    def _perceive(self, conversation: Conversation, report: Progress) -> Work:
         """All that comes before the Llama: what was said, heard and seen, and the fusion's scores on it."""
-        utterances = conversation.utterances
-        work = _Work(FusionInputs.absent(utterances, self.bundle.fusion), [{} for _ in utterances])
-        recorded = conversation.media is not None or any(u.media is not None for u in utterances)
+        utterances, senses = conversation.utterances, self._senses
+        work = Work.on(utterances, self.bundle.fusion)
         # Entering the reader starts its process, which gets ready while the text is read.
-        with MediaReader(self._limits) if recorded and self.modalities != ("text",) else nullcontext() as reader:
-            if self._text is not None:
-                self._read_text(self._text, utterances, work, report)
+        with MediaReader(self._limits) if is_recorded(conversation) and senses.reads_media else nullcontext() as reader:
+            senses.read_text(utterances, work, _stage(report, "text"))
             if reader is not None:
-                self._read_media(conversation, reader, work, report)
-        if not self._has_evidence(work.inputs):
+                for done, (index, segment) in enumerate(segments(conversation, reader, senses, work), 1):
+                    senses.read_segment(index, segment, work)
+                    report("media", done, len(utterances))
+        if not work.has_evidence:
             reasons = next((m for m in work.missing if m), {})
             detail = f" ({'; '.join(f'{k}: {v}' for k, v in reasons.items())})" if reasons else ""
             raise InputError(
@@ -238,7 +186,7 @@ class Pipeline:
             work.scores = run_fusion(self._fusion, work.inputs, self.bundle.fusion, _stage(report, "fusion"))
         return work
 
-    def _conclude(self, conversation: Conversation, work: _Work) -> Analysis:
+    def _conclude(self, conversation: Conversation, work: Work) -> Analysis:
         """Labels and pairs, with the constants of what scored them."""
         constants = self.bundle.decision
         if work.is_advised and self.bundle.llama is not None:
@@ -248,143 +196,8 @@ class Pipeline:
             decision = decide(
                 scores.emotion_logits, scores.pair_logits, constants, scores.first_cause, work.inputs.text_mask
             )
-        work.timings_ms["total"] = 1000 * (time.perf_counter() - work.started)
-        return self._answer(conversation, work, decision)
-
-    @staticmethod
-    def _read_text(text: TextReader, utterances: Sequence[Utterance], work: _Work, report: Progress) -> None:
-        with work.timed("text"):
-            text.read(utterances, work.inputs, _stage(report, "text"))
-        for index in (~work.inputs.text_mask).nonzero()[0]:
-            work.missing[index]["text"] = "no words known"
-        report("text", len(utterances), len(utterances))
-
-    def _read_media(self, conversation: Conversation, reader: MediaReader, work: _Work, report: Progress) -> None:
-        wanted = [m for m in self.modalities if m != "text"]
-        n_frames = self.bundle.fusion.n_frames if {"face", "scene"} & set(wanted) else 0
-        n = len(conversation.utterances)
-        for done, (index, segment) in enumerate(self._segments(conversation, reader, n_frames, work), 1):
-            self._read_segment(index, segment, work)
-            report("media", done, n)
-
-    def _segments(
-        self, conversation: Conversation, reader: MediaReader, n_frames: int, work: _Work
-    ) -> Iterator[tuple[int, Segment]]:
-        """Decoded segments by utterance position; time spent decoding is counted, that of the consumer is not."""
-        if conversation.media is not None:
-            yield from self._recorded(conversation.utterances, conversation.media, reader, n_frames, work)
-        for index, u in enumerate(conversation.utterances):
-            if u.media is not None:
-                yield from self._clipped(index, u.media, reader, n_frames, work)
-            elif conversation.media is None:
-                self._note(work, index, ("audio", "video"), "no clip")
-
-    def _recorded(
-        self, utterances: Sequence[Utterance], media: Path, reader: MediaReader, n_frames: int, work: _Work
-    ) -> Iterator[tuple[int, Segment]]:
-        """Segments of the conversation's recording, of the utterances that have no clip of their own.
-
-        Raises: MediaError: it cannot be read. InputError: a time is past its end.
-        """
-        with work.timed("decode"):
-            duration_s = reader.probe(media).duration_s
-        spans, owners = [], []
-        for index, u in enumerate(utterances):
-            if u.media is not None:
-                continue
-            if u.start_s is None or u.end_s is None:
-                self._note(work, index, ("audio", "video"), "the transcript gives no times")
-                continue
-            if duration_s is not None and u.end_s > duration_s + PAST_END_S:
-                raise InputError(
-                    f"utterance {u.id} ends at {u.end_s:.2f} s, the recording at {duration_s:.2f} s",
-                    hint="is this the transcript of another recording?",
-                )
-            spans.append((u.start_s, u.end_s))
-            owners.append(index)
-        for position, segment in self._timed(reader.iter_segments(media, spans, n_frames=n_frames), work):
-            yield owners[position], segment
-
-    def _clipped(
-        self, index: int, media: Path, reader: MediaReader, n_frames: int, work: _Work
-    ) -> Iterator[tuple[int, Segment]]:
-        """The segment of an utterance's own clip, or nothing but a note where it cannot be read."""
-        try:
-            with work.timed("decode"):
-                duration_s = reader.probe(media).duration_s
-            whole = [(0.0, duration_s or STILL_S)]
-            for _, segment in self._timed(reader.iter_segments(media, whole, n_frames=n_frames), work):
-                yield index, segment
-        except MediaError as error:
-            self._note(work, index, ("audio", "video"), str(error))
-
-    @staticmethod
-    def _timed(segments: Iterator[tuple[int, Segment]], work: _Work) -> Iterator[tuple[int, Segment]]:
-        while True:
-            with work.timed("decode"):
-                item = next(segments, None)
-            if item is None:
-                return
-            yield item
-
-    def _read_segment(self, index: int, segment: Segment, work: _Work) -> None:
-        for track, reason in segment.missing.items():
-            self._note(work, index, (track,), reason)
-        if segment.samples is not None and "audio" in self.modalities:
-            with work.timed("audio"):
-                reason = self._voice_reader().read(index, segment.samples, work.inputs)
-            if reason:
-                work.missing[index]["audio"] = reason
-        if segment.frames is not None and len(segment.frames):
-            if "face" in self.modalities:
-                with work.timed("face"):
-                    reason = self._face_reader().read(index, segment.frames, work.inputs)
-                if reason:
-                    work.missing[index]["face"] = reason
-            if "scene" in self.modalities:
-                with work.timed("scene"):
-                    self._scene_reader().read(index, segment.frames, work.inputs)
-
-    def _note(self, work: _Work, index: int, tracks: Sequence[str], reason: str) -> None:
-        """Say that a track is missing, in terms of the modalities that would be read from it."""
-        for track in tracks:
-            for modality in ("face", "scene") if track == "video" else (track,):
-                if modality in self.modalities:
-                    work.missing[index][modality] = reason
-
-    @staticmethod
-    def _has_evidence(inputs: FusionInputs) -> bool:
-        masks = (inputs.text_mask, inputs.audio_mask, inputs.face_mask, inputs.scene_mask)
-        return any(mask.any() for mask in masks)
-
-    def _answer(self, conversation: Conversation, work: _Work, decision: Decision) -> Analysis:
-        inputs = work.inputs
-        used = {
-            "text": inputs.text_mask,
-            "audio": inputs.audio_mask,
-            "face": np.asarray(inputs.face_mask.any(-1)),
-            "scene": np.asarray(inputs.scene_mask.any(-1)),
-        }
-        labels = [None if label < 0 else EMOTIONS[label] for label in decision.labels.tolist()]
-        answers = tuple(
-            UtteranceAnalysis(
-                id=u.id,
-                speaker=u.speaker,
-                text=u.text,
-                start_s=u.start_s,
-                end_s=u.end_s,
-                emotion=labels[i],
-                probabilities=dict(zip(EMOTIONS, decision.probabilities[i].tolist(), strict=True)),
-                modalities=tuple(m for m in self.modalities if used[m][i]),
-                missing=work.missing[i],
-            )
-            for i, u in enumerate(conversation.utterances)
-        )
-        pairs = tuple(
-            Pair(answers[i].id, str(labels[i]), answers[j].id, probability) for i, j, probability in decision.pairs
-        )
-        timings = {stage: round(value, 3) for stage, value in work.timings_ms.items()}
-        return Analysis(conversation.id, answers, pairs, timings, self.bundle.id)
+            found, pairs = answers(conversation.utterances, work.inputs, work.missing, decision, self.modalities)
+        return Analysis(conversation.id, found, pairs, work.finish(), self.bundle.id)
 
     def _chosen_llm(self, asked: Llm | None) -> Llm:
         """Which Llama answers; without words there is nothing to ask it.
@@ -405,58 +218,6 @@ class Pipeline:
         if part not in self.bundle.parts:
             raise BundleError(f"the bundle has no {part} part", hint="export it with the parts this input needs")
         return self._load_part(self.bundle.parts[part])
-
-    def _check_precisions(self) -> None:
-        """Refuse now what would fail only when the first recording comes.
-
-        Raises: BundleError: a part or a precision of it that was asked for is not there. InputError: the engine does
-            not run it.
-        """
-        for name, precision in self._precisions.items():
-            if precision == "int8" and self._engine_config.engine != "onnxruntime":
-                raise InputError(
-                    f"the int8 files are onnxruntime's own, and {self._engine_config.engine} is to run them",
-                    hint="leave the precision out, or the engine",
-                )
-            if self._engine_config.engine.startswith("tensorrt"):
-                raise InputError(
-                    f"an engine of {self._engine_config.engine} has the precision it was built in",
-                    hint="leave the precision out; mechm export engines --precision builds in another",
-                )
-            files = self.bundle.parts[name].files if name in self.bundle.parts else {}
-            if precision not in files:
-                raise BundleError(
-                    f"the bundle has no {precision} file of its {name} part",
-                    hint=f"it has {', '.join(files) or 'no such part'}",
-                )
-
-    def _load_engine(self, part: PartFiles) -> GraphRunner:
-        name = self._engine_config.engine
-        if name in ("tensorrt", "tensorrt-rtx"):
-            from mechm_runtime.tensorrt.engine import load_part
-
-            return load_part(self.bundle, part.name, name)
-        precision = self._precisions.get(part.name, part.precision_on(name))
-        return load_engine(self.bundle.path(part.files[precision]), self._engine_config)
-
-    def _voice_reader(self) -> VoiceReader:
-        with self._lock:
-            if self._voice is None:
-                self._voice = VoiceReader(self.bundle.log_mel, self._engine("audio"))
-            return self._voice
-
-    def _face_reader(self) -> FaceReader:
-        with self._lock:
-            if self._faces is None:
-                finder = FaceFinder(self.bundle.path(DETECTOR_FILE), self.bundle.faces)
-                self._faces = FaceReader(finder, self._engine("expression"), self.bundle.fusion)
-            return self._faces
-
-    def _scene_reader(self) -> SceneReader:
-        with self._lock:
-            if self._scene is None:
-                self._scene = SceneReader(self.bundle.scene, self._engine("scene"), self.bundle.fusion)
-            return self._scene
 
 
 def _silent(_stage: str, _done: int, _total: int) -> None:

@@ -13,8 +13,9 @@ from mechm_export.deployment.split import Deployment, split_bundle
 from mechm_runtime.bundle import MANIFEST, SIGNATURE, manifest_id, open_bundle
 from mechm_runtime.engine import EngineConfig
 from mechm_runtime.errors import BundleError, InputError
-from mechm_runtime.pipeline import DETECTOR_FILE, TOKENIZER_FILE, Pipeline
+from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.readers import read_transcript
+from mechm_runtime.senses import DETECTOR_FILE, TOKENIZER_FILE
 from mechm_runtime.signature import sign_bundle, write_keys
 from mechm_runtime.types import Conversation
 

@@ -27,8 +27,8 @@ from mechm_runtime.features.log_mel import log_mel_spectrogram
 from mechm_runtime.fusion import FusionInputs, run_fusion, window_spans
 from mechm_runtime.media import MediaReader
 from mechm_runtime.perception import MAX_MEL_FRAMES, TEXT_WINDOWS_PER_RUN, TextReader, VoiceReader, merge_pieces
-from mechm_runtime.pipeline import TOKENIZER_FILE
 from mechm_runtime.readers import read_transcript
+from mechm_runtime.senses import TOKENIZER_FILE
 from mechm_runtime.text import ConversationTokenizer, pool_utterances
 
 ONE_THREAD = EngineConfig(n_threads=1)

@@ -28,7 +28,7 @@ from mechm_runtime.bundle import (
 )
 from mechm_runtime.engine import W8, EngineName
 from mechm_runtime.errors import BundleError, InputError
-from mechm_runtime.pipeline import DETECTOR_FILE, TOKENIZER_FILE
+from mechm_runtime.senses import DETECTOR_FILE, TOKENIZER_FILE
 
 KeptLlama = Literal["none", "onnx", "vllm"]
 
