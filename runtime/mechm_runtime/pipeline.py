@@ -1,18 +1,16 @@
 """The pipeline: a conversation in, an `Analysis` out.
 
-Assembled once from a bundle (`Pipeline.from_bundle`); every part gets finished parts. The order of work is: the text,
-while the decoding process starts; then voice, frames and faces utterance by utterance as they are decoded; then the
-fusion over all, the Llama where the bundle has one, then the decision. A modality that is absent or broken is masked
-and named in the result.
+Assembled once from a bundle (`Pipeline.from_bundle`); every part gets finished parts. The order of work is: words, and
+voice, faces and frames as they are decoded, side by side (`reading`); then the fusion over all, the Llama where the
+bundle has one, then the decision. A modality that is absent or broken is masked and named in the result.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from mechm_runtime.advice import Adviser, Llm, make_adviser
 from mechm_runtime.answer import answers
@@ -21,9 +19,11 @@ from mechm_runtime.decision import decide
 from mechm_runtime.engine import EngineConfig, GraphRunner
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.fusion import run_fusion
+from mechm_runtime.lanes import Lanes
 from mechm_runtime.loading import PartLoader
-from mechm_runtime.media import MediaLimits, MediaReader
-from mechm_runtime.recorded import is_recorded, segments
+from mechm_runtime.media import MediaLimits
+from mechm_runtime.media.pool import ReaderPool
+from mechm_runtime.reading import read_conversation
 from mechm_runtime.senses import Senses
 from mechm_runtime.serving.settings import ServerConfig
 from mechm_runtime.signature import open_signed_bundle
@@ -78,8 +78,9 @@ class Pipeline:
             raise BundleError(f"the bundle has no {absent[0]} part", hint=f"it reads {', '.join(bundle.modalities)}")
         self._engine_config = engine or EngineConfig()
         loader = PartLoader(bundle, precisions or {}, self._engine_config)
-        self._limits = limits
         self._load_part = load_part or loader
+        self._lanes = Lanes(self._engine_config.lanes if load_part is None else 1)
+        self._readers = ReaderPool(limits, self._lanes.n)
         self._fusion = self._engine("fusion")
         self._senses = Senses(bundle, self.modalities, self._engine)
         if server is not None and llm != "vllm":
@@ -165,17 +166,24 @@ class Pipeline:
                 )
         return await asyncio.to_thread(self._conclude, conversation, work)
 
+    def close(self) -> None:
+        """End the threads and the decoding processes that this pipeline keeps; an analysis would start them again.
+
+        They end by themselves when nobody holds the pipeline any more.
+        """
+        self._lanes.close()
+        self._readers.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     def _perceive(self, conversation: Conversation, report: Progress) -> Work:
         """All that comes before the Llama: what was said, heard and seen, and the fusion's scores on it."""
-        utterances, senses = conversation.utterances, self._senses
-        work = Work.on(utterances, self.bundle.fusion)
-        # Entering the reader starts its process, which gets ready while the text is read.
-        with MediaReader(self._limits) if is_recorded(conversation) and senses.reads_media else nullcontext() as reader:
-            senses.read_text(utterances, work, _stage(report, "text"))
-            if reader is not None:
-                for done, (index, segment) in enumerate(segments(conversation, reader, senses, work), 1):
-                    senses.read_segment(index, segment, work)
-                    report("media", done, len(utterances))
+        work = Work.on(conversation.utterances, self.bundle.fusion)
+        read_conversation(conversation, self._senses, self._readers, self._lanes, work, report)
         if not work.has_evidence:
             reasons = next((m for m in work.missing if m), {})
             detail = f" ({'; '.join(f'{k}: {v}' for k, v in reasons.items())})" if reasons else ""
