@@ -106,6 +106,11 @@ class Adviser:
         # At 1 everything is asked about, also what rounds to certain.
         return np.asarray((likeliest < self.asked_below) | (self.asked_below >= 1.0))
 
+    @property
+    def soft_shape(self) -> tuple[int, int] | None:
+        """Soft tokens of an utterance, and their width; None where the Llama reads words alone."""
+        return None if self._projector is None else (self._files.questions.soft_tokens, self.reader.hidden_size)
+
     def soft_tokens(self, inputs: FusionInputs) -> SoftTokens | None:
         """What was heard and seen as the Llama reads it; None where that is nothing, or the Llama reads words alone."""
         return None if self._projector is None else self._projector.project(inputs)

@@ -82,7 +82,7 @@ class LlamaReader:
     def __init__(self, tokenizer: QuestionTokenizer, engine: GraphRunner, hidden_size: int) -> None:
         self.engine = engine
         self._tokenizer = tokenizer
-        self._hidden_size = hidden_size
+        self.hidden_size = hidden_size
 
     def read(
         self,
@@ -132,7 +132,7 @@ class LlamaReader:
         """
         n = len(utterances)
         evident = self._evident(soft, n)
-        tokens = np.zeros((n, self._tokenizer.config.soft_tokens, self._hidden_size), np.float32)
+        tokens = np.zeros((n, self._tokenizer.config.soft_tokens, self.hidden_size), np.float32)
         return graph_inputs(
             self._tokenizer.pack(utterances, positions, evident), tokens if soft is None else soft.tokens
         )
@@ -145,7 +145,7 @@ class LlamaReader:
         """Which of n utterances have soft tokens."""
         if soft is None:
             return [False] * n
-        shape = (n, self._tokenizer.config.soft_tokens, self._hidden_size)
+        shape = (n, self._tokenizer.config.soft_tokens, self.hidden_size)
         if soft.tokens.shape != shape or soft.evident.shape != (n,):
             raise ValueError(f"soft tokens {soft.tokens.shape} for {soft.evident.shape} utterances, not {shape}")
         if not np.isfinite(soft.tokens[soft.evident]).all():

@@ -51,6 +51,10 @@ class TextReader:
         if len(windows.input_ids):
             inputs.text[:] = pool_batches(self._states(windows, progress), windows)
 
+    def n_tokens(self, utterance: Utterance) -> int:
+        """How many tokens an utterance is read as; 0 where it has no words."""
+        return int((self._tokenizer([utterance]).utterance_index == 0).sum())
+
     def _states(
         self, windows: TextWindows, progress: Callable[[int, int], None] | None
     ) -> Iterator[npt.NDArray[np.float32]]:
