@@ -8,7 +8,7 @@ import numpy as np
 
 from mechm_runtime.decision import Decision
 from mechm_runtime.fusion import FusionInputs
-from mechm_runtime.types import EMOTIONS, Pair, Utterance, UtteranceAnalysis
+from mechm_runtime.types import EMOTIONS, MODALITIES, Pair, Utterance, UtteranceAnalysis
 
 
 def answers(
@@ -39,7 +39,7 @@ def answers(
             emotion=labels[i],
             probabilities=dict(zip(EMOTIONS, decision.probabilities[i].tolist(), strict=True)),
             modalities=tuple(m for m in modalities if used[m][i]),
-            missing=missing[i],
+            missing={m: missing[i][m] for m in (*MODALITIES, "llm") if m in missing[i]},
         )
         for i, u in enumerate(utterances)
     )

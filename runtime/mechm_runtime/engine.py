@@ -41,6 +41,8 @@ class EngineConfig:
 
     engine: what runs them. provider: an onnxruntime execution provider's name.
     n_threads: threads inside an operator; 0 takes one a whole core of this process's share, at most four.
+    n_lanes: encoders that run side by side for a pipeline; 0 takes one a whole core, at most four; 1 runs one after the
+        other.
     spin: whether threads wait by spinning. Off: on shared cores it costs more than it saves (DESIGN.md: p50 10.9
         against 14.5 ms).
     """
@@ -49,10 +51,13 @@ class EngineConfig:
     n_threads: int = 0
     spin: bool = False
     engine: EngineName = "onnxruntime"
+    n_lanes: int = 0
 
     def __post_init__(self) -> None:
         if self.n_threads < 0:
             raise ValueError(f"n_threads={self.n_threads} is negative")
+        if self.n_lanes < 0:
+            raise ValueError(f"n_lanes={self.n_lanes} is negative")
         if self.engine not in ENGINE_NAMES:
             raise ValueError(f"engine {self.engine!r}")
         if self.engine != "onnxruntime" and self.provider != CPU:
@@ -62,6 +67,11 @@ class EngineConfig:
     def threads(self) -> int:
         """The number of threads that will be used."""
         return self.n_threads or max(1, min(MAX_THREADS, int(usable_cores())))
+
+    @property
+    def lanes(self) -> int:
+        """The number of encoders that will run side by side."""
+        return self.n_lanes or max(1, min(MAX_THREADS, int(usable_cores())))
 
 
 class GraphRunner(Protocol):

@@ -1,18 +1,16 @@
 """The pipeline: a conversation in, an `Analysis` out.
 
-Assembled once from a bundle (`Pipeline.from_bundle`); every part gets finished parts. The order of work is: the text,
-while the decoding process starts; then voice, frames and faces utterance by utterance as they are decoded; then the
-fusion over all, the Llama where the bundle has one, then the decision. A modality that is absent or broken is masked
-and named in the result.
+Assembled once from a bundle (`Pipeline.from_bundle`); every part gets finished parts. The order of work is: words, and
+voice, faces and frames as they are decoded, side by side (`reading`); then the fusion over all, the Llama where the
+bundle has one, then the decision. A modality that is absent or broken is masked and named in the result.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 from mechm_runtime.advice import Adviser, Llm, make_adviser
 from mechm_runtime.answer import answers
@@ -21,11 +19,15 @@ from mechm_runtime.decision import decide
 from mechm_runtime.engine import EngineConfig, GraphRunner
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.fusion import run_fusion
+from mechm_runtime.lanes import Lanes
 from mechm_runtime.loading import PartLoader
-from mechm_runtime.media import MediaLimits, MediaReader
-from mechm_runtime.recorded import is_recorded, segments
+from mechm_runtime.media import MediaLimits
+from mechm_runtime.media.pool import ReaderPool
+from mechm_runtime.reading import read_conversation
 from mechm_runtime.senses import Senses
 from mechm_runtime.serving.settings import ServerConfig
+from mechm_runtime.session.config import SessionConfig
+from mechm_runtime.session.session import Session, SessionParts
 from mechm_runtime.signature import open_signed_bundle
 from mechm_runtime.types import MODALITIES, Analysis, Conversation
 from mechm_runtime.work import Work
@@ -53,6 +55,7 @@ class Pipeline:
         limits: MediaLimits | None = None,
         llm: Llm | None = None,
         server: ServerConfig | None = None,
+        asked_below: float | None = None,
         load_part: Callable[[PartFiles], GraphRunner] | None = None,
     ) -> None:
         """Build a pipeline from an opened bundle.
@@ -62,6 +65,8 @@ class Pipeline:
         llm: `none` for the fusion alone, `onnx` for the bundle's Llama, `vllm` for a server that serves it,
             `vllm-local` for vLLM in this process; None for `onnx` where the bundle has one.
         server: where that server is; None for the default address.
+        asked_below: the Llama is asked about utterances whose likeliest emotion has less than this probability in the
+            fusion; None for what the bundle says, 1 for all.
         load_part: what runs a part; None runs the bundle's own graphs. Export compares against torch with it.
         Raises: InputError: unknown modalities, or none; or the server serves something else. BundleError: a precision
             or part that the bundle lacks. LlmUnavailableError: there is no server.
@@ -78,10 +83,13 @@ class Pipeline:
             raise BundleError(f"the bundle has no {absent[0]} part", hint=f"it reads {', '.join(bundle.modalities)}")
         self._engine_config = engine or EngineConfig()
         loader = PartLoader(bundle, precisions or {}, self._engine_config)
-        self._limits = limits
         self._load_part = load_part or loader
+        self._lanes = Lanes(self._engine_config.lanes if load_part is None else 1)
+        self._readers = ReaderPool(limits, self._lanes.n)
         self._fusion = self._engine("fusion")
         self._senses = Senses(bundle, self.modalities, self._engine)
+        if asked_below is not None and not 0.0 <= asked_below <= 1.0:
+            raise InputError(f"asked_below={asked_below} is not a probability", hint="0 never asks the Llama, 1 always")
         if server is not None and llm != "vllm":
             raise InputError("a server is named, and the Llama is not asked there", hint="choose llm vllm too")
         self.llm: Llm = self._chosen_llm(llm)
@@ -89,7 +97,7 @@ class Pipeline:
             raise InputError(
                 "vLLM's torch and OpenVINO do not share a process safely", hint="run the graphs on onnxruntime"
             )
-        self._adviser: Adviser | None = make_adviser(bundle, self.llm, server, self._fusion, self._engine)
+        self._adviser: Adviser | None = make_adviser(bundle, self.llm, server, self._fusion, self._engine, asked_below)
 
     @classmethod
     def from_bundle(
@@ -102,6 +110,7 @@ class Pipeline:
         limits: MediaLimits | None = None,
         llm: Llm | None = None,
         server: ServerConfig | None = None,
+        asked_below: float | None = None,
         public_key: Path | None = None,
     ) -> Pipeline:
         """Open a bundle and load it.
@@ -114,6 +123,8 @@ class Pipeline:
         llm: `none` for the fusion alone, `onnx` for the bundle's Llama, `vllm` for a server that serves it,
             `vllm-local` for vLLM in this process; None for `onnx` where the bundle has one.
         server: where that server is; None for the default address.
+        asked_below: the Llama is asked about utterances whose likeliest emotion has less than this probability in the
+            fusion; None for what the bundle says, 1 for all.
         public_key: PEM file of an Ed25519 key that must have signed the bundle; None asks for no signature.
         Raises: BundleError, ProviderError, MissingExtraError, LlmUnavailableError.
         """
@@ -127,6 +138,7 @@ class Pipeline:
             limits=limits,
             llm=llm,
             server=server,
+            asked_below=asked_below,
         )
 
     @property
@@ -165,17 +177,41 @@ class Pipeline:
                 )
         return await asyncio.to_thread(self._conclude, conversation, work)
 
+    def open_session(self, conversation_id: str = "session", *, config: SessionConfig | None = None) -> Session:
+        """A conversation that goes on, utterance by utterance.
+
+        config: how much of it stays in view; None for the defaults.
+        """
+        return Session(self._session_parts(), conversation_id, config or SessionConfig())
+
+    def restore_session(self, snapshot: bytes) -> Session:
+        """A session that goes on where `Session.snapshot` was taken, in this or another process.
+
+        Raises: InputError: the bytes are damaged, or of another bundle.
+        """
+        return Session.restored(self._session_parts(), snapshot)
+
+    def close(self) -> None:
+        """End the threads and the decoding processes that this pipeline keeps; an analysis would start them again.
+
+        They end by themselves when nobody holds the pipeline any more.
+        """
+        self._lanes.close()
+        self._readers.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _session_parts(self) -> SessionParts:
+        return SessionParts(self.bundle, self._senses, self._fusion, self._adviser, self._lanes, self._readers)
+
     def _perceive(self, conversation: Conversation, report: Progress) -> Work:
         """All that comes before the Llama: what was said, heard and seen, and the fusion's scores on it."""
-        utterances, senses = conversation.utterances, self._senses
-        work = Work.on(utterances, self.bundle.fusion)
-        # Entering the reader starts its process, which gets ready while the text is read.
-        with MediaReader(self._limits) if is_recorded(conversation) and senses.reads_media else nullcontext() as reader:
-            senses.read_text(utterances, work, _stage(report, "text"))
-            if reader is not None:
-                for done, (index, segment) in enumerate(segments(conversation, reader, senses, work), 1):
-                    senses.read_segment(index, segment, work)
-                    report("media", done, len(utterances))
+        work = Work.on(conversation.utterances, self.bundle.fusion)
+        read_conversation(conversation, self._senses, self._readers, self._lanes, work, report)
         if not work.has_evidence:
             reasons = next((m for m in work.missing if m), {})
             detail = f" ({'; '.join(f'{k}: {v}' for k, v in reasons.items())})" if reasons else ""

@@ -5,13 +5,17 @@ Assembled from a bundle; each fills its fields of the inputs that `Work` holds. 
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 
-from mechm_runtime.bundle import Bundle
+import numpy as np
+import numpy.typing as npt
+
+from mechm_runtime.bundle import Bundle, FusionWindows
 from mechm_runtime.engine import GraphRunner
 from mechm_runtime.features.faces import FaceFinder
 from mechm_runtime.media import Segment
+from mechm_runtime.once import Once
 from mechm_runtime.perception import FaceReader, SceneReader, TextReader, VoiceReader
 from mechm_runtime.text import ConversationTokenizer
 from mechm_runtime.types import Utterance
@@ -31,13 +35,32 @@ class Senses:
         self.modalities = tuple(modalities)
         self._bundle = bundle
         self._load = load
-        self._lock = threading.Lock()
         self._text: TextReader | None = None
         if "text" in self.modalities:
             self._text = TextReader(ConversationTokenizer(bundle.path(TOKENIZER_FILE), bundle.text), load("text"))
-        self._voice: VoiceReader | None = None
-        self._faces: FaceReader | None = None
-        self._scene: SceneReader | None = None
+        self._voice_reader = Once(self._make_voice_reader)
+        self._face_reader = Once(self._make_face_reader)
+        self._scene_reader = Once(self._make_scene_reader)
+
+    @property
+    def sizes(self) -> FusionWindows:
+        """Of what is read."""
+        return self._bundle.fusion
+
+    @property
+    def voice(self) -> VoiceReader:
+        """The reader of voices."""
+        return self._voice_reader()
+
+    @property
+    def faces(self) -> FaceReader:
+        """The reader of faces."""
+        return self._face_reader()
+
+    @property
+    def scene(self) -> SceneReader:
+        """The reader of frames."""
+        return self._scene_reader()
 
     @property
     def reads_media(self) -> bool:
@@ -65,24 +88,47 @@ class Senses:
         if progress is not None:
             progress(len(utterances), len(utterances))
 
+    def n_tokens(self, utterance: Utterance) -> int:
+        """How many tokens the text encoder reads an utterance as; 0 where there are no words, or they are not used."""
+        return 0 if self._text is None else self._text.n_tokens(utterance)
+
     def read_segment(self, index: int, segment: Segment, work: Work) -> None:
         """Read what was decoded of one utterance."""
+        for step in self.steps(index, segment, work):
+            step()
+
+    def steps(self, index: int, segment: Segment, work: Work) -> list[Callable[[], None]]:
+        """What there is to read in what was decoded of one utterance, as calls that may be made side by side."""
         for track, reason in segment.missing.items():
             self.note(work, index, (track,), reason)
-        if segment.samples is not None and "audio" in self.modalities:
-            with work.timed("audio"):
-                reason = self._voice_reader().read(index, segment.samples, work.inputs)
-            if reason:
-                work.missing[index]["audio"] = reason
+        found: list[Callable[[], None]] = []
         if segment.frames is not None and len(segment.frames):
+            if "scene" in self.modalities:  # the longest first
+                found.append(partial(self._read_scene, index, segment.frames, work))
             if "face" in self.modalities:
-                with work.timed("face"):
-                    reason = self._face_reader().read(index, segment.frames, work.inputs)
-                if reason:
-                    work.missing[index]["face"] = reason
-            if "scene" in self.modalities:
-                with work.timed("scene"):
-                    self._scene_reader().read(index, segment.frames, work.inputs)
+                found.append(partial(self._read_faces, index, segment.frames, work))
+        if segment.samples is not None and "audio" in self.modalities:
+            found.append(partial(self._read_voice, index, segment.samples, work))
+        return found
+
+    def _read_voice(self, index: int, samples: npt.NDArray[np.float32], work: Work) -> None:
+        reader = self.voice
+        with work.timed("audio"):
+            reason = reader.read(index, samples, work.inputs)
+        if reason:
+            work.missing[index]["audio"] = reason
+
+    def _read_faces(self, index: int, frames: npt.NDArray[np.uint8], work: Work) -> None:
+        reader = self.faces
+        with work.timed("face"):
+            reason = reader.read(index, frames, work.inputs)
+        if reason:
+            work.missing[index]["face"] = reason
+
+    def _read_scene(self, index: int, frames: npt.NDArray[np.uint8], work: Work) -> None:
+        reader = self.scene
+        with work.timed("scene"):
+            reader.read(index, frames, work.inputs)
 
     def note(self, work: Work, index: int, tracks: Sequence[str], reason: str) -> None:
         """Say that a track is missing, in terms of the modalities that would be read from it."""
@@ -91,21 +137,12 @@ class Senses:
                 if modality in self.modalities:
                     work.missing[index][modality] = reason
 
-    def _voice_reader(self) -> VoiceReader:
-        with self._lock:
-            if self._voice is None:
-                self._voice = VoiceReader(self._bundle.log_mel, self._load("audio"))
-            return self._voice
+    def _make_voice_reader(self) -> VoiceReader:
+        return VoiceReader(self._bundle.log_mel, self._load("audio"))
 
-    def _face_reader(self) -> FaceReader:
-        with self._lock:
-            if self._faces is None:
-                finder = FaceFinder(self._bundle.path(DETECTOR_FILE), self._bundle.faces)
-                self._faces = FaceReader(finder, self._load("expression"), self._bundle.fusion)
-            return self._faces
+    def _make_face_reader(self) -> FaceReader:
+        finder = FaceFinder(self._bundle.path(DETECTOR_FILE), self._bundle.faces)
+        return FaceReader(finder, self._load("expression"), self._bundle.fusion)
 
-    def _scene_reader(self) -> SceneReader:
-        with self._lock:
-            if self._scene is None:
-                self._scene = SceneReader(self._bundle.scene, self._load("scene"), self._bundle.fusion)
-            return self._scene
+    def _make_scene_reader(self) -> SceneReader:
+        return SceneReader(self._bundle.scene, self._load("scene"), self._bundle.fusion)

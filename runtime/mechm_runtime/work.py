@@ -24,7 +24,7 @@ class Work:
 
     inputs: what the encoders found. missing: modality -> why it is missing, an utterance at a time.
     scores: the fusion's, then with the Llama's weighed in. is_advised: whether they are.
-    timings_ms: stage -> milliseconds.
+    timings_ms: stage -> milliseconds in which it ran, once it is finished; stages that ran side by side share some.
     """
 
     inputs: FusionInputs
@@ -33,6 +33,7 @@ class Work:
     is_advised: bool = False
     timings_ms: dict[str, float] = field(default_factory=dict)
     started: float = field(default_factory=time.perf_counter)
+    _ran: list[tuple[str, float, float]] = field(default_factory=list)
 
     @classmethod
     def on(cls, utterances: Sequence[Utterance], sizes: FusionWindows) -> Work:
@@ -41,12 +42,12 @@ class Work:
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
-        """Adds what happens inside to a stage's time."""
+        """Adds what happens inside to a stage's time. From any thread."""
         start = time.perf_counter()
         try:
             yield
         finally:
-            self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + 1000 * (time.perf_counter() - start)
+            self._ran.append((stage, start, time.perf_counter()))
 
     @contextmanager
     def advised(self) -> Iterator[None]:
@@ -61,6 +62,13 @@ class Work:
 
     def finish(self) -> dict[str, float]:
         """Milliseconds a stage, with the total since the start."""
+        until: dict[str, float] = {}
+        for stage, start, end in sorted(self._ran, key=lambda run: run[1]):
+            # What ran twice at the same time counts once.
+            new = max(0.0, end - max(start, until.get(stage, start)))
+            self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + 1000 * new
+            until[stage] = max(end, until.get(stage, end))
+        self._ran.clear()
         self.timings_ms["total"] = 1000 * (time.perf_counter() - self.started)
         return {stage: round(value, 3) for stage, value in self.timings_ms.items()}
 

@@ -27,6 +27,9 @@ MAX_REPLY_BYTES = 64 << 10
 ITEM_BYTES = {"float32": 4, "uint8": 1}
 """The dtypes that travel, and the bytes of one value."""
 
+Raw = bytes | memoryview
+"""Bytes; a view of them is not copied before it is sent."""
+
 _LENGTH = struct.Struct(">I")
 
 
@@ -48,21 +51,23 @@ class ArraySpec:
 
 
 def write_message(
-    stream: BufferedIOBase, header: dict[str, Any], arrays: Sequence[tuple[ArraySpec, bytes]] = ()
+    stream: BufferedIOBase, header: dict[str, Any], arrays: Sequence[tuple[ArraySpec, Sequence[Raw]]] = ()
 ) -> None:
     """Write one message and flush.
 
-    arrays: what travels with the header; the bytes are as long as their spec says.
+    arrays: what travels with the header, each in one piece or more, together as long as their spec says.
     Raises: OSError: the other side is gone.
     """
     listed = [{"dtype": spec.dtype, "shape": list(spec.shape)} for spec, _ in arrays]
     encoded = json.dumps({**header, "arrays": listed}).encode("ascii")
     stream.write(_LENGTH.pack(len(encoded)))
     stream.write(encoded)
-    for spec, raw in arrays:
-        if len(raw) != spec.n_bytes:
-            raise ProtocolError(f"{len(raw)} bytes for an array of {spec.n_bytes}")
-        stream.write(raw)
+    for spec, pieces in arrays:
+        n_bytes = sum(len(piece) for piece in pieces)
+        if n_bytes != spec.n_bytes:
+            raise ProtocolError(f"{n_bytes} bytes for an array of {spec.n_bytes}")
+        for piece in pieces:
+            stream.write(piece)
     stream.flush()
 
 

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mechm_runtime.errors import MediaError, MissingExtraError
+from mechm_runtime.forking import tell_after_fork
 from mechm_runtime.media.limits import MediaLimits
 from mechm_runtime.media.protocol import (
     MAX_REPLY_BYTES,
@@ -108,6 +109,7 @@ class MediaReader:
         self._lock = threading.Lock()
         self._owner: int | None = None  # the thread whose answer is under way
         self._process: subprocess.Popen[bytes] | None = None
+        tell_after_fork(self)
 
     def __enter__(self) -> Self:
         self.start()
@@ -126,6 +128,14 @@ class MediaReader:
     def close(self) -> None:
         """End the decoding process, also in the middle of an answer; a later call starts another one."""
         self._kill()
+
+    def after_fork(self) -> None:
+        """Leave the decoding process to the one that started it; a call starts another."""
+        self._lock = threading.Lock()
+        self._owner = None
+        process, self._process = self._process, None
+        if process is not None:
+            process.returncode = 0  # no child of this process: nothing to wait for
 
     def probe(self, path: Path) -> MediaInfo:
         """The facts of one recording.

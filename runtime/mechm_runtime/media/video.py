@@ -23,7 +23,9 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from mechm_runtime.errors import MediaError
+from mechm_runtime.media.ahead import PacketsAhead
 from mechm_runtime.media.limits import MediaLimits
+from mechm_runtime.media.protocol import Raw
 from mechm_runtime.media.source import check_pixels, read_only, start_s, too_long
 
 SEEK_AHEAD_S = 1.0
@@ -59,7 +61,7 @@ class Picture:
 
     width: int
     height: int
-    rgb: bytes
+    rgb: Raw
 
 
 class VideoTrack:
@@ -76,6 +78,7 @@ class VideoTrack:
         self._zero_s = start_s(container)
         read_only(container, stream)
         self._time_base = Fraction(stream.time_base or 1)
+        self._packets = PacketsAhead(container, stream)
         self._reformatter = VideoReformatter()
         self._n_decoded = 0
         self._frames = self._decoded()
@@ -99,6 +102,7 @@ class VideoTrack:
         """The frame shown at a moment; None before the first and after the last."""
         if self._current is None or (self._end_s is not None and moment_s >= self._end_s):
             return None
+        self._packets.toward(self._offset(moment_s))
         self._move_near(moment_s, self._current[0])
         while self._following is not None and self._following[0] <= moment_s:
             self._current = self._following
@@ -122,7 +126,7 @@ class VideoTrack:
         stored = memoryview(plane)
         row, stride = 3 * width, plane.line_size
         if stride == row:
-            return Picture(width, height, bytes(stored[: row * height]))
+            return Picture(width, height, stored[: row * height])
         return Picture(width, height, b"".join(bytes(stored[y * stride : y * stride + row]) for y in range(height)))
 
     def _shown(self, moment_s: float) -> VideoFrame | None:
@@ -173,6 +177,7 @@ class VideoTrack:
             return False
         self._end_s = None
         self._at_start = moment_s <= 0.0
+        self._packets.restart()
         self._frames = self._decoded()
         return True
 
@@ -191,7 +196,7 @@ class VideoTrack:
         """Frames with their times from the container's position on; damaged packets are counted and passed."""
         last_s = 0.0
         try:
-            for packet in self.container.demux(self.stream):
+            for packet in self._packets:
                 try:
                     frames = packet.decode()
                 except MemoryError:

@@ -11,8 +11,10 @@ from __future__ import annotations
 import math
 import os
 import sys
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from io import BufferedIOBase
+from pathlib import Path
 from typing import Any, cast
 
 import av
@@ -20,7 +22,7 @@ import av
 from mechm_runtime.errors import MediaError
 from mechm_runtime.media.audio import AudioTrack
 from mechm_runtime.media.limits import MediaLimits
-from mechm_runtime.media.protocol import MAX_REQUEST_BYTES, ArraySpec, read_header, write_message
+from mechm_runtime.media.protocol import MAX_REQUEST_BYTES, ArraySpec, Raw, read_header, write_message
 from mechm_runtime.media.segments import MIN_SAMPLES
 from mechm_runtime.media.source import (
     audio_stream,
@@ -46,11 +48,12 @@ def main() -> None:
     replies = cast(BufferedIOBase, os.fdopen(os.dup(1), "wb"))
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # a library that prints must not write into the protocol
     give_up_privileges()
+    recordings = Recordings()
     while (request := read_header(requests, max_bytes=MAX_REQUEST_BYTES)) is not None:
         limits = MediaLimits.from_dict(request["limits"])
         confine(limits)
         try:
-            answer(request, limits, replies)
+            answer(request, limits, recordings, replies)
         except MediaError as error:
             write_message(replies, {"kind": "error", "message": str(error), "hint": error.hint})
         except (MemoryError, av.error.MemoryError):
@@ -90,20 +93,57 @@ def confine(limits: MediaLimits) -> None:
             resource.setrlimit(kind, (cap if hard == resource.RLIM_INFINITY else min(cap, hard), hard))
 
 
-def answer(request: dict[str, Any], limits: MediaLimits, replies: BufferedIOBase) -> None:
+def answer(request: dict[str, Any], limits: MediaLimits, recordings: Recordings, replies: BufferedIOBase) -> None:
     """Send the recording's facts, then a message per span in the order of their starts, then `done`.
 
     request: `path`, and where segments are wanted `spans` ([[start_s, end_s], …]) and `n_frames`.
     Raises: MediaError: the recording cannot be read at all, or breaks a limit.
     """
-    with ExitStack() as stack:
-        recording = Recording(str(request["path"]), limits, stack)
+    spans: list[tuple[float, float]] = [(start, end) for start, end in request["spans"]]
+    with recordings.open(str(request["path"]), limits, keep=not spans) as recording:
         write_message(replies, {"kind": "info", "info": recording.info})
-        spans: list[tuple[float, float]] = [(start, end) for start, end in request["spans"]]
         for index in sorted(range(len(spans)), key=spans.__getitem__):
             header, arrays = recording.segment(*spans[index], n_frames=int(request["n_frames"]))
             write_message(replies, {"kind": "segment", "index": index, **header}, arrays)
         write_message(replies, {"kind": "done", "notes": recording.notes()})
+
+
+class Recordings:
+    """Opens recordings. One that was asked for its facts alone stays open: its segments are usually wanted next."""
+
+    def __init__(self) -> None:
+        self._kept: tuple[tuple[object, ...], ExitStack, Recording] | None = None
+
+    @contextmanager
+    def open(self, path: str, limits: MediaLimits, *, keep: bool) -> Iterator[Recording]:
+        """A recording whose spans have not been read yet.
+
+        keep: leave it open for the next call, which closes it unless it is for the same file, unchanged.
+        Raises: MediaError: it cannot be read.
+        """
+        identity = (path, limits, _state_of(path))
+        kept, self._kept = self._kept, None
+        if kept is not None and kept[0] != identity:
+            kept[1].close()
+            kept = None
+        with ExitStack() as stack:
+            if kept is None:
+                recording = Recording(path, limits, stack)
+            else:
+                stack.push(kept[1])
+                recording = kept[2]
+            yield recording
+            if keep:
+                self._kept = (identity, stack.pop_all(), recording)
+
+
+def _state_of(path: str) -> tuple[int, ...] | None:
+    """What changes when a file does; None where there is none."""
+    try:
+        status = Path(path).stat()
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 class Recording:
@@ -191,13 +231,13 @@ class Recording:
 
     def segment(
         self, start_s: float, end_s: float, *, n_frames: int
-    ) -> tuple[dict[str, Any], list[tuple[ArraySpec, bytes]]]:
+    ) -> tuple[dict[str, Any], list[tuple[ArraySpec, list[Raw]]]]:
         """The header and the arrays of one span; starts must not go backwards from call to call."""
         missing: dict[str, str] = {}
-        arrays: list[tuple[ArraySpec, bytes]] = []
+        arrays: list[tuple[ArraySpec, list[Raw]]] = []
         samples = self._samples(start_s, end_s, missing)
         if samples:
-            arrays.append((ArraySpec("float32", (len(samples) // FLOAT_BYTES,)), samples))
+            arrays.append((ArraySpec("float32", (len(samples) // FLOAT_BYTES,)), [samples]))
         header: dict[str, Any] = {"samples": bool(samples), "frames": False, "missing": missing}
         pictures = self._pictures(start_s, end_s, n_frames, missing) if n_frames else []
         if pictures:
@@ -205,7 +245,7 @@ class Recording:
             arrays.append(
                 (
                     ArraySpec("uint8", (len(pictures), height, width, 3)),
-                    b"".join(picture.rgb for picture in pictures),
+                    [picture.rgb for picture in pictures],
                 )
             )
             turn = self._orientation
