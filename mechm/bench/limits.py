@@ -26,6 +26,8 @@ GEMM_SIDE = 1536
 MEMORY_BYTES = 256 << 20
 """Of each array that is read or copied: beyond the caches of a server's processor's share."""
 MEASURED_S = 1.0
+N_PROCESSES = 2
+"""One after the other, of which the better counts: a limit that somebody else held down is none."""
 TIMEOUT_S = 120.0
 
 
@@ -45,7 +47,7 @@ class Limits:
 
 
 def measure_limits(n_threads: int) -> Limits:
-    """Measure in a fresh process.
+    """Measure in fresh processes.
 
     Raises: MissingExtraError: without onnx. MechmError: the process failed.
     """
@@ -53,6 +55,16 @@ def measure_limits(n_threads: int) -> Limits:
         import onnx  # noqa: F401 (the process needs it; here only its absence counts)
     except ImportError as error:
         raise MissingExtraError("onnx", extra="bench") from error
+    measured = [_measured(n_threads) for _ in range(N_PROCESSES)]
+    return Limits(
+        n_threads,
+        max(one.fp32_gflops for one in measured),
+        max(one.int8_gops for one in measured),
+        max(one.memory_gbs for one in measured),
+    )
+
+
+def _measured(n_threads: int) -> Limits:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(n_threads))
     done = subprocess.run(  # noqa: S603 (our own interpreter and words, no shell)
         [sys.executable, "-m", "mechm.bench.limits", str(n_threads)],

@@ -5,12 +5,15 @@ It stands between two marks and is never edited by hand: `python benchmarks/tabl
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from mechm_runtime.errors import InputError
 
 BEGIN, END = "<!-- mechm bench: made by benchmarks/table.py -->", "<!-- end of mechm bench -->"
+
+BEND = 0.95
+"""Of the highest throughput."""
 
 Results = Mapping[str, Any]
 
@@ -56,6 +59,25 @@ def _speeds(results: Results) -> Iterator[str]:
         yield f"| {' | '.join(shown)} |"
 
 
+def _session(one: Results) -> Iterator[str]:
+    for how, newest in (("given whole", one["whole"]), ("streamed in", one["streamed"])):
+        if newest is not None:
+            at = " / ".join(f"{ms:,.0f}" for ms in newest["turn_ms"].values())
+            yield f"{one['system']}, newest utterance at turn {' / '.join(newest['turn_ms'])}, {how}: {at} ms."
+    rates = " / ".join(f"{at['utterances_per_s']:.1f}" for at in one["together"])
+    counts = " / ".join(str(at["n_sessions"]) for at in one["together"])
+    yield (
+        f"{one['system']}, {counts} sessions at once: {rates} utterances a second, "
+        f"the most there is from {bend(one['together'])} on; {one['whole']['session_kb']:,.0f} kB a session."
+    )
+
+
+def bend(together: Sequence[Results]) -> int:
+    """The fewest sessions that reach nearly all of the highest throughput: more of them only wait longer."""
+    most = max(at["utterances_per_s"] for at in together)
+    return min(int(at["n_sessions"]) for at in together if at["utterances_per_s"] >= BEND * most)
+
+
 def _below(results: Results) -> Iterator[str]:
     """Sentences on everything else that was measured, a line each."""
     machine = results["machine"]
@@ -76,7 +98,7 @@ def _below(results: Results) -> Iterator[str]:
         )
     for one in results["stages"]:
         parts = ", ".join(f"{p['part']} {p['share']:.0%}" for p in one["parts"] if p["share"] and p["ms"] >= 5)
-        yield f"{one['system']}: wall time {one['overhead']:.2f} times the model runs" + (
+        yield f"{one['system']}: wall time {one['overhead']:.2f} times the model runs one after the other" + (
             f"; of what the machine can do, {parts} is reached." if parts else "."
         )
     for start in results["start"]:
@@ -84,6 +106,8 @@ def _below(results: Results) -> Iterator[str]:
             f"{start['system']}, start to first result, {start['conversation']}: {start['first_s']:.2f} s, "
             f"{start['peak_mb']:,.0f} MB."
         )
+    for one in results["session"]:
+        yield from _session(one)
     for one in results["offline"]:
         yield f"{one['system']}, offline: {one['conversations_per_s']:.2f} conversations a second."
     for one in results["server"]:

@@ -12,6 +12,7 @@ from mechm.bench.accuracy import Accuracy
 from mechm.bench.figures.roofline import share_in_words
 from mechm.bench.results import Results
 from mechm.bench.scaling import Point
+from mechm.bench.session import SessionTimes
 from mechm.bench.single_stream import SingleStream
 from mechm.bench.stages import StageShares
 from mechm_runtime.wording import printable
@@ -60,6 +61,8 @@ def _parts(results: Results) -> Iterator[RenderableType]:
             found = (f"{served.bound_ms:,.0f} ms", f"{served.queries_per_s:.2f}", f"{share:.0%}")
             table.add_row(served.system, *found)
         yield table
+    if results.session:
+        yield from _sessions(results.session)
     for scaled in results.scaling:
         yield _points(f"{scaled.system}: longer conversations", "utterances", scaled.utterances)
         if scaled.seconds:
@@ -106,7 +109,7 @@ def _accuracy(scored: Accuracy) -> Table:
 
 
 def _stages(one: StageShares) -> Table:
-    spent = f"{one.wall_ms:,.1f} ms, of which models {one.model_ms:,.1f} ms; overhead {one.overhead:.2f} times"
+    spent = f"{one.wall_ms:,.1f} ms, {one.overhead:.2f} times its model runs one after the other"
     table = _table(f"{one.system}: {spent}", "model", "runs", "ms", "GOP/s", "int8", "least ms", "share")
     for part in one.parts:
         ideal = "" if part.ideal_ms is None else f"{part.ideal_ms:,.1f}"
@@ -115,6 +118,31 @@ def _stages(one: StageShares) -> Table:
     stages = ", ".join(f"{name} {ms:,.1f}" for name, ms in one.stages_ms.items() if name != "total")
     table.caption = f"stages, ms: {stages}"
     return table
+
+
+def _sessions(sessions: Sequence[SessionTimes]) -> Iterator[RenderableType]:
+    turns = list(sessions[0].whole.turn_ms)
+    title = f"The newest utterance of a session: {sessions[0].utterance}"
+    table = _table(title, "", *(f"ms, turn {turn}" for turn in turns), "p50", "p99", "kB")
+    for one in sessions:
+        for name, newest in ((one.system, one.whole), (f"{one.system}, streamed in", one.streamed)):
+            if newest is not None:
+                numbers = [newest.turn_ms[turn] for turn in turns] + [newest.latency.p50_ms, newest.latency.p99_ms]
+                table.add_row(name, *(f"{ms:,.1f}" for ms in numbers), f"{newest.session_kb:,.0f}")
+    yield table
+    table = _table("Sessions at once", "", "sessions", "utterances/s", "ms p50", "p99", "kB each", "MB grown, each")
+    for one in sessions:
+        for at_once in one.together:
+            table.add_row(
+                one.system,
+                str(at_once.n_sessions),
+                f"{at_once.utterances_per_s:.1f}",
+                f"{at_once.p50_ms:,.0f}",
+                f"{at_once.p99_ms:,.0f}",
+                f"{at_once.session_kb:,.0f}",
+                "" if at_once.resident_mb_each is None else f"{at_once.resident_mb_each:.1f}",
+            )
+    yield table
 
 
 def _points(title: str, x_name: str, points: Sequence[Point]) -> Table:

@@ -13,6 +13,7 @@ from mechm.bench.machine import Machine
 from mechm.bench.offline import Offline
 from mechm.bench.scaling import Scaling
 from mechm.bench.server import Server
+from mechm.bench.session import SessionTimes
 from mechm.bench.single_stream import SingleStream
 from mechm.bench.stages import StageShares
 from mechm.bench.start import Start
@@ -40,6 +41,7 @@ class Results:
     stages: tuple[StageShares, ...] = ()
     offline: tuple[Offline, ...] = ()
     server: tuple[Server, ...] = ()
+    session: tuple[SessionTimes, ...] = ()
     scaling: tuple[Scaling, ...] = ()
     start: tuple[Start, ...] = ()
     accuracy: Accuracy | None = None

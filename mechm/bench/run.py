@@ -19,6 +19,7 @@ from mechm.bench.rivals import Baseline, RivalConfig, make_rival
 from mechm.bench.rivals.by_utterance import ByUtterance
 from mechm.bench.scaling import run_scaling
 from mechm.bench.server import run_server
+from mechm.bench.session import TURNS, run_session
 from mechm.bench.single_stream import run_single_stream
 from mechm.bench.stages import measure_stages
 from mechm.bench.start import run_start
@@ -28,7 +29,7 @@ from mechm_runtime.bundle import Bundle
 from mechm_runtime.errors import MissingExtraError
 from mechm_runtime.types import Conversation, LabelledConversation
 
-Scenario = Literal["single-stream", "stages", "offline", "server", "scaling", "start"]
+Scenario = Literal["single-stream", "stages", "offline", "server", "session", "scaling", "start"]
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 
 Progress = Callable[[str, int, int], None]
@@ -41,7 +42,8 @@ class BenchConfig:
     own: ours, in every configuration. baselines: rivals, and rivals: what they share. conversation: what is analysed.
     gold: annotated conversations with the file's name, scored where there are some; n_short: how many of them rivals
     are scored on. n_repeats: queries of ours; n_rounds: of each rival; n_starts: fresh processes. n_queries: of the
-    offline scenario. bound_ms: of the server's p99; duration_s: of arrivals at each rate. command: for the record.
+    offline scenario. turns: of a session, where its newest utterance is timed. bound_ms: of the server's p99;
+    duration_s: of arrivals at each rate. command: for the record.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -57,6 +59,7 @@ class BenchConfig:
     n_rounds: int = 3
     n_starts: int = 5
     n_queries: int = 16
+    turns: tuple[int, ...] = TURNS
     bound_ms: float = 2000.0
     duration_s: float = 8.0
     command: str = ""
@@ -149,6 +152,13 @@ def _alone(run: _Run, results: Results, limits: Limits | None) -> Results:
         results = replace(results, start=started)
     if run.wants("offline") or run.wants("server"):
         results = _under_load(run, results)
+    if run.wants("session"):
+        n_frames = run.bundle.fusion.n_frames
+        held = [
+            run_session(Own(run.bundle, one), config.conversation, n_frames, turns=config.turns, on_progress=run.report)
+            for one in config.own
+        ]
+        results = replace(results, session=tuple(held))
     if run.wants("scaling"):
         scaled = [
             run_scaling(Own(run.bundle, one), config.conversation, run.described, on_progress=run.report)

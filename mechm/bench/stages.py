@@ -1,7 +1,8 @@
 """Where a conversation's time goes: each part's runs, what they cost at least, and what is left around them.
 
 A part's share of the limit is the least time that its products and bytes need on this machine over the time it took.
-The overhead is the conversation's wall-clock time over the sum of the model runs.
+Parts are timed one after the other, since side by side they share the cores. The overhead is the time that a
+conversation takes as the pipeline runs it, side by side, over the sum of those model runs; both are taken in turns.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from mechm.bench.limits import Limits
 from mechm.bench.systems import LoadPart, Own, OwnConfig
 from mechm_runtime.bundle import Bundle
 from mechm_runtime.engine import GraphRunner
-from mechm_runtime.types import Conversation
+from mechm_runtime.types import Analysis, Conversation
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Progress = Callable[[int, int], None]
@@ -48,13 +49,15 @@ class PartShare:
 
 @dataclass(frozen=True, slots=True)
 class StageShares:
-    """Medians of a conversation: wall_ms, model_ms (the sum of its model runs), overhead (their ratio).
+    """Medians of a conversation.
 
-    stages_ms: the pipeline's own stages.
+    wall_ms: as the pipeline runs it. model_ms: the sum of its model runs, one after the other. overhead: their ratio.
+    sequential_ms: all of it, one after the other. stages_ms: the pipeline's own stages then.
     """
 
     system: str
     wall_ms: float
+    sequential_ms: float
     model_ms: float
     overhead: float
     stages_ms: dict[str, float]
@@ -106,19 +109,21 @@ def measure_stages(
     limits: None leaves ideal times and shares out.
     """
     recorder = _Recorder()
-    own = Own(bundle, config, recorder.wrap)
-    own.analyze(conversation)  # loads the parts and lets them allocate
+    own, shipped = Own(bundle, config, recorder.wrap), Own(bundle, config)
+    for system in (own, shipped):
+        system.analyze(conversation)  # loads the parts and lets them allocate
     recorder.runs.clear()
     recorder.keeps = True
     own.analyze(conversation)
     recorder.keeps = False
     costs = _costs(bundle, config, recorder.runs)
-    walls, models, by_part, stages = [], [], dict[str, list[float]](), dict[str, list[float]]()
+    walls, sequential, models = list[float](), list[float](), list[float]()
+    by_part, stages = dict[str, list[float]](), dict[str, list[float]]()
     for done in range(n_repeats):
         recorder.runs.clear()
-        start = time.perf_counter()
-        analysis = own.analyze(conversation)
-        walls.append(1000 * (time.perf_counter() - start))
+        walls.append(_timed(shipped, conversation)[0])
+        taken, analysis = _timed(own, conversation)
+        sequential.append(taken)
         models.append(sum(run.ms for run in recorder.runs))
         for part in {run.part for run in recorder.runs}:
             by_part.setdefault(part, []).append(sum(run.ms for run in recorder.runs if run.part == part))
@@ -128,11 +133,18 @@ def measure_stages(
     return StageShares(
         own.name,
         _median(walls),
+        _median(sequential),
         _median(models),
         round(float(np.median(np.array(walls) / np.array(models))), 3),
         {stage: _median(ms) for stage, ms in stages.items()},
         tuple(_share(part, costs[part], _median(by_part[part]), limits) for part in costs if part in by_part),
     )
+
+
+def _timed(own: Own, conversation: Conversation) -> tuple[float, Analysis]:
+    start = time.perf_counter()
+    analysis = own.analyze(conversation)
+    return 1000 * (time.perf_counter() - start), analysis
 
 
 def _costs(bundle: Bundle, config: OwnConfig, runs: list[_Run]) -> dict[str, list[GraphCost]]:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mechm_runtime.pipeline import Precision
     from mechm_runtime.types import Conversation, LabelledConversation
 
-SCENARIOS = ("single-stream", "stages", "offline", "server", "scaling", "start")
+SCENARIOS = ("single-stream", "stages", "offline", "server", "session", "scaling", "start")
 ALL = "all"
 
 EXAMPLES = """\b
@@ -122,6 +122,14 @@ _File = click.Path(path_type=Path)
     metavar="SECONDS",
     help="Of arrivals at the server, at each rate that is tried.",
 )
+@click.option(
+    "--turns",
+    type=click.IntRange(min=5),
+    default=100,
+    show_default=True,
+    metavar="N",
+    help="Length of a session; its newest utterance is timed at turn 5, at 20 and at the end.",
+)
 @click.option("--out", type=_File, metavar="DIR", help="Write the results (JSON) and pictures (SVG) there.")
 def bench(
     source: Path | None,
@@ -146,6 +154,7 @@ def bench(
     queries: int,
     bound_ms: float,
     duration_s: float,
+    turns: int,
     out: Path | None,
 ) -> None:
     """Measure a bundle on this machine.
@@ -158,6 +167,7 @@ def bench(
     stages         each model's share of what the machine can do, and the time around the models
     offline        all queries at once: conversations a second
     server         queries arrive by chance: the highest rate whose p99 stays below --bound
+    session        the newest utterance of a conversation that goes on, and sessions at once
     scaling        longer conversations, longer utterances, more callers
     start          from the start of a process to its first result, and memory
 
@@ -169,6 +179,7 @@ def bench(
     from mechm.bench.figures import write_figures
     from mechm.bench.report import render
     from mechm.bench.run import BenchConfig, run_bench
+    from mechm.bench.session import TURNS
     from mechm.cli.progress import steps_progress
     from mechm_runtime.bundle import open_bundle
     from mechm_runtime.engine import EngineConfig
@@ -195,6 +206,7 @@ def bench(
         n_rounds=rounds,
         n_starts=starts,
         n_queries=queries,
+        turns=tuple(sorted({*(turn for turn in TURNS if turn <= turns), turns})),
         bound_ms=bound_ms,
         duration_s=duration_s,
         command=_command(sys.argv[1:]),

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from mechm.bench.figures.latency import draw_latency
 from mechm.bench.figures.roofline import draw_roofline
-from mechm.bench.figures.scaling import draw_callers, draw_seconds, draw_utterances
+from mechm.bench.figures.scaling import draw_callers, draw_seconds, draw_sessions, draw_turns, draw_utterances
 from mechm.bench.results import Results
 from mechm_runtime.writers import write_bytes
 
-__all__ = ["draw_callers", "draw_latency", "draw_roofline", "draw_seconds", "draw_utterances", "write_figures"]
+__all__ = ["write_figures"]
 
 
 def write_figures(results: Results, folder: Path) -> list[Path]:
@@ -27,6 +27,9 @@ def write_figures(results: Results, folder: Path) -> list[Path]:
         drawings["callers"] = draw_callers(results)
         if any(one.seconds for one in results.scaling):
             drawings["seconds"] = draw_seconds(results)
+    if results.session:
+        drawings["turns"] = draw_turns(results)
+        drawings["sessions"] = draw_sessions(results)
     if results.limits is not None and results.stages:
         drawings["roofline"] = draw_roofline(results, results.limits)
     paths = []

@@ -12,6 +12,8 @@ from mechm.evaluation.figures.sheet import HEADER, WIDTH, text
 
 Range = tuple[float, float]
 
+STEPS = ((0.6, 1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8), (1.2, 1, 1.5, 2, 3, 5, 7), (2.5, 1, 2, 5), (math.inf, 1))
+"""Powers of ten that an axis spans at most, and what its powers are multiplied with for its values."""
 DASHES = ("", "7 4", "2 3", "10 3 2 3")
 """Series of one colour differ in their dashes."""
 
@@ -70,9 +72,9 @@ def around(values: Sequence[float]) -> Range:
 
 
 def round_values(limits: Range) -> list[float]:
-    """1, 2 and 5 times powers of ten inside a range; the powers alone where those are many."""
+    """Round values inside a range, the fewer to a power of ten the wider it is."""
     low, high = (math.log10(limit) for limit in limits)
-    leading = (1, 2, 5) if high - low < 2.5 else (1,)
+    leading = next(steps for width, *steps in STEPS if high - low < width)
     powers = range(math.floor(low), math.ceil(high) + 1)
     return [value for power in powers for value in (lead * 10.0**power for lead in leading) if _inside(value, limits)]
 

@@ -1,4 +1,4 @@
-"""How cost grows: with the utterances of a conversation, with their length, and with callers at once."""
+"""How cost grows: with the utterances of a conversation, their length, turns, and with callers and sessions at once."""
 
 from __future__ import annotations
 
@@ -27,6 +27,23 @@ def draw_callers(results: Results) -> str:
     """Throughput against callers."""
     series = {one.system: [(point.x, point.per_s) for point in one.callers] for one in results.scaling}
     return draw_series(results, series, "More callers at once", "callers", "conversations a second, of all callers")
+
+
+def draw_turns(results: Results) -> str:
+    """Milliseconds of each utterance of a session against its turn."""
+    series = {
+        name: list(enumerate(newest.latency.samples_ms, 1))
+        for one in results.session
+        for name, newest in ((one.system, one.whole), (f"{one.system}, streamed in", one.streamed))
+        if newest is not None
+    }
+    return draw_series(results, series, "The newest utterance of a session", "turn", "milliseconds after its end")
+
+
+def draw_sessions(results: Results) -> str:
+    """Throughput against sessions."""
+    series = {one.system: [(at.n_sessions, at.utterances_per_s) for at in one.together] for one in results.session}
+    return draw_series(results, series, "More sessions at once", "sessions", "utterances a second, of all sessions")
 
 
 def draw_series(results: Results, series: Series, title: str, x_name: str, y_name: str) -> str:

@@ -1,7 +1,8 @@
-"""torch.compile: the same modules as in the original manner, compiled, on a voice's own length, LoRA merged.
+"""torch.compile: the encoders and the fusion compiled, on a voice's own length, and the Llama with its LoRA merged.
 
-Sizes are dynamic, so that another utterance's length is not compiled again. Compiling happens in the first
-conversation and takes minutes; it needs a C++ compiler.
+Sizes are dynamic, so that another utterance's length is not compiled again. Compiling happens in the first conversation
+and takes a minute; it needs a C++ compiler. The Llama writes uncompiled: compiling its two passes, over a prompt and
+over a token, had not ended after eight minutes on two busy cores (torch 2.13).
 """
 
 from __future__ import annotations
@@ -41,7 +42,6 @@ def make(bundle: Bundle, config: RivalConfig) -> ByUtterance:
         if not config.writes:
             return parts, None
         llama = unmerged_llama(bundle.preset, config.adapter, torch.float32).merge_and_unload()
-        llama.forward = torch.compile(llama.forward, dynamic=True)
         return parts, TransformersWriter(llama, question_tokenizer(bundle))
 
     return ByUtterance("torch.compile", bundle, load, llama="Llama" if config.writes else "", pads=False)

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mechm.bench.readme import BEGIN, END, table_of, with_table
+from mechm.bench.readme import BEGIN, END, bend, table_of, with_table
 from mechm.bench.results import read_results
 from mechm_runtime.errors import InputError
 
@@ -85,3 +85,8 @@ def test_a_folder_with_other_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "other.json").write_text("[]")
     with pytest.raises(InputError, match=r"other\.json holds no results"):
         read_results(tmp_path)
+
+
+def test_throughput_bends_where_more_sessions_bring_no_more() -> None:
+    rates = {1: 3.0, 2: 5.0, 4: 9.6, 8: 10.0, 16: 9.9}
+    assert bend([{"n_sessions": n, "utterances_per_s": rate} for n, rate in rates.items()]) == 4

@@ -9,11 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mechm.bench import scaling, session
 from mechm.bench.offline import run_offline
 from mechm.bench.server import MIN_QUERIES, arrival_times, run_server
 from mechm.bench.single_stream import run_single_stream
+from mechm.bench.systems import Own, OwnConfig
 from mechm.bench.timing import Latency
-from mechm.bench.workload import describe, of_length, of_seconds, words_alone
+from mechm.bench.workload import describe, of_length, of_seconds, sample_conversation, words_alone
+from mechm.cli.inputs import load_conversations
+from mechm_runtime.bundle import open_bundle
 from mechm_runtime.errors import InputError
 from mechm_runtime.types import Analysis, Conversation, Utterance, UtteranceAnalysis
 
@@ -171,3 +175,63 @@ def test_workers_share_one_system() -> None:
 
     run_offline(Seen("a", 0.02), [TALK] * 6, "x", n_workers=3, n_threads=1, on_progress=silent)
     assert len(threads) == 4  # three workers, and the first run
+
+
+def test_scaling_analyses_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    lengths: list[int] = []
+    spans: list[float] = []
+
+    class Seen(Sleeper):
+        def analyze(self, conversation: Conversation) -> Analysis:
+            lengths.append(len(conversation.utterances))
+            spans.append(sum((u.end_s or 0.0) - (u.start_s or 0.0) for u in conversation.utterances))
+            return super().analyze(conversation)
+
+    monkeypatch.setattr(scaling, "ENOUGH_S", 0.05)
+    monkeypatch.setattr(scaling, "CALLERS", (1, 4))
+    measured = scaling.run_scaling(Seen("a", 0.02), TALK, "x", on_progress=silent)
+    assert [point.x for point in measured.utterances] == list(scaling.UTTERANCES)
+    assert set(scaling.UTTERANCES) <= set(lengths)
+    assert [point.x for point in measured.seconds] == [1.0, 3.0, 10.0], "the recording lasts ten seconds"
+    assert {3.0, 9.0, 30.0} <= {round(seconds, 6) for seconds in spans}
+    one, four = measured.callers
+    assert four.per_s == pytest.approx(4 * one.per_s, rel=0.4)
+    assert four.n >= 4
+    words = scaling.run_scaling(Sleeper("a", 0.0), words_alone(TALK), "x", on_progress=silent)
+    assert words.seconds == ()
+
+
+def test_sessions_are_timed_turn_by_turn_and_at_once(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session, "ENOUGH_S", 0.1)
+    monkeypatch.setattr(session, "PAUSE_S", 0.0)
+    monkeypatch.setattr(session, "SESSIONS", (1, 3))
+    own = Own(open_bundle(tiny_bundle), OwnConfig("none", None, "onnxruntime", 1))
+    (sample,) = load_conversations(*sample_conversation())
+    measured = session.run_session(own, of_length(sample, 3), 2, turns=(2, 6), on_progress=silent)
+    assert measured.utterance == "3 s of voice, 2 frames"
+    assert measured.streamed is not None
+    for newest in (measured.whole, measured.streamed):
+        assert newest.latency.n == 6
+        assert newest.turn_ms["2"] == pytest.approx(np.median(newest.latency.samples_ms[:4]), abs=1e-3)
+        assert newest.turn_ms["6"] == pytest.approx(np.median(newest.latency.samples_ms[3:]), abs=1e-3)
+        assert newest.session_kb > 1
+    assert [at.n_sessions for at in measured.together] == [1, 3]
+    assert all(at.utterances_per_s > 0 and at.session_kb > 0 for at in measured.together)
+    words = session.run_session(own, words_alone(sample), 2, turns=(2,), on_progress=silent)
+    assert (words.utterance, words.streamed) == ("text", None)
+
+
+def test_what_is_said_in_a_session_lasts_three_seconds_and_never_repeats() -> None:
+    (sample,) = load_conversations(*sample_conversation())
+    said = session.spoken(of_length(sample, 2), 3)
+    for one in said:
+        assert one.samples is not None
+        assert one.frames is not None
+        assert len(one.samples) == 3 * 16_000
+        assert len(one.frames) == 3
+    first, second = session._shifted(said[0], 1), session._shifted(said[0], 2)
+    assert first.samples is not None
+    assert first.frames is not None
+    assert (first.utterance.id, second.utterance.id) == (1, 2)
+    assert not np.array_equal(first.samples, second.samples)
+    assert not np.array_equal(first.frames, second.frames)
