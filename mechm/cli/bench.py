@@ -84,9 +84,9 @@ _File = click.Path(path_type=Path)
     "baselines",
     type=click.Choice(["original", "compile", "glue"]),
     multiple=True,
-    help="A rival on the same weights, in turns with ours; may be repeated. original: torch eager, each utterance by "
-    "itself, 30 s of padding, 20 tokens written an answer. compile: torch.compile. glue: plain onnxruntime in fp32 and "
-    "vLLM's generate.",
+    help="A rival on the same weights, in turns with ours; may be repeated. original: torch eager, each voice and "
+    "frame by itself, 30 s of padding, 20 tokens written an answer. compile: torch.compile. glue: plain onnxruntime in fp32 "
+    "and vLLM's generate.",
 )
 @click.option("--trained", type=_File, metavar="DIR", help="The fusion's weights for the rivals. Default: as shipped.")
 @click.option("--adapter", type=_File, metavar="DIR", help="The Llama's adapter for the rivals. Default: as shipped.")

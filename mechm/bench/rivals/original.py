@@ -1,7 +1,7 @@
 """The original manner: torch eager in fp32, each utterance on its own, 30 s of Whisper padding, a Llama that writes.
 
-So MER-MCE and its kind run: encoders one utterance and one frame at a time, the LoRA beside the Llama (peft), and 20
-tokens written to each utterance's question.
+So MER-MCE and its kind run: encoders of voice and picture one utterance and one frame at a time, the LoRA beside the
+Llama (peft), and 20 tokens written to each utterance's question.
 """
 
 from __future__ import annotations
