@@ -51,8 +51,8 @@ def main() -> None:
         asked_below=given.asked_below if given.llm == "onnx" else None,
     )
     print(
-        f"{given.gold.name}, {len(labelled)} conversations, text, llm {given.llm}; onnxruntime {version('onnxruntime')}, "
-        f"{given.threads} threads, {platform.machine()}; bundle {pipeline.bundle_id}"
+        f"{given.gold.name}, {len(labelled)} conversations, text, llm {given.llm}; "
+        f"onnxruntime {version('onnxruntime')}, {given.threads} threads, {platform.machine()}; {pipeline.bundle_id}"
     )
     print(f"{'':34}{'weighted F1':>12}{'accuracy':>10}{'ms p50':>9}{'p99':>8}{'revised':>9}")
     rows = []
