@@ -11,14 +11,20 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from mechm_runtime.bundle import LLAMA, PROJECTOR, Bundle, LlamaFiles
 from mechm_runtime.combination import combine
-from mechm_runtime.decision import emotion_logits_of, emotion_probabilities
+from mechm_runtime.decision import (
+    cause_probabilities,
+    emotion_logits_of,
+    emotion_probabilities,
+    pair_logits_of,
+)
 from mechm_runtime.engine import GraphRunner
 from mechm_runtime.errors import BundleError
 from mechm_runtime.fusion import FusionInputs, FusionScores
-from mechm_runtime.llama import Asking, LlamaReader, answered, answered_async
+from mechm_runtime.llama import Asking, LlamaReader, LlamaScores, SoftTokens, answered, answered_async
 from mechm_runtime.llama_graph import LlamaGraph
 from mechm_runtime.projector import Projector
 from mechm_runtime.questions import QuestionTokenizer, pair_logits
@@ -38,13 +44,18 @@ Missing = Sequence[dict[str, str]]
 class Adviser:
     """Weighs a Llama's answers against the fusion's.
 
-    projector: tells the Llama what was heard and seen; None for words alone.
+    reader: asks the Llama. projector: tells it what was heard and seen; None for words alone.
+    asked_below: the Llama is asked about utterances whose likeliest emotion has less than this probability in the
+        fusion; where the fusion is surer, its own scores stand.
     """
 
-    def __init__(self, bundle: Bundle, files: LlamaFiles, reader: LlamaReader, projector: Projector | None) -> None:
+    def __init__(
+        self, bundle: Bundle, files: LlamaFiles, reader: LlamaReader, projector: Projector | None, asked_below: float
+    ) -> None:
+        self.reader = reader
+        self.asked_below = asked_below
         self._bundle = bundle
         self._files = files
-        self._reader = reader
         self._projector = projector
 
     def advise(
@@ -59,7 +70,7 @@ class Adviser:
 
         Raises: LlmUnavailableError: a server does not answer.
         """
-        return answered(self._steps(utterances, inputs, fusion, missing, progress), self._reader.engine)
+        return answered(self._steps(utterances, inputs, fusion, missing, progress), self.reader.engine)
 
     async def advise_async(
         self,
@@ -73,7 +84,7 @@ class Adviser:
 
         Raises: as `advise`.
         """
-        return await answered_async(self._steps(utterances, inputs, fusion, missing, progress), self._reader.engine)
+        return await answered_async(self._steps(utterances, inputs, fusion, missing, progress), self.reader.engine)
 
     def _steps(
         self,
@@ -83,31 +94,74 @@ class Adviser:
         missing: Missing,
         progress: Callable[[int, int], None] | None,
     ) -> Asking[FusionScores]:
-        files = self._files
-        soft = None if self._projector is None else self._projector.project(inputs)
-        if files.questions.soft_tokens and self._projector is None:
-            for index in inputs.evident().nonzero()[0].tolist():
+        wanted = self.unsure(fusion)
+        soft = self.soft_tokens(inputs) if wanted.any() else None
+        answers = yield from self.reader.steps(utterances, soft, progress, wanted)
+        self.note_unread(utterances, inputs, answers.asked, missing)
+        return self.weigh(fusion, answers)
+
+    def unsure(self, fusion: FusionScores) -> npt.NDArray[np.bool_]:
+        """bool (U,): whether the Llama is worth asking about an utterance."""
+        likeliest = emotion_probabilities(fusion.emotion_logits, self._bundle.decision).max(-1)
+        # At 1 everything is asked about, also what rounds to certain.
+        return np.asarray((likeliest < self.asked_below) | (self.asked_below >= 1.0))
+
+    @property
+    def soft_shape(self) -> tuple[int, int] | None:
+        """Soft tokens of an utterance, and their width; None where the Llama reads words alone."""
+        return None if self._projector is None else (self._files.questions.soft_tokens, self.reader.hidden_size)
+
+    def soft_tokens(self, inputs: FusionInputs) -> SoftTokens | None:
+        """What was heard and seen as the Llama reads it; None where that is nothing, or the Llama reads words alone."""
+        return None if self._projector is None else self._projector.project(inputs)
+
+    def note_unread(
+        self,
+        utterances: Sequence[Utterance],
+        inputs: FusionInputs,
+        asked: npt.NDArray[np.bool_],
+        missing: Missing,
+    ) -> None:
+        """Say of utterances that were asked about what the Llama did not get to read."""
+        if self._files.questions.soft_tokens and self._projector is None:
+            for index in (inputs.evident() & asked).nonzero()[0].tolist():
                 missing[index]["llm"] = (
                     "what was heard and seen: mechm export llm puts the embeddings that it takes into the bundle"
                 )
-        answers = yield from self._reader.steps(utterances, soft, progress)
-        for index, n_tokens in self._reader.overlong(utterances).items():
-            missing[index]["llm"] = f"the middle of its {n_tokens} tokens"
+        for index, n_tokens in self.reader.overlong(utterances).items():
+            if asked[index]:
+                missing[index]["llm"] = f"the middle of its {n_tokens} tokens"
+
+    def weigh(self, fusion: FusionScores, answers: LlamaScores) -> FusionScores:
+        """Both scores as one, to be decided with the Llama's constants.
+
+        Where nothing was asked the fusion's own probabilities hold: the combination was fitted on answers.
+        """
+        files, own = self._files, self._bundle.decision
+        unasked = ~answers.asked
         causes = pair_logits(answers.causes, fusion.first_cause, fusion.pair_logits.shape[1])
-        causes[~answers.asked] = -np.inf
+        causes[unasked] = -np.inf
         emotions, pairs = combine(
             (fusion.emotion_logits, fusion.pair_logits), (answers.emotions, causes), files.combination
         )
-        # Without words the fusion's own calibration holds: the combination's was fitted on words, which bends a voice.
-        silent = emotion_probabilities(fusion.emotion_logits[~answers.asked], self._bundle.decision)
-        emotions[~answers.asked] = emotion_logits_of(silent, files.decision)
+        emotions[unasked] = emotion_logits_of(
+            emotion_probabilities(fusion.emotion_logits[unasked], own), files.decision
+        )
+        pairs[unasked] = pair_logits_of(cause_probabilities(fusion.pair_logits[unasked], own), files.decision)
         return replace(fusion, emotion_logits=emotions, pair_logits=pairs)
 
 
 def make_adviser(
-    bundle: Bundle, llm: Llm, server: ServerConfig | None, fusion: GraphRunner, load: Callable[[str], GraphRunner]
+    bundle: Bundle,
+    llm: Llm,
+    server: ServerConfig | None,
+    fusion: GraphRunner,
+    load: Callable[[str], GraphRunner],
+    asked_below: float | None = None,
 ) -> Adviser | None:
     """What advises, None for `none`.
+
+    asked_below: see `Adviser`; None for what the bundle says.
 
     server: where it is, for `vllm`; it must be there now, later it may come and go.
     fusion: the fusion's graph. load: what runs another part of the bundle.
@@ -133,4 +187,5 @@ def make_adviser(
     reads_soft_tokens = files.questions.soft_tokens > 0 and (llm != "vllm" or bundle.served is not None)
     projector = Projector(fusion, load(PROJECTOR), bundle.fusion) if reads_soft_tokens else None
     reader = LlamaReader(questions, engine, bundle.parts[LLAMA].width("soft_tokens"))
-    return Adviser(bundle, files, reader, projector)
+    below = files.combination.asked_below if asked_below is None else asked_below
+    return Adviser(bundle, files, reader, projector, below)

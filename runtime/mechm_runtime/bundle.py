@@ -336,7 +336,8 @@ def _llama(values: Mapping[str, Any], parts: Mapping[str, PartFiles], listed: se
     return LlamaFiles(
         tokenizer,
         questions,
-        _config(CombinationConfig, values["combination"]),
+        # Bundles from before there was a bound ask about every utterance.
+        _config(CombinationConfig, {"asked_below": 1.0, **values["combination"]}),
         _config(DecisionConfig, values["decision"]),
     )
 

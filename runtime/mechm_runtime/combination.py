@@ -23,6 +23,8 @@ class CombinationConfig:
     emotion_fusion, emotion_llama: of their log-probabilities. pair_fusion, pair_llama: of their log-odds.
     pair_bias: added to the log-odds of pairs that both have scored.
     pair_alone, pair_bias_alone: scale and offset of the fusion's log-odds where the Llama has scored no pair.
+    asked_below: the Llama is asked about utterances whose likeliest emotion has less than this probability in the
+        fusion; 1 for all.
     """
 
     emotion_fusion: float = 0.5
@@ -32,10 +34,13 @@ class CombinationConfig:
     pair_bias: float = 0.0
     pair_alone: float = 1.0
     pair_bias_alone: float = 0.0
+    asked_below: float = 1.0
 
     def __post_init__(self) -> None:
         if not all(map(math.isfinite, astuple(self))):
             raise ValueError("a weight of the combination is not finite")
+        if not 0.0 <= self.asked_below <= 1.0:
+            raise ValueError(f"asked_below={self.asked_below} is not a probability")
 
 
 def combine(

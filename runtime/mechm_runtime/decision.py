@@ -94,6 +94,19 @@ def cause_probabilities(logits: Float, config: DecisionConfig) -> Float:
     return np.where(unscored, 0.0, 1.0 / (1.0 + np.exp(-scaled)))
 
 
+def pair_logits_of(probabilities: Float, config: DecisionConfig) -> Float:
+    """Logits that this calibration turns into these probabilities, the inverse of `cause_probabilities`.
+
+    probabilities: float (...). Returns: float64 (...), -inf where the probability is 0; and 0 for a calibration that
+    gives all logits the same probability.
+    """
+    unscored = probabilities <= 0.0
+    inside = np.clip(np.where(unscored, 0.5, probabilities), np.finfo(np.float64).tiny, 1.0 - 1e-16)
+    odds = np.log(inside) - np.log1p(-inside)
+    logits = (odds - config.pair_bias) / config.pair_scale if config.pair_scale else np.zeros_like(odds)
+    return np.where(unscored, -np.inf, logits)
+
+
 def decide(
     emotion_logits: Float,
     pair_logits: Float,

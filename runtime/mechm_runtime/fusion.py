@@ -60,6 +60,19 @@ class FusionInputs:
         """bool (U,): where something but words is known."""
         return np.asarray(self.audio_mask | self.face_mask.any(-1) | self.scene_mask.any(-1))
 
+    def of(self, rows: slice) -> FusionInputs:
+        """What is known of some of the utterances: views of the same arrays."""
+        return FusionInputs(**{item.name: getattr(self, item.name)[rows] for item in fields(self)})
+
+    def followed_by(self, later: FusionInputs) -> FusionInputs:
+        """What is known of these utterances and then of others: new arrays, `speaker_ids` as they were."""
+        return FusionInputs(
+            **{
+                item.name: np.concatenate([getattr(self, item.name), getattr(later, item.name)])
+                for item in fields(self)
+            }
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class FusionScores:

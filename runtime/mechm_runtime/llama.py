@@ -45,6 +45,18 @@ class LlamaScores:
     emotions: npt.NDArray[np.float32]
     causes: npt.NDArray[np.float32]
 
+    @classmethod
+    def unasked(cls, n: int) -> LlamaScores:
+        """Room for the answers on n utterances."""
+        emotions = np.zeros((n, len(EMOTIONS)), np.float32)
+        return cls(np.zeros(n, bool), emotions, np.zeros((n, len(CAUSE_ANSWERS) + 1), np.float32))
+
+    def fill(self, positions: npt.NDArray[np.int64], outputs: Arrays) -> None:
+        """Take over what a graph answered on the utterances at some positions."""
+        self.asked[positions] = True
+        self.emotions[positions] = outputs["emotion_log_probabilities"]
+        self.causes[positions] = outputs["cause_log_probabilities"]
+
 
 @dataclass(frozen=True, slots=True)
 class SoftTokens:
@@ -56,6 +68,10 @@ class SoftTokens:
     tokens: npt.NDArray[np.float32]
     evident: npt.NDArray[np.bool_]
 
+    def of(self, rows: slice) -> SoftTokens:
+        """Those of some of the utterances."""
+        return SoftTokens(self.tokens[rows], self.evident[rows])
+
 
 class LlamaReader:
     """Asks about every utterance that has words.
@@ -66,59 +82,76 @@ class LlamaReader:
     def __init__(self, tokenizer: QuestionTokenizer, engine: GraphRunner, hidden_size: int) -> None:
         self.engine = engine
         self._tokenizer = tokenizer
-        self._hidden_size = hidden_size
+        self.hidden_size = hidden_size
 
     def read(
         self,
         utterances: Sequence[Utterance],
         soft: SoftTokens | None = None,
         progress: Callable[[int, int], None] | None = None,
+        wanted: npt.NDArray[np.bool_] | None = None,
     ) -> LlamaScores:
         """Score a conversation of any length, window by window.
 
         soft: what stands beside the words; None for words alone.
         progress: called with utterances done and their number.
+        wanted: bool (U,), which utterances to ask about; None for all. Those without words are never asked about.
         Raises: ValueError: `soft` has another shape, or tokens that are not finite.
         """
-        return answered(self.steps(utterances, soft, progress), self.engine)
+        return answered(self.steps(utterances, soft, progress, wanted), self.engine)
 
     def steps(
         self,
         utterances: Sequence[Utterance],
         soft: SoftTokens | None = None,
         progress: Callable[[int, int], None] | None = None,
+        wanted: npt.NDArray[np.bool_] | None = None,
     ) -> Asking[LlamaScores]:
         """The same as a generator of what is asked, for `answered` or `answered_async`: it waits for nothing."""
         n = len(utterances)
         asked = np.array([bool((u.text or "").strip()) for u in utterances])
-        emotions = np.zeros((n, len(EMOTIONS)), np.float32)
-        causes = np.zeros((n, len(CAUSE_ANSWERS) + 1), np.float32)
-        evident, tokens = self._checked(soft, n)
-        for first, last, core_first, core_last in self._tokenizer.windows(utterances, evident):
+        if wanted is not None:
+            asked &= wanted
+        scores = LlamaScores.unasked(n)
+        for first, last, core_first, core_last in self._tokenizer.windows(utterances, self._evident(soft, n)):
             positions = core_first + np.flatnonzero(asked[core_first:core_last])
             if len(positions):
-                packed = self._tokenizer.pack(utterances[first:last], (positions - first).tolist(), evident[first:last])
-                outputs = yield graph_inputs(packed, tokens[first:last])
-                emotions[positions] = outputs["emotion_log_probabilities"]
-                causes[positions] = outputs["cause_log_probabilities"]
+                inside = None if soft is None else soft.of(slice(first, last))
+                packed = self.packed(utterances[first:last], (positions - first).tolist(), inside)
+                scores.fill(positions, (yield packed))
             if progress is not None:
                 progress(core_last, n)
-        return LlamaScores(asked, emotions, causes)
+        return scores
+
+    def packed(
+        self, utterances: Sequence[Utterance], positions: Sequence[int], soft: SoftTokens | None = None
+    ) -> dict[str, npt.NDArray[Any]]:
+        """One window as the graph takes it: what was said, and the questions on some of it.
+
+        Raises: ValueError: as `read`.
+        """
+        n = len(utterances)
+        evident = self._evident(soft, n)
+        tokens = np.zeros((n, self._tokenizer.config.soft_tokens, self.hidden_size), np.float32)
+        return graph_inputs(
+            self._tokenizer.pack(utterances, positions, evident), tokens if soft is None else soft.tokens
+        )
 
     def overlong(self, utterances: Sequence[Utterance]) -> dict[int, int]:
         """Positions of utterances that are not read as a whole, and how many tokens they have."""
         return self._tokenizer.overlong(utterances)
 
-    def _checked(self, soft: SoftTokens | None, n: int) -> tuple[list[bool], npt.NDArray[np.float32]]:
-        """Which utterances have soft tokens, and the tokens."""
-        shape = (n, self._tokenizer.config.soft_tokens, self._hidden_size)
+    def _evident(self, soft: SoftTokens | None, n: int) -> list[bool]:
+        """Which of n utterances have soft tokens."""
         if soft is None:
-            return [False] * n, np.zeros(shape, np.float32)
+            return [False] * n
+        shape = (n, self._tokenizer.config.soft_tokens, self.hidden_size)
         if soft.tokens.shape != shape or soft.evident.shape != (n,):
             raise ValueError(f"soft tokens {soft.tokens.shape} for {soft.evident.shape} utterances, not {shape}")
         if not np.isfinite(soft.tokens[soft.evident]).all():
             raise ValueError("a soft token is not finite")
-        return soft.evident.tolist(), soft.tokens
+        evident: list[bool] = soft.evident.tolist()
+        return evident
 
 
 def answered(asking: Asking[T], engine: GraphRunner) -> T:

@@ -7,6 +7,7 @@ decode media nor decide anything.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +24,7 @@ from mechm_runtime.types import Utterance
 TEXT_WINDOWS_PER_RUN = 8
 MAX_MEL_FRAMES = 3000
 """Whisper's positions reach 30 s; a longer utterance is read in pieces of about equal length."""
+NO_FACE = "no face found"
 MIN_SAMPLES = 400
 """25 ms, one analysis frame: less is no sound to speak of."""
 
@@ -49,6 +51,10 @@ class TextReader:
         if len(windows.input_ids):
             inputs.text[:] = pool_batches(self._states(windows, progress), windows)
 
+    def n_tokens(self, utterance: Utterance) -> int:
+        """How many tokens an utterance is read as; 0 where it has no words."""
+        return int((self._tokenizer([utterance]).utterance_index == 0).sum())
+
     def _states(
         self, windows: TextWindows, progress: Callable[[int, int], None] | None
     ) -> Iterator[npt.NDArray[np.float32]]:
@@ -60,6 +66,21 @@ class TextReader:
             yield self._engine.run(feeds)["last_hidden_state"]
             if progress is not None:
                 progress(windows.n_utterances * min(rows.stop, n_windows) // n_windows, windows.n_utterances)
+
+
+@dataclass(frozen=True, slots=True)
+class VoicePiece:
+    """A piece of a voice, read. tokens: float32 (audio tokens, 2 * D), mean then deviation. n_frames: its length."""
+
+    tokens: npt.NDArray[np.float32]
+    n_frames: int
+
+
+def unreadable(samples: npt.NDArray[np.float32]) -> str:
+    """Why samples are no voice that could be read, or an empty string."""
+    if len(samples) < MIN_SAMPLES:
+        return "shorter than 25 ms"
+    return "" if np.any(samples) else "digital silence"
 
 
 class VoiceReader:
@@ -74,19 +95,22 @@ class VoiceReader:
 
         samples: float32 (n,), 16 kHz mono.
         """
-        if len(samples) < MIN_SAMPLES:
-            return "shorter than 25 ms"
-        if not np.any(samples):
-            return "digital silence"
-        n_pieces = -(-len(samples) // (MAX_MEL_FRAMES * self._config.hop_length))
-        pieces = [log_mel_spectrogram(piece, self._config) for piece in np.array_split(samples, n_pieces)]
-        tokens = [
-            self._engine.run({"mel": mel[None], "mel_frames": np.array([mel.shape[1]], np.int64)})["audio_tokens"][0]
-            for mel in pieces
-        ]
-        inputs.audio[index] = merge_pieces(np.stack(tokens), np.array([mel.shape[1] for mel in pieces], np.float64))
-        inputs.audio_mask[index] = True
-        return ""
+        reason = unreadable(samples)
+        if not reason:
+            n_pieces = -(-len(samples) // (MAX_MEL_FRAMES * self._config.hop_length))
+            pieces = [self.piece(piece) for piece in np.array_split(samples, n_pieces)]
+            inputs.audio[index] = merge_pieces(pieces)
+            inputs.audio_mask[index] = True
+        return reason
+
+    def piece(self, samples: npt.NDArray[np.float32]) -> VoicePiece:
+        """Read a piece of a voice.
+
+        samples: float32 (n,), 16 kHz mono, 25 ms to 30 s.
+        """
+        mel = log_mel_spectrogram(samples, self._config)
+        outputs = self._engine.run({"mel": mel[None], "mel_frames": np.array([mel.shape[1]], np.int64)})
+        return VoicePiece(outputs["audio_tokens"][0], mel.shape[1])
 
 
 class SceneReader:
@@ -103,9 +127,13 @@ class SceneReader:
         frames: uint8 (n, H, W, 3), RGB; those above the bundle's n_frames are left out.
         """
         kept = frames[: self._sizes.n_frames]
-        pixels = np.stack([scene_pixels(frame, self._config) for frame in kept])
-        inputs.scene[index, : len(kept)] = self._engine.run({"pixel_values": pixels})["scene_token"]
+        inputs.scene[index, : len(kept)] = self.tokens(kept)
         inputs.scene_mask[index, : len(kept)] = True
+
+    def tokens(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """uint8 (n, H, W, 3), RGB -> float32 (n, D)."""
+        pixels = np.stack([scene_pixels(frame, self._config) for frame in frames])
+        return np.asarray(self._engine.run({"pixel_values": pixels})["scene_token"])
 
 
 class FaceReader:
@@ -121,29 +149,38 @@ class FaceReader:
 
         frames: uint8 (n, H, W, 3), RGB; those above the bundle's n_frames are left out.
         """
+        faces = self.tokens(frames[: self._sizes.n_frames])
+        inputs.face[index, : len(faces)] = faces
+        inputs.face_mask[index, : len(faces)] = True
+        return "" if len(faces) else NO_FACE
+
+    def tokens(self, frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        """What the faces in some frames show.
+
+        frames: uint8 (n, H, W, 3), RGB.
+        Returns: float32 (faces, face width), at most `max_faces` a frame.
+        """
         crops, heights = [], []
-        for frame in frames[: self._sizes.n_frames]:
+        for frame in frames:
             for face in self._finder.find(frame)[: self._sizes.max_faces]:
                 crops.append(face_pixels(frame, face.box_px, self._finder.config))
                 heights.append(face.box_px[3] / frame.shape[0])
         if not crops:
-            return "no face found"
+            return np.zeros((0, self._sizes.face_width), np.float32)
         logits = self._engine.run({"pixel_values": np.stack(crops)})["expression_logits"]
         exponential = np.exp(logits - logits.max(-1, keepdims=True))
         probabilities = exponential / exponential.sum(-1, keepdims=True)
-        inputs.face[index, : len(crops)] = np.concatenate([probabilities, np.array(heights)[:, None]], -1)
-        inputs.face_mask[index, : len(crops)] = True
-        return ""
+        return np.concatenate([probabilities, np.array(heights, np.float32)[:, None]], -1)
 
 
-def merge_pieces(tokens: npt.NDArray[np.float32], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float32]:
+def merge_pieces(pieces: Sequence[VoicePiece]) -> npt.NDArray[np.float32]:
     """Mean and deviation over all pieces of an utterance from each piece's own.
 
-    tokens: float32 (pieces, audio tokens, 2 * D), mean then standard deviation. weights: (pieces,), their lengths.
     Returns: float32 (audio tokens, 2 * D).
     """
+    weights = np.array([piece.n_frames for piece in pieces], np.float64)
     share = (weights / weights.sum())[:, None, None]
-    means, deviations = np.split(tokens.astype(np.float64), 2, -1)
+    means, deviations = np.split(np.stack([piece.tokens for piece in pieces]).astype(np.float64), 2, -1)
     mean = (means * share).sum(0)
     variance = ((deviations**2 + (means - mean) ** 2) * share).sum(0)
     return np.concatenate([mean, np.sqrt(variance)], -1).astype(np.float32)

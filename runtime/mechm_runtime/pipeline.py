@@ -26,6 +26,8 @@ from mechm_runtime.media.pool import ReaderPool
 from mechm_runtime.reading import read_conversation
 from mechm_runtime.senses import Senses
 from mechm_runtime.serving.settings import ServerConfig
+from mechm_runtime.session.config import SessionConfig
+from mechm_runtime.session.session import Session, SessionParts
 from mechm_runtime.signature import open_signed_bundle
 from mechm_runtime.types import MODALITIES, Analysis, Conversation
 from mechm_runtime.work import Work
@@ -53,6 +55,7 @@ class Pipeline:
         limits: MediaLimits | None = None,
         llm: Llm | None = None,
         server: ServerConfig | None = None,
+        asked_below: float | None = None,
         load_part: Callable[[PartFiles], GraphRunner] | None = None,
     ) -> None:
         """Build a pipeline from an opened bundle.
@@ -62,6 +65,8 @@ class Pipeline:
         llm: `none` for the fusion alone, `onnx` for the bundle's Llama, `vllm` for a server that serves it,
             `vllm-local` for vLLM in this process; None for `onnx` where the bundle has one.
         server: where that server is; None for the default address.
+        asked_below: the Llama is asked about utterances whose likeliest emotion has less than this probability in the
+            fusion; None for what the bundle says, 1 for all.
         load_part: what runs a part; None runs the bundle's own graphs. Export compares against torch with it.
         Raises: InputError: unknown modalities, or none; or the server serves something else. BundleError: a precision
             or part that the bundle lacks. LlmUnavailableError: there is no server.
@@ -83,6 +88,8 @@ class Pipeline:
         self._readers = ReaderPool(limits, self._lanes.n)
         self._fusion = self._engine("fusion")
         self._senses = Senses(bundle, self.modalities, self._engine)
+        if asked_below is not None and not 0.0 <= asked_below <= 1.0:
+            raise InputError(f"asked_below={asked_below} is not a probability", hint="0 never asks the Llama, 1 always")
         if server is not None and llm != "vllm":
             raise InputError("a server is named, and the Llama is not asked there", hint="choose llm vllm too")
         self.llm: Llm = self._chosen_llm(llm)
@@ -90,7 +97,7 @@ class Pipeline:
             raise InputError(
                 "vLLM's torch and OpenVINO do not share a process safely", hint="run the graphs on onnxruntime"
             )
-        self._adviser: Adviser | None = make_adviser(bundle, self.llm, server, self._fusion, self._engine)
+        self._adviser: Adviser | None = make_adviser(bundle, self.llm, server, self._fusion, self._engine, asked_below)
 
     @classmethod
     def from_bundle(
@@ -103,6 +110,7 @@ class Pipeline:
         limits: MediaLimits | None = None,
         llm: Llm | None = None,
         server: ServerConfig | None = None,
+        asked_below: float | None = None,
         public_key: Path | None = None,
     ) -> Pipeline:
         """Open a bundle and load it.
@@ -115,6 +123,8 @@ class Pipeline:
         llm: `none` for the fusion alone, `onnx` for the bundle's Llama, `vllm` for a server that serves it,
             `vllm-local` for vLLM in this process; None for `onnx` where the bundle has one.
         server: where that server is; None for the default address.
+        asked_below: the Llama is asked about utterances whose likeliest emotion has less than this probability in the
+            fusion; None for what the bundle says, 1 for all.
         public_key: PEM file of an Ed25519 key that must have signed the bundle; None asks for no signature.
         Raises: BundleError, ProviderError, MissingExtraError, LlmUnavailableError.
         """
@@ -128,6 +138,7 @@ class Pipeline:
             limits=limits,
             llm=llm,
             server=server,
+            asked_below=asked_below,
         )
 
     @property
@@ -166,6 +177,20 @@ class Pipeline:
                 )
         return await asyncio.to_thread(self._conclude, conversation, work)
 
+    def open_session(self, conversation_id: str = "session", *, config: SessionConfig | None = None) -> Session:
+        """A conversation that goes on, utterance by utterance.
+
+        config: how much of it stays in view; None for the defaults.
+        """
+        return Session(self._session_parts(), conversation_id, config or SessionConfig())
+
+    def restore_session(self, snapshot: bytes) -> Session:
+        """A session that goes on where `Session.snapshot` was taken, in this or another process.
+
+        Raises: InputError: the bytes are damaged, or of another bundle.
+        """
+        return Session.restored(self._session_parts(), snapshot)
+
     def close(self) -> None:
         """End the threads and the decoding processes that this pipeline keeps; an analysis would start them again.
 
@@ -179,6 +204,9 @@ class Pipeline:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _session_parts(self) -> SessionParts:
+        return SessionParts(self.bundle, self._senses, self._fusion, self._adviser, self._lanes, self._readers)
 
     def _perceive(self, conversation: Conversation, report: Progress) -> Work:
         """All that comes before the Llama: what was said, heard and seen, and the fusion's scores on it."""

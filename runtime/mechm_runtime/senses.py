@@ -11,7 +11,7 @@ from functools import partial
 import numpy as np
 import numpy.typing as npt
 
-from mechm_runtime.bundle import Bundle
+from mechm_runtime.bundle import Bundle, FusionWindows
 from mechm_runtime.engine import GraphRunner
 from mechm_runtime.features.faces import FaceFinder
 from mechm_runtime.media import Segment
@@ -43,6 +43,26 @@ class Senses:
         self._scene_reader = Once(self._make_scene_reader)
 
     @property
+    def sizes(self) -> FusionWindows:
+        """Of what is read."""
+        return self._bundle.fusion
+
+    @property
+    def voice(self) -> VoiceReader:
+        """The reader of voices."""
+        return self._voice_reader()
+
+    @property
+    def faces(self) -> FaceReader:
+        """The reader of faces."""
+        return self._face_reader()
+
+    @property
+    def scene(self) -> SceneReader:
+        """The reader of frames."""
+        return self._scene_reader()
+
+    @property
     def reads_media(self) -> bool:
         """Whether anything but words is read."""
         return self.modalities != ("text",)
@@ -68,6 +88,10 @@ class Senses:
         if progress is not None:
             progress(len(utterances), len(utterances))
 
+    def n_tokens(self, utterance: Utterance) -> int:
+        """How many tokens the text encoder reads an utterance as; 0 where there are no words, or they are not used."""
+        return 0 if self._text is None else self._text.n_tokens(utterance)
+
     def read_segment(self, index: int, segment: Segment, work: Work) -> None:
         """Read what was decoded of one utterance."""
         for step in self.steps(index, segment, work):
@@ -88,21 +112,21 @@ class Senses:
         return found
 
     def _read_voice(self, index: int, samples: npt.NDArray[np.float32], work: Work) -> None:
-        reader = self._voice_reader()
+        reader = self.voice
         with work.timed("audio"):
             reason = reader.read(index, samples, work.inputs)
         if reason:
             work.missing[index]["audio"] = reason
 
     def _read_faces(self, index: int, frames: npt.NDArray[np.uint8], work: Work) -> None:
-        reader = self._face_reader()
+        reader = self.faces
         with work.timed("face"):
             reason = reader.read(index, frames, work.inputs)
         if reason:
             work.missing[index]["face"] = reason
 
     def _read_scene(self, index: int, frames: npt.NDArray[np.uint8], work: Work) -> None:
-        reader = self._scene_reader()
+        reader = self.scene
         with work.timed("scene"):
             reader.read(index, frames, work.inputs)
 

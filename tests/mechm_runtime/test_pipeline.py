@@ -26,7 +26,14 @@ from mechm_runtime.errors import BundleError, InputError, MediaError
 from mechm_runtime.features.log_mel import log_mel_spectrogram
 from mechm_runtime.fusion import FusionInputs, run_fusion, window_spans
 from mechm_runtime.media import MediaReader
-from mechm_runtime.perception import MAX_MEL_FRAMES, TEXT_WINDOWS_PER_RUN, TextReader, VoiceReader, merge_pieces
+from mechm_runtime.perception import (
+    MAX_MEL_FRAMES,
+    TEXT_WINDOWS_PER_RUN,
+    TextReader,
+    VoicePiece,
+    VoiceReader,
+    merge_pieces,
+)
 from mechm_runtime.readers import read_transcript
 from mechm_runtime.senses import TOKENIZER_FILE
 from mechm_runtime.text import ConversationTokenizer, pool_utterances
@@ -525,12 +532,10 @@ def test_pieces_of_a_voice_are_the_voice(cuts: list[int]) -> None:
         return np.concatenate([piece.mean(1), piece.std(1)], -1).astype(np.float32)
 
     pieces = np.split(states, cuts, 1)
-    merged = merge_pieces(
-        np.stack([statistics(piece) for piece in pieces]), np.array([piece.shape[1] for piece in pieces], np.float64)
-    )
+    merged = merge_pieces([VoicePiece(statistics(piece), piece.shape[1]) for piece in pieces])
     assert merged.dtype == np.float32
     assert np.abs(merged - statistics(states)).max() < 1e-5
-    assert np.array_equal(merge_pieces(statistics(states)[None], np.array([5.0])), statistics(states))
+    assert np.array_equal(merge_pieces([VoicePiece(statistics(states), 5)]), statistics(states))
 
 
 class Framewise:

@@ -1,0 +1,1 @@
+"""Conversations that are still going on: an utterance in, what it changes out."""

@@ -1,0 +1,37 @@
+"""How much of a conversation a session keeps in view."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class SessionConfig:
+    """Bounds of a session's view; they bound its memory and what an utterance costs.
+
+    turns: utterances that a later one can still change; older ones are final and forgotten.
+    text_tokens: tokens of the newest utterances that the text encoder reads together with each new one.
+    llm_tokens: tokens that the Llama's view may grow to, the questions included; then it starts anew.
+    llm_turns: the utterances that it starts anew with.
+    revised_turns: utterances before the newest that the Llama is asked about again.
+    piece_s: seconds of a voice that are read at once while it still speaks.
+    frame_s: seconds between frames that are read while an utterance is spoken.
+    """
+
+    turns: int = 32
+    text_tokens: int = 128
+    llm_tokens: int = 512
+    llm_turns: int = 12
+    revised_turns: int = 1
+    piece_s: float = 3.0
+    frame_s: float = 0.5
+
+    def __post_init__(self) -> None:
+        if min(self.turns, self.text_tokens, self.llm_tokens, self.llm_turns) < 1:
+            raise ValueError("a bound of a session is not positive")
+        if not 0 <= self.revised_turns < self.turns:
+            raise ValueError(f"revised_turns={self.revised_turns} does not lie among {self.turns} turns")
+        if not 0.5 <= self.piece_s <= 30.0:
+            raise ValueError(f"piece_s={self.piece_s} is not between 0.5 and 30 seconds")
+        if self.frame_s <= 0:
+            raise ValueError(f"frame_s={self.frame_s} is not positive")

@@ -1,0 +1,121 @@
+"""What the Llama has read of a session, and its questions on the newest utterances.
+
+It reads each utterance once and remembers it (`GrowingConversation`, or a server's prefix cache). When its view is full
+it starts anew with the last utterances (`SessionConfig.llm_turns`); that is read ahead in a lane while people speak, so
+that no utterance waits for it.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mechm_runtime.advice import Adviser
+from mechm_runtime.engine import GraphRunner
+from mechm_runtime.forking import tell_after_fork
+from mechm_runtime.fusion import FusionScores
+from mechm_runtime.lanes import Lanes
+from mechm_runtime.llama import Arrays, Asking
+from mechm_runtime.llama_graph import GrowingConversation, LlamaGraph
+from mechm_runtime.questions import CONVERSATION
+from mechm_runtime.session.config import SessionConfig
+from mechm_runtime.session.view import View
+from mechm_runtime.work import Work
+
+
+class LlamaWindow:
+    """Asks the Llama about a session's newest utterances. Calls must follow each other."""
+
+    def __init__(self, adviser: Adviser, config: SessionConfig, lanes: Lanes) -> None:
+        self._adviser = adviser
+        self._config = config
+        self._lanes = lanes
+        graph = adviser.reader.engine
+        self._graph = graph if isinstance(graph, LlamaGraph) else None
+        self._memory = None if self._graph is None else self._graph.growing()
+        self._ahead: Future[tuple[int, GrowingConversation]] | None = None
+        self._n_read = 0
+        self._n_newest = 0
+        tell_after_fork(self)
+
+    @property
+    def runner(self) -> GraphRunner:
+        """What answers `steps`: a server itself, which can be awaited, or this window."""
+        return self if self._memory is not None else self._adviser.reader.engine
+
+    @property
+    def n_bytes(self) -> int:
+        """Memory that what was read takes in this process."""
+        return 0 if self._memory is None else self._memory.n_bytes
+
+    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Arrays by input name to arrays by output name, with what was read before."""
+        if self._memory is None:
+            raise RuntimeError("a server remembers for itself")
+        return self._memory.run(inputs)
+
+    def steps(self, view: View, fusion: FusionScores, work: Work) -> Asking[View]:
+        """Ask about the newest utterances, where they have words and the fusion is not sure of them.
+
+        work: of the newest utterance alone, for what the Llama does not get to read.
+        Returns: the view with the answers filled in.
+        """
+        newest = np.arange(len(view)) >= len(view) - 1 - self._config.revised_turns
+        wanted = newest & self._adviser.unsure(fusion) & view.inputs.text_mask
+        last = slice(-1, None)
+        self._adviser.note_unread(view.utterances[last], view.inputs.of(last), wanted[last], work.missing)
+        positions = np.flatnonzero(wanted)
+        if not len(positions):
+            return view
+        first, packed = self._fitting(view, positions)
+        n_read = int((packed["segments"] == CONVERSATION).sum())
+        self._n_newest = packed["input_ids"].shape[1] - min(self._n_read, n_read)
+        self._n_read = n_read
+        view.answers.fill(positions, (yield packed))
+        return replace(view, llm_first=view.first + first)
+
+    def read_ahead(self, view: View) -> None:
+        """Have read in a lane what the next utterance will need, where it will not fit behind what is remembered."""
+        full = self._n_read + self._n_newest > self._config.llm_tokens
+        if self._graph is not None and self._ahead is None and full:
+            first = max(view.llm_first - view.first, len(view) + 1 - self._config.llm_turns)
+            self._ahead = self._lanes.submit(self._read, self._graph, view, first)
+
+    def after_fork(self) -> None:
+        """A thread that was reading ahead is not there."""
+        self._ahead = None
+
+    def _fitting(self, view: View, positions: npt.NDArray[np.int64]) -> tuple[int, dict[str, npt.NDArray[Any]]]:
+        """The first utterance that the Llama reads, and what it is given.
+
+        Where it would be too much it starts anew with fewer utterances, at last with those that are asked about.
+        """
+        first = view.llm_first - view.first
+        packed = self._packed(view, first, positions)
+        if packed["input_ids"].shape[1] <= self._config.llm_tokens:
+            return first, packed
+        at_most = int(positions[0])
+        first = min(max(first, len(view) - self._config.llm_turns), at_most)
+        packed = self._packed(view, first, positions)
+        while packed["input_ids"].shape[1] > self._config.llm_tokens and first < at_most:
+            first += 1
+            packed = self._packed(view, first, positions)
+        ahead, self._ahead = self._ahead, None
+        if ahead is not None:
+            began, memory = ahead.result()
+            if began == view.first + first:
+                self._memory = memory
+        return first, packed
+
+    def _packed(self, view: View, first: int, positions: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
+        soft = None if view.soft is None else view.soft.of(slice(first, None))
+        return self._adviser.reader.packed(view.utterances[first:], (positions - first).tolist(), soft)
+
+    def _read(self, graph: LlamaGraph, view: View, first: int) -> tuple[int, GrowingConversation]:
+        memory = graph.growing()
+        memory.run(self._packed(view, first, np.zeros(0, np.int64)))
+        return view.first + first, memory
