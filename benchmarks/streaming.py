@@ -13,11 +13,12 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-from tqdm import tqdm
+from rich.progress import track
 
 from mechm.evaluation import score_emotions, score_pairs
 from mechm_runtime.bundle import open_bundle
@@ -51,14 +52,14 @@ def main() -> None:
         asked_below=given.asked_below if given.llm == "onnx" else None,
     )
     print(
-        f"{given.gold.name}, {len(labelled)} conversations, text, llm {given.llm}; onnxruntime {version('onnxruntime')}, "
-        f"{given.threads} threads, {platform.machine()}; bundle {pipeline.bundle_id}"
+        f"{given.gold.name}, {len(labelled)} conversations, text, llm {given.llm}; "
+        f"onnxruntime {version('onnxruntime')}, {given.threads} threads, {platform.machine()}; {pipeline.bundle_id}"
     )
     print(f"{'':34}{'weighted F1':>12}{'accuracy':>10}{'ms p50':>9}{'p99':>8}{'revised':>9}")
     rows = []
     whole: Answers = {}
     times = []
-    for one in tqdm(labelled, desc="whole", leave=False):
+    for one in track(labelled, "whole", transient=True):
         analysis = pipeline.analyze(one.conversation)
         whole[one.conversation.id] = [u.emotion for u in analysis.utterances], list(analysis.pairs)
         times.append(analysis.timings_ms["total"])
@@ -74,14 +75,14 @@ def main() -> None:
 
 
 def stream(
-    pipeline: Pipeline, labelled: list[LabelledConversation], config: SessionConfig
+    pipeline: Pipeline, labelled: Sequence[LabelledConversation], config: SessionConfig
 ) -> tuple[Answers, Answers, list[float], int]:
     """Answers at once and at the end, milliseconds an utterance, and the number of revisions."""
     at_once: Answers = {}
     at_the_end: Answers = {}
     times: list[float] = []
     n_revisions = 0
-    for one in tqdm(labelled, desc=f"{config.text_tokens}/{config.revised_turns}", leave=False):
+    for one in track(labelled, f"{config.text_tokens}/{config.revised_turns}", transient=True):
         session = pipeline.open_session(one.conversation.id, config=config)
         emotions: dict[int, str | None] = {}
         pairs: dict[int, tuple[Pair, ...]] = {}
@@ -104,7 +105,7 @@ def stream(
 
 
 def row(
-    name: str, labelled: list[LabelledConversation], found: Answers, times: list[float], n_revisions: int | None
+    name: str, labelled: Sequence[LabelledConversation], found: Answers, times: list[float], n_revisions: int | None
 ) -> dict[str, object]:
     """One line of the table, printed."""
     f1 = score_pairs(labelled, {key: pairs for key, (_, pairs) in found.items()}).weighted.f1
