@@ -21,11 +21,11 @@ import onnx
 from mechm_export.encoders.architectures import Modality, Task
 from mechm_export.encoders.axes import FUSED_OPSET, PRECISIONS, Axes, Precision, check_bf16, check_opset, opset_for
 from mechm_export.encoders.check import EncoderCheck, check_encoder
-from mechm_export.encoders.halves import HALVES, lower_precision
 from mechm_export.encoders.incoming import graph_part, read_graph
 from mechm_export.encoders.part import encoder_part
 from mechm_export.encoders.sentences import LONGEST_TOKENS, sentence_feeds
 from mechm_export.encoders.source import CARRIED, EncoderSource, find_source
+from mechm_export.lowering import lower_graph
 from mechm_export.onnx_graph import GraphKind, data_file, export_graph, save_graph
 from mechm_export.part import ExportPart, Feeds
 from mechm_export.quantize import quantize_int8
@@ -220,8 +220,8 @@ def _write(
         )
         if not source.exists():
             base(source, kind, opsets[precision])
-        if precision in HALVES:
-            lower_precision(source, path, precision)
+        if precision in ("fp16", "bf16"):
+            lower_graph(source, path, precision)
         elif precision == "int8":
             quantize_int8(source, path, part.int8, calibration)
         export_s = time.perf_counter() - start

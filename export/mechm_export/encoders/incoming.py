@@ -21,9 +21,9 @@ from onnx import helper
 from torch import nn
 
 from mechm_export.encoders.axes import Axes
-from mechm_export.encoders.halves import QUANTIZED
 from mechm_export.encoders.part import PART, word_inputs
 from mechm_export.encoders.source import CONFIG, read_config
+from mechm_export.half import QUANTIZED
 from mechm_export.onnx_graph import tensor_bytes
 from mechm_export.part import ExportPart
 from mechm_export.quantize import Int8Recipe
