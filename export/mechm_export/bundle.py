@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Literal
 
 from mechm.llm.packed import TorchLlama
-from mechm_export.compressed import even_out
-from mechm_export.gate import TaskCheck, ValueCheck, check_values, one_torch_thread
-from mechm_export.judge import CheckSet, Graph, ask_torch, compare, judge, problems_of, shipped_check_set
-from mechm_export.llama import LlamaSource, question_inputs
+from mechm_export.gate.comparison import TaskCheck, ValueCheck, check_values, one_torch_thread
+from mechm_export.gate.judge import CheckSet, Graph, ask_torch, compare, judge, problems_of, shipped_check_set
+from mechm_export.llama.compressed import even_out
+from mechm_export.llama.part import LlamaSource, question_inputs
 from mechm_export.manifest import (
     LLAMA_TOKENIZER,
     graph_name,
@@ -29,7 +29,7 @@ from mechm_export.manifest import (
 from mechm_export.onnx_graph import export_graph
 from mechm_export.part import ExportPart, Feeds
 from mechm_export.parts import ModelParts, build_parts
-from mechm_export.quantize import quantize_int8, quantize_weights
+from mechm_export.precision.quantize import quantize_int8, quantize_weights
 from mechm_export.staging import check_target, put_in_place, staged, written
 from mechm_runtime.bundle import LLAMA, Bundle, open_bundle
 from mechm_runtime.engine import W8

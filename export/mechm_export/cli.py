@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from mechm.llm.merge import DType
     from mechm_export.bundle import BundleReport, Step, Target
-    from mechm_export.compressed import SchemeName
+    from mechm_export.llama.compressed import SchemeName
 
 PRESETS = ("small", "tiny", "llama2-7b")
 
@@ -174,8 +174,8 @@ def llm(
     require_packages()
     from mechm.cli.progress import steps_progress
     from mechm.weights import weights_path
-    from mechm_export.deploy import check_deployment_target
-    from mechm_export.served import SERVED_FOLDER, add_served_llama
+    from mechm_export.llama.deploy import check_deployment_target
+    from mechm_export.llama.served import SERVED_FOLDER, add_served_llama
     from mechm_runtime.bundle import default_bundle_path, open_bundle
     from mechm_runtime.errors import InputError
 
@@ -251,7 +251,7 @@ def verify(
 
 
 def _write_deployment(folder: Path, out: Path) -> None:
-    from mechm_export.deploy import write_deployment
+    from mechm_export.llama.deploy import write_deployment
     from mechm_runtime.bundle import open_bundle
     from mechm_runtime.serving.command import ServeConfig
 

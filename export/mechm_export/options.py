@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mechm_export.judge import CheckSet
+    from mechm_export.gate.judge import CheckSet
 
 conversations_option = click.option(
     "--conversations",
@@ -54,7 +54,7 @@ def read_check_set(conversations: Path | None, recordings: tuple[tuple[Path, Pat
     """
     if conversations is None and not recordings:
         return None
-    from mechm_export.judge import CheckSet, shipped_check_set
+    from mechm_export.gate.judge import CheckSet, shipped_check_set
     from mechm_runtime.readers import read_labelled, read_transcript
 
     recorded = tuple(one for media, transcript in recordings for one in read_transcript(transcript, media=media))

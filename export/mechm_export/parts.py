@@ -18,9 +18,9 @@ from mechm.model.config import ModelConfig, preset_config
 from mechm.model.expression import ExpressionConfig, ExpressionNetwork
 from mechm.model.preprocessing import fusion_windows
 from mechm.weights import weights_path
-from mechm_export.llama import LlamaSource, llama_parts, load_llama_source
+from mechm_export.llama.part import LlamaSource, llama_parts, load_llama_source
 from mechm_export.part import ExportPart
-from mechm_export.quantize import Int8Recipe
+from mechm_export.precision.quantize import Int8Recipe
 from mechm_runtime.bundle import FusionWindows, Tensor
 from mechm_runtime.decision import DecisionConfig
 from mechm_runtime.errors import WeightsError

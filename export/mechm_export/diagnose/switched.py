@@ -17,12 +17,12 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mechm_export.half import ELEMENT_TYPES, lowerable, round_to
-from mechm_export.lowering import LowerPrecision
-from mechm_export.quantize import SMALLEST_SCALE
-from mechm_export.smoothing import linear_layers, set_nodes
-from mechm_export.static_int8 import quantizable, smoothed
-from mechm_export.tensor_types import known_types
+from mechm_export.precision.half import ELEMENT_TYPES, lowerable, round_to
+from mechm_export.precision.lowering import LowerPrecision
+from mechm_export.precision.quantize import SMALLEST_SCALE
+from mechm_export.precision.smoothing import linear_layers, set_nodes
+from mechm_export.precision.static_int8 import quantizable, smoothed
+from mechm_export.precision.tensor_types import known_types
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import VerificationError
 

@@ -27,7 +27,7 @@ from mechm_export.encoders.modules import (
 )
 from mechm_export.encoders.source import EncoderSource, load_model
 from mechm_export.part import ExportPart, Feeds
-from mechm_export.quantize import Int8Recipe
+from mechm_export.precision.quantize import Int8Recipe
 from mechm_runtime.bundle import Tensor
 from mechm_runtime.errors import InputError, WeightsError
 

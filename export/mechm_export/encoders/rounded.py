@@ -15,9 +15,9 @@ import onnx
 import onnxruntime
 from onnx import TensorProto, helper
 
-from mechm_export.half import ELEMENT_TYPES
-from mechm_export.smoothing import set_nodes
-from mechm_export.tensor_types import element_types
+from mechm_export.precision.half import ELEMENT_TYPES
+from mechm_export.precision.smoothing import set_nodes
+from mechm_export.precision.tensor_types import element_types
 from mechm_runtime.engine import EngineConfig
 
 

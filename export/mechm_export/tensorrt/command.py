@@ -86,7 +86,7 @@ def engines(
     require_packages()
     from mechm.cli.progress import steps_progress
     from mechm_export.diagnose.run import keep_for
-    from mechm_export.judge import shipped_check_set
+    from mechm_export.gate.judge import shipped_check_set
     from mechm_export.tensorrt.engines import EngineSettings, add_engines
     from mechm_export.tensorrt.report import print_engines
     from mechm_runtime.bundle import default_bundle_path, open_bundle

@@ -23,9 +23,9 @@ from mechm_export.encoders.export import FILES, REPORT, EncoderReport, convert_g
 from mechm_export.encoders.part import encoder_part
 from mechm_export.encoders.rounded import RoundedRunner
 from mechm_export.encoders.source import find_source
-from mechm_export.lowering import lower_graph
 from mechm_export.onnx_graph import export_graph
-from mechm_export.tensor_types import element_types
+from mechm_export.precision.lowering import lower_graph
+from mechm_export.precision.tensor_types import element_types
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError
 

@@ -19,7 +19,7 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from mechm_export.onnx_graph import has_large_weights, save_graph, strip_provenance
-from mechm_export.smoothing import linear_layers, scale_tokens, set_nodes, smooth
+from mechm_export.precision.smoothing import linear_layers, scale_tokens, set_nodes, smooth
 from mechm_runtime.errors import VerificationError
 
 SMALLEST_SCALE = 1e-12

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mechm_export.gate import TaskCheck, check_task
-from mechm_export.judge import CheckSet
+from mechm_export.gate.comparison import TaskCheck, check_task
+from mechm_export.gate.judge import CheckSet
 from mechm_runtime.bundle import LLAMA, PROJECTOR, Bundle, PartFiles
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
 from mechm_runtime.errors import InputError, VerificationError

@@ -19,8 +19,8 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, defs, helper, numpy_helper
 
-from mechm_export.smoothing import set_nodes
-from mechm_export.tensor_types import known_types, led_to_exact
+from mechm_export.precision.smoothing import set_nodes
+from mechm_export.precision.tensor_types import known_types, led_to_exact
 from mechm_runtime.errors import VerificationError
 
 HalfPrecision = Literal["fp16", "bf16"]

@@ -11,9 +11,9 @@ import numpy.typing as npt
 import onnx
 from onnx.external_data_helper import load_external_data_for_model
 
-from mechm_export.half import to_half
 from mechm_export.onnx_graph import save_graph, strip_provenance
-from mechm_export.static_int8 import quantize_static_int8
+from mechm_export.precision.half import to_half
+from mechm_export.precision.static_int8 import quantize_static_int8
 
 LowerPrecision = Literal["fp16", "bf16", "int8"]
 
