@@ -130,7 +130,7 @@ def export_encoder(
     source = find_source(model, task=task, modality=modality, revision=revision)
     part = encoder_part(source, axes or Axes())
     n_bytes = sum(p.numel() * p.element_size() for p in part.module.parameters())
-    real = _real_inputs(source, part, conversations) if "int8" in precisions else []
+    real = real_inputs(source, part, conversations) if "int8" in precisions else []
     with _folder(out, n_bytes * (1 + len(precisions))) as folder:
 
         def base(path: Path, kind: GraphKind, wanted: int) -> None:
@@ -246,7 +246,7 @@ def _write(
     return tuple(graphs), refused
 
 
-def _real_inputs(source: EncoderSource, part: ExportPart, conversations: Sequence[Conversation]) -> list[Feeds]:
+def real_inputs(source: EncoderSource, part: ExportPart, conversations: Sequence[Conversation]) -> list[Feeds]:
     """Sentences for a text encoder; what is seen or heard is quantized without calibration."""
     if source.architecture.modality != "text":
         return []

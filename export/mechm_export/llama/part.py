@@ -111,7 +111,7 @@ def _llama_part(source: LlamaSource) -> ExportPart:
             {"tokens": tokens, "questions": questions, "soft": soft, "past": past}
             for tokens, questions, soft, past in ((40, 3, 6, 0), (12, 1, 0, 1), (300, 10, 40, 0), (25, 1, 2, 200))
         ),
-        int8=Int8Recipe(weights_alone=True),
+        int8=Int8Recipe(portable="weights"),
         make_inputs=packed,
         write=partial(write_llama_graph, positions=source.questions.max_tokens),
     )
