@@ -13,7 +13,14 @@ import click
 from mechm.cli.merge import merge_options, merge_settings, print_merge
 from mechm_export.diagnose.command import diagnose
 from mechm_export.encoders.command import encoder
-from mechm_export.options import conversations_option, read_check_set, recordings_option, require_packages
+from mechm_export.options import (
+    BundleFolder,
+    bundle_to_change,
+    conversations_option,
+    read_check_set,
+    recordings_option,
+    require_packages,
+)
 from mechm_export.tensorrt.command import engines
 
 if TYPE_CHECKING:
@@ -126,9 +133,10 @@ def bundle(
 @click.option(
     "--bundle",
     "folder",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=BundleFolder(),
     metavar="DIR",
-    help="The bundle to put it into, which has the Llama as a graph. Default: MECHM_BUNDLE, or what make demo built.",
+    help="The bundle to put it into, which has the Llama as a graph; with --compose one that has it already may be "
+    "package:NAME, an installed one. Default: MECHM_BUNDLE, or what make demo built.",
 )
 @click.option(
     "--adapter",
@@ -187,6 +195,7 @@ def llm(
     if compose is not None and opened.served is not None:
         _write_deployment(folder, compose)
         return
+    folder = bundle_to_change(folder)
     adapter = adapter or _adapter_folder(_trained_folder(preset, None), None)
     if adapter is None:
         raise InputError(f"no adapter is shipped with the preset {preset}", hint="name one with --adapter")
