@@ -122,7 +122,7 @@ def _audio_part(config: ModelConfig, module: nn.Module) -> ExportPart:
     audio = config.audio
     outputs = (Tensor("audio_tokens", "float32", ("batch", len(audio.pooled_layers), 2 * audio.hidden_size)),)
     # On OpenVINO faster than scales that are taken as activations come, and near enough (benchmarks/encoders.py).
-    int8 = Int8Recipe(portable="static")
+    int8 = Int8Recipe(portable="static", unfold=audio.architecture == "whisper")
     if audio.architecture == "hubert":
         waves = ((2, 16000), (1, 8000), (3, 24000), (1, 48000))
         return ExportPart(

@@ -166,6 +166,7 @@ def _audio_part(source: EncoderSource, model: Any, axes: Axes) -> ExportPart:
         outputs,
         _trials(sizes, {axis: lengths}, (2, 1, 3, 1)),
         n_heads=_heads(config),
+        int8=Int8Recipe(unfold=source.architecture.family == "whisper"),
     )
 
 

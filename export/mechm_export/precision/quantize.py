@@ -21,6 +21,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from mechm_export.onnx_graph import has_large_weights, save_graph, strip_provenance
 from mechm_export.precision.smoothing import linear_layers, scale_tokens, set_nodes, smooth
+from mechm_export.precision.unfolding import unfold_convolutions
 from mechm_runtime.errors import VerificationError
 
 PortableInt8 = Literal["weights", "static"]
@@ -38,7 +39,8 @@ class Int8Recipe:
     keep_down_projections: leave linear layers that narrow (the second of an MLP) in fp32: their inputs, behind a GELU,
     have the worst outliers. embeddings: word embeddings as int8 with a scale a row. default: whether the runtime
     prefers the int8 form where it passes the gate. portable: what engines that read plain ONNX get: nothing, int8
-    weights alone (`quantize_weights`), or activations' scales too (`static_int8`), which take real inputs.
+    weights alone (`quantize_weights`), or activations' scales too (`static_int8`), which take real inputs. unfold:
+    whether convolutions over time become linear layers first (`unfolding`).
     """
 
     operators: tuple[str, ...] = ("MatMul",)
@@ -48,6 +50,7 @@ class Int8Recipe:
     embeddings: bool = False
     default: bool = True
     portable: PortableInt8 | None = None
+    unfold: bool = False
 
 
 def quantize_int8(
@@ -59,6 +62,8 @@ def quantize_int8(
     Raises: VerificationError: there was nothing to quantize.
     """
     model = onnx.load(source)
+    if recipe.unfold:
+        unfold_convolutions(model)
     if recipe.smoothing:
         smooth(model, feeds, recipe.smoothing)
     if recipe.tokens:
