@@ -50,10 +50,18 @@ def _server(llm: Llm | None, url: str | None) -> ServerConfig | None:
 
     Raises: UsageError: an address that would not be used. InputError: it is no address.
     """
-    if llm != "vllm":
-        if url is not None:
-            raise click.UsageError("--llm-url is for --llm vllm")
-        return None
+    if llm == "vllm":
+        return server_config(url)
+    if url is not None:
+        raise click.UsageError("--llm-url is for --llm vllm")
+    return None
+
+
+def server_config(url: str | None) -> ServerConfig:
+    """The server at an address, with the key from the environment; None for the default address.
+
+    Raises: InputError: it is no address.
+    """
     from mechm_runtime.serving.command import API_KEY
     from mechm_runtime.serving.settings import ServerConfig
 
