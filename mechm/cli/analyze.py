@@ -81,6 +81,12 @@ _File = click.Path(path_type=Path)
     metavar="SECONDS",
     help="Refuse recordings that last longer. Default: 28800 (8 hours).",
 )
+@click.option(
+    "--deadline-ms",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="MS",
+    help="Answer each conversation in this time where possible: leaves out the Llama first, then scenes, then faces.",
+)
 @click.option("--json", "json_path", type=_File, metavar="FILE", help="Write JSON; `-` prints it instead of the table.")
 @click.option("--vtt", "vtt_path", type=_File, metavar="FILE", help="Write WebVTT subtitles with emotions and causes.")
 @click.option("--submission", "submission_path", type=_File, metavar="FILE", help="Write the pairs in SemEval's form.")
@@ -93,10 +99,12 @@ def analyze(
     precision: Precision | None,
     engine: EngineName,
     llm: Llm | None,
+    asked_below: float | None,
     server: ServerConfig | None,
     modalities: tuple[str, ...],
     threads: int | None,
     limit_duration_s: float | None,
+    deadline_ms: float | None,
     json_path: Path | None,
     vtt_path: Path | None,
     submission_path: Path | None,
@@ -135,9 +143,9 @@ def analyze(
         limits = MediaLimits() if limit_duration_s is None else MediaLimits(max_duration_s=limit_duration_s)
         conversations = read_input(source, transcript, outputs, limits, modalities or MODALITIES)
         config = EngineConfig(n_threads=threads or 0, engine=engine)
-        pipeline = load_pipeline(bundle, precision, config, llm, server, modalities or None, limits)
+        pipeline = load_pipeline(bundle, precision, config, llm, asked_below, server, modalities or None, limits)
         show = Printer(outputs, heading=len(conversations) > 1, quiet=quiet)
-        analyses, failures = analyze_all(pipeline, conversations, show, quiet=quiet)
+        analyses, failures = analyze_all(pipeline, conversations, show, quiet=quiet, deadline_ms=deadline_ms)
         finish(outputs, conversations, analyses, failures, title=source.stem or source.resolve().name, quiet=quiet)
         show.check()
     except KeyboardInterrupt:
@@ -171,6 +179,7 @@ def load_pipeline(
     precision: Precision | None,
     engine: EngineConfig,
     llm: Llm | None,
+    asked_below: float | None,
     server: ServerConfig | None,
     modalities: Sequence[str] | None,
     limits: MediaLimits,
@@ -182,15 +191,28 @@ def load_pipeline(
     from mechm_runtime.pipeline import Pipeline
 
     return Pipeline.from_bundle(
-        bundle, precision=precision, engine=engine, modalities=modalities, limits=limits, llm=llm, server=server
+        bundle,
+        precision=precision,
+        engine=engine,
+        modalities=modalities,
+        limits=limits,
+        llm=llm,
+        server=server,
+        asked_below=asked_below,
     )
 
 
 def analyze_all(
-    pipeline: Pipeline, conversations: Sequence[Conversation], show: Callable[[Analysis], None], *, quiet: bool
+    pipeline: Pipeline,
+    conversations: Sequence[Conversation],
+    show: Callable[[Analysis], None],
+    *,
+    quiet: bool,
+    deadline_ms: float | None = None,
 ) -> tuple[list[Analysis], list[tuple[Conversation, InputError]]]:
     """Analyse one conversation after the other, showing each when it is done.
 
+    deadline_ms: of each.
     Returns: the analyses, and the conversations that could not be analysed with the reason.
     Raises: InputError: the only conversation cannot be analysed. Other MechmErrors: nothing could be, whatever it is.
     """
@@ -201,7 +223,7 @@ def analyze_all(
     with Bar(conversations, pipeline.modalities, pipeline.llm, hidden=quiet) as bar:
         for conversation in conversations:
             try:
-                analysis = pipeline.analyze(conversation, progress=bar.begin(conversation))
+                analysis = pipeline.analyze(conversation, progress=bar.begin(conversation), deadline_ms=deadline_ms)
             except InputError as error:
                 if len(conversations) == 1:
                     raise

@@ -61,4 +61,5 @@ def combination(
                 f"{name}, {system}: weighted F1 {found['weighted_f1']:.4f}, micro F1 {found['micro_f1']:.4f}, "
                 f"emotion accuracy {found['emotion_accuracy']:.4f} (text only)"
             )
+    click.echo(f"the Llama is asked where the fusion's likeliest emotion is below {fitted.combination.asked_below:g}")
     click.echo(f"wrote {adapter / 'combination.json'}")

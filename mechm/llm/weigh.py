@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from mechm.llm.combination import FittedCombination, fusion_sha256, write_combination
@@ -13,7 +14,7 @@ from mechm.model.config import preset_config
 from mechm.quiet import quiet_transformers
 from mechm.training.calibration import ScoredConversation, fit_decision
 from mechm.training.card import split_scores
-from mechm.training.combination import choose_shares, combined, fit_combination
+from mechm.training.combination import choose_asked_below, choose_shares, combined, exited, fit_combination
 from mechm.training.fusion import score_conversations
 from mechm.weights import weights_path
 from mechm_runtime.errors import InputError
@@ -51,11 +52,19 @@ def weigh(
     by_both = {name: combined(by_fusion[name], by_llama[name], config) for name in splits}
     systems = {"fusion": by_fusion, "llama": by_llama, "both": by_both}
     decisions = {system: fit_decision(scored[dev]) for system, scored in systems.items()}
+    asked_below = choose_asked_below(by_fusion[dev], by_both[dev], decisions["fusion"], decisions["both"])
+    systems["both"] = {
+        name: [
+            exited(one, other, decisions["fusion"], decisions["both"], asked_below)
+            for one, other in zip(by_fusion[name], by_both[name], strict=True)
+        ]
+        for name in splits
+    }
     scores = {
         name: {system: split_scores(labelled, systems[system][name], decisions[system]) for system in systems}
         for name, labelled in splits.items()
     }
-    fitted = FittedCombination(config, decisions["both"], sha256, scores)
+    fitted = FittedCombination(replace(config, asked_below=asked_below), decisions["both"], sha256, scores)
     write_combination(fitted, adapter)
     return fitted
 

@@ -6,15 +6,20 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
 from mechm.training.calibration import NOISE, ScoredConversation, fit_decision, pair_counts, weighted_f1
 from mechm_runtime.combination import CombinationConfig, combine
+from mechm_runtime.decision import DecisionConfig, decide, emotion_probabilities, recalibrated
 from mechm_runtime.types import EMOTIONS
 
 SHARES = tuple(round(0.1 * i, 1) for i in range(11))
 """Of the Llama in the sum of both models' weights."""
+
+EXITS = tuple(round(0.99 - 0.01 * i, 2) for i in range(60))
+"""Probabilities of the fusion's likeliest emotion from which on the Llama might not be asked."""
 
 
 def fit_combination(fusion: Sequence[ScoredConversation], llama: Sequence[ScoredConversation]) -> CombinationConfig:
@@ -91,6 +96,50 @@ def choose_shares(
         nearest = sorted(range(len(SHARES)), key=lambda at: abs(SHARES[at] - likeliest))
         config = next(candidates[at] for at in nearest if smooth[at] >= smooth.max() - NOISE)
     return config
+
+
+def choose_asked_below(
+    fusion: Sequence[ScoredConversation],
+    both: Sequence[ScoredConversation],
+    own: DecisionConfig,
+    decision: DecisionConfig,
+) -> float:
+    """The lowest probability of the fusion's likeliest emotion from which on the Llama need not be asked.
+
+    Weighted F1 and emotion accuracy stay within `NOISE` of asking about everything, at this bound and all above it.
+    fusion, both: the fusion's scores and the combined ones of the same conversations in the same order.
+    own, decision: constants of either.
+    """
+
+    def reached(asked_below: float) -> npt.NDArray[np.float64]:
+        left = [exited(one, other, own, decision, asked_below) for one, other in zip(fusion, both, strict=True)]
+        f1 = float(weighted_f1(pair_counts(left, decision, (decision.pair_threshold,))[0]))
+        labels = np.concatenate([decide(one.emotion_logits, one.pair_logits, decision).labels for one in left])
+        return np.array([f1, (labels == np.concatenate([one.emotions for one in left])).mean()])
+
+    always = reached(1.0)
+    chosen = 1.0
+    for bound in EXITS:
+        if (reached(bound) < always - NOISE).any():
+            break
+        chosen = bound
+    return chosen
+
+
+def exited(
+    fusion: ScoredConversation,
+    both: ScoredConversation,
+    own: DecisionConfig,
+    decision: DecisionConfig,
+    asked_below: float,
+) -> ScoredConversation:
+    """Combined scores with the fusion's own where it is sure, as `mechm_runtime.advice` has them."""
+    if asked_below >= 1.0:
+        return both
+    sure = emotion_probabilities(fusion.emotion_logits, own).max(-1) >= asked_below
+    emotions, pairs = both.emotion_logits.copy(), both.pair_logits.copy()
+    emotions[sure], pairs[sure] = recalibrated(fusion.emotion_logits[sure], fusion.pair_logits[sure], own, decision)
+    return replace(both, emotion_logits=emotions, pair_logits=pairs)
 
 
 def cross_validated_f1(scored: Sequence[ScoredConversation], n_folds: int = 5) -> float:

@@ -15,12 +15,7 @@ import numpy.typing as npt
 
 from mechm_runtime.bundle import LLAMA, PROJECTOR, Bundle, LlamaFiles
 from mechm_runtime.combination import combine
-from mechm_runtime.decision import (
-    cause_probabilities,
-    emotion_logits_of,
-    emotion_probabilities,
-    pair_logits_of,
-)
+from mechm_runtime.decision import emotion_probabilities, recalibrated
 from mechm_runtime.engine import GraphRunner
 from mechm_runtime.errors import BundleError
 from mechm_runtime.fusion import FusionInputs, FusionScores
@@ -144,10 +139,9 @@ class Adviser:
         emotions, pairs = combine(
             (fusion.emotion_logits, fusion.pair_logits), (answers.emotions, causes), files.combination
         )
-        emotions[unasked] = emotion_logits_of(
-            emotion_probabilities(fusion.emotion_logits[unasked], own), files.decision
+        emotions[unasked], pairs[unasked] = recalibrated(
+            fusion.emotion_logits[unasked], fusion.pair_logits[unasked], own, files.decision
         )
-        pairs[unasked] = pair_logits_of(cause_probabilities(fusion.pair_logits[unasked], own), files.decision)
         return replace(fusion, emotion_logits=emotions, pair_logits=pairs)
 
 

@@ -107,6 +107,20 @@ def pair_logits_of(probabilities: Float, config: DecisionConfig) -> Float:
     return np.where(unscored, -np.inf, logits)
 
 
+def recalibrated(
+    emotion_logits: Float, pair_logits: Float, before: DecisionConfig, after: DecisionConfig
+) -> tuple[Float, Float]:
+    """Scores that have in one calibration the probabilities that these have in another.
+
+    emotion_logits: float (..., 7). pair_logits: float (..., W), -inf where a pair was not scored.
+    Returns: both, float64.
+    """
+    return (
+        emotion_logits_of(emotion_probabilities(emotion_logits, before), after),
+        pair_logits_of(cause_probabilities(pair_logits, before), after),
+    )
+
+
 def decide(
     emotion_logits: Float,
     pair_logits: Float,

@@ -5,6 +5,8 @@ It knows nothing of what the graph computes. A provider that was asked for and d
 
 from __future__ import annotations
 
+import ctypes
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ import numpy.typing as npt
 
 from mechm_runtime.cores import usable_cores
 from mechm_runtime.errors import BundleError, MissingExtraError, ProviderError
+from mechm_runtime.forking import tell_after_fork
 
 Array = npt.NDArray[Any]
 
@@ -25,8 +28,8 @@ EngineName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 ENGINE_NAMES: tuple[EngineName, ...] = get_args(EngineName)
 
 W8 = "w8"
-"""A precision beside fp32 and int8: linear layers with int8 weights and a scale a channel, in plain ONNX. How it is
-computed is the engine's choice."""
+"""A precision beside fp32 and int8: int8 weights with a scale a channel, in plain ONNX. Where the graph says no scales
+of the activations, how it is computed is the engine's choice."""
 
 MAX_THREADS = 4
 """Threads inside an operator unless more are asked for: graphs of this size gain little from more."""
@@ -99,11 +102,26 @@ def load_engine(path: Path, config: EngineConfig) -> GraphRunner:
 class Engine:
     """A graph loaded by onnxruntime. `run` may be called from several threads at once.
 
+    In a forked process a graph that runs in threads of its own is loaded again when it is first run; with one thread
+    it is shared. Such a process ends with `os._exit`, as multiprocessing's do: onnxruntime waits for ever for threads
+    that are not there where it exits otherwise.
+
     Raises: MissingExtraError: no onnxruntime. ProviderError: the provider is not there or does not load. BundleError:
         the file is missing or no graph.
     """
 
     def __init__(self, path: Path, config: EngineConfig) -> None:
+        self._path = path
+        self._config = config
+        self._is_elsewhere = False  # whether its threads, or its device, belong to the process this one was forked from
+        self._lock = threading.Lock()
+        self._session = self._load()
+        self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
+        self.output_names: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+        tell_after_fork(self)
+
+    def _load(self) -> Any:
+        path, config = self._path, self._config
         try:
             import onnxruntime
         except ImportError as error:
@@ -120,17 +138,40 @@ class Engine:
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.spin else "0")
         try:
-            self._session = onnxruntime.InferenceSession(str(path), options, providers=[config.provider])
+            session = onnxruntime.InferenceSession(str(path), options, providers=[config.provider])
         except Exception as error:
             reason = str(error).partition("\n")[0][:200]
             if config.provider == CPU or type(error).__name__ in UNREADABLE:
                 raise BundleError(f"{path.name} cannot be loaded: {reason}", hint="make the bundle again") from error
             raise ProviderError(f"{config.provider} did not load: {reason}", hint=DOCTOR) from error
         # onnxruntime falls back to the CPU with only a line on stderr.
-        if self._session.get_providers()[0] != config.provider:
+        if session.get_providers()[0] != config.provider:
             raise ProviderError(f"{config.provider} did not load", hint=DOCTOR)
-        self.input_names: tuple[str, ...] = tuple(i.name for i in self._session.get_inputs())
-        self.output_names: tuple[str, ...] = tuple(o.name for o in self._session.get_outputs())
+        return session
+
+    def after_fork(self) -> None:
+        """Do without the threads of the process that this one was forked from."""
+        self._lock = threading.Lock()
+        if self._config.provider != CPU or self._config.threads > 1:
+            # Never destroyed here: that would wait for its threads.
+            ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
+            self._is_elsewhere = True
+
+    def _here(self) -> Any:
+        """The session of this process.
+
+        Raises: ProviderError: it is on a device that a forked process cannot use.
+        """
+        with self._lock:
+            if self._is_elsewhere:
+                if self._config.provider != CPU:
+                    raise ProviderError(
+                        f"{self._config.provider} does not survive a fork",
+                        hint="start the process with spawn, or make the pipeline in it",
+                    )
+                self._session = self._load()
+                self._is_elsewhere = False
+            return self._session
 
     def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
         """Run the graph: arrays by input name to arrays by output name.
@@ -138,5 +179,5 @@ class Engine:
         A graph keeps only inputs that it uses; others are passed over.
         """
         feeds = {name: np.ascontiguousarray(inputs[name]) for name in self.input_names}
-        outputs: list[Any] = list(self._session.run(None, feeds))
+        outputs: list[Any] = list(self._here().run(None, feeds))
         return dict(zip(self.output_names, outputs, strict=True))

@@ -8,6 +8,7 @@ bundle has one, then the decision. A modality that is absent or broken is masked
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
@@ -15,6 +16,7 @@ from typing import Literal, Self
 from mechm_runtime.advice import Adviser, Llm, make_adviser
 from mechm_runtime.answer import answers
 from mechm_runtime.bundle import MODALITY_PARTS, Bundle, PartFiles, open_bundle
+from mechm_runtime.deadline import CostEstimator, Deadline
 from mechm_runtime.decision import decide
 from mechm_runtime.engine import EngineConfig, GraphRunner
 from mechm_runtime.errors import BundleError, InputError
@@ -86,6 +88,10 @@ class Pipeline:
         self._load_part = load_part or loader
         self._lanes = Lanes(self._engine_config.lanes if load_part is None else 1)
         self._readers = ReaderPool(limits, self._lanes.n)
+        self._session_costs = CostEstimator()
+        self.costs = CostEstimator()
+        """What stages have cost lately, by tokens (text, llm), seconds of sound (audio), frames (face, scene) and
+        utterances (fusion)."""
         self._fusion = self._engine("fusion")
         self._senses = Senses(bundle, self.modalities, self._engine)
         if asked_below is not None and not 0.0 <= asked_below <= 1.0:
@@ -146,31 +152,38 @@ class Pipeline:
         """The bundle's id, as every analysis carries it."""
         return self.bundle.id
 
-    def analyze(self, conversation: Conversation, *, progress: Progress | None = None) -> Analysis:
+    def analyze(
+        self, conversation: Conversation, *, progress: Progress | None = None, deadline_ms: float | None = None
+    ) -> Analysis:
         """Analyse one conversation.
 
+        deadline_ms: when the answer should be there. For it the Llama is left out first, then the frames' scenes, then
+            the faces, by what they cost lately on this machine; each utterance's `missing` says so. Words and voices
+            are always read, so that an answer may come later. What was never measured is tried.
         Raises: MediaError: the conversation's own recording cannot be read (a broken clip of a single utterance is
             named in the result instead). InputError: nothing to analyse, or times past the recording's end.
         """
         report = progress or _silent
-        work = self._perceive(conversation, report)
-        if self._adviser is not None and work.inputs.text_mask.any():
+        work = self._perceive(conversation, report, deadline_ms, time.perf_counter())
+        if self._adviser is not None and work.asks_llm():
             with work.advised():
                 work.scores = self._adviser.advise(
                     conversation.utterances, work.inputs, work.scores, work.missing, _stage(report, "llm")
                 )
         return self._conclude(conversation, work)
 
-    async def analyze_async(self, conversation: Conversation, *, progress: Progress | None = None) -> Analysis:
+    async def analyze_async(
+        self, conversation: Conversation, *, progress: Progress | None = None, deadline_ms: float | None = None
+    ) -> Analysis:
         """The same for an event loop, which is never blocked: graphs run in threads, a server's answer is awaited.
 
-        progress: called in those threads. Cancelled, it ends a server's request; a graph that runs comes to its end
-        unheard.
+        progress: called in those threads. deadline_ms: as for `analyze`. Cancelled, it ends a server's request; a
+        graph that runs comes to its end unheard.
         Raises: as `analyze`.
         """
         report = progress or _silent
-        work = await asyncio.to_thread(self._perceive, conversation, report)
-        if self._adviser is not None and work.inputs.text_mask.any():
+        work = await asyncio.to_thread(self._perceive, conversation, report, deadline_ms, time.perf_counter())
+        if self._adviser is not None and work.asks_llm():
             with work.advised():
                 work.scores = await self._adviser.advise_async(
                     conversation.utterances, work.inputs, work.scores, work.missing, _stage(report, "llm")
@@ -206,11 +219,32 @@ class Pipeline:
         self.close()
 
     def _session_parts(self) -> SessionParts:
-        return SessionParts(self.bundle, self._senses, self._fusion, self._adviser, self._lanes, self._readers)
+        return SessionParts(
+            self.bundle, self._senses, self._fusion, self._adviser, self._lanes, self._readers, self._session_costs
+        )
 
-    def _perceive(self, conversation: Conversation, report: Progress) -> Work:
-        """All that comes before the Llama: what was said, heard and seen, and the fusion's scores on it."""
+    def _work(self, conversation: Conversation, deadline_ms: float | None, started: float) -> Work:
+        """An analysis that has begun.
+
+        Raises: InputError: a deadline that is none.
+        """
         work = Work.on(conversation.utterances, self.bundle.fusion)
+        work.started = started
+        work.costs = self.costs
+        work.n_tokens = sum(map(self._senses.n_tokens, conversation.utterances))
+        if deadline_ms is not None:
+            work.deadline = Deadline(deadline_ms, self.costs, self._lanes.n, started)
+            work.deadline.expect("text", work.n_tokens)
+            work.deadline.expect("fusion", len(conversation.utterances))
+            if self._adviser is not None:
+                work.deadline.expect("llm", work.n_tokens)
+        return work
+
+    def _perceive(
+        self, conversation: Conversation, report: Progress, deadline_ms: float | None, started: float
+    ) -> Work:
+        """All that comes before the Llama: what was said, heard and seen, and the fusion's scores on it."""
+        work = self._work(conversation, deadline_ms, started)
         read_conversation(conversation, self._senses, self._readers, self._lanes, work, report)
         if not work.has_evidence:
             reasons = next((m for m in work.missing if m), {})
@@ -218,7 +252,7 @@ class Pipeline:
             raise InputError(
                 f"conversation {conversation.id} has nothing to analyse{detail}", hint="give text, a recording or clips"
             )
-        with work.timed("fusion"):
+        with work.timed("fusion", len(conversation.utterances)):
             work.scores = run_fusion(self._fusion, work.inputs, self.bundle.fusion, _stage(report, "fusion"))
         return work
 

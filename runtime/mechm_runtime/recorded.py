@@ -62,7 +62,10 @@ def _of_one_recording(
             )
         spans.append((u.start_s, u.end_s))
         owners.append(index)
-    for position, segment in _timed(reader.iter_segments(media, spans, n_frames=senses.n_frames), work):
+    for start_s, end_s in spans:
+        _expect(senses, work, end_s - start_s)
+    n_frames = _frames_wanted(senses, work)
+    for position, segment in _timed(reader.iter_segments(media, spans, n_frames=n_frames), work):
         yield owners[position], segment
 
 
@@ -74,10 +77,26 @@ def _of_a_clip(
         with work.timed("decode"):
             duration_s = reader.probe(media).duration_s
         whole = [(0.0, duration_s or STILL_S)]
-        for _, segment in _timed(reader.iter_segments(media, whole, n_frames=senses.n_frames), work):
+        _expect(senses, work, whole[0][1])
+        n_frames = _frames_wanted(senses, work)
+        for _, segment in _timed(reader.iter_segments(media, whole, n_frames=n_frames), work):
             yield index, segment
     except MediaError as error:
         senses.note(work, index, ("audio", "video"), str(error))
+
+
+def _expect(senses: Senses, work: Work, duration_s: float) -> None:
+    """Count on reading so long an utterance."""
+    if work.deadline is not None:
+        for modality in senses.modalities:
+            if modality != "text":
+                work.deadline.expect(modality, duration_s if modality == "audio" else senses.n_frames)
+
+
+def _frames_wanted(senses: Senses, work: Work) -> int:
+    """Frames of an utterance that there is time to look at."""
+    wanted = [modality for modality in ("scene", "face") if modality in senses.modalities]
+    return senses.n_frames if any(not work.left_out(modality) for modality in wanted) else 0
 
 
 def _timed(decoded: Iterator[tuple[int, Segment]], work: Work) -> Iterator[tuple[int, Segment]]:

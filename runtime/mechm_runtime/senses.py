@@ -14,7 +14,7 @@ import numpy.typing as npt
 from mechm_runtime.bundle import Bundle, FusionWindows
 from mechm_runtime.engine import GraphRunner
 from mechm_runtime.features.faces import FaceFinder
-from mechm_runtime.media import Segment
+from mechm_runtime.media import SAMPLE_RATE, Segment
 from mechm_runtime.once import Once
 from mechm_runtime.perception import FaceReader, SceneReader, TextReader, VoiceReader
 from mechm_runtime.text import ConversationTokenizer
@@ -81,7 +81,7 @@ class Senses:
         """
         if self._text is None:
             return
-        with work.timed("text"):
+        with work.timed("text", work.n_tokens):
             self._text.read(utterances, work.inputs, progress)
         for index in (~work.inputs.text_mask).nonzero()[0]:
             work.missing[index]["text"] = "no words known"
@@ -102,32 +102,35 @@ class Senses:
         for track, reason in segment.missing.items():
             self.note(work, index, (track,), reason)
         found: list[Callable[[], None]] = []
-        if segment.frames is not None and len(segment.frames):
-            if "scene" in self.modalities:  # the longest first
-                found.append(partial(self._read_scene, index, segment.frames, work))
-            if "face" in self.modalities:
-                found.append(partial(self._read_faces, index, segment.frames, work))
+        if "video" not in segment.missing:
+            for modality, read in (("scene", self._read_scene), ("face", self._read_faces)):  # the longest first
+                if modality not in self.modalities:
+                    continue
+                if reason := work.left_out(modality):
+                    work.missing[index][modality] = reason
+                elif segment.frames is not None and len(segment.frames):
+                    found.append(partial(read, index, segment.frames, work))
         if segment.samples is not None and "audio" in self.modalities:
             found.append(partial(self._read_voice, index, segment.samples, work))
         return found
 
     def _read_voice(self, index: int, samples: npt.NDArray[np.float32], work: Work) -> None:
         reader = self.voice
-        with work.timed("audio"):
+        with work.timed("audio", len(samples) / SAMPLE_RATE):
             reason = reader.read(index, samples, work.inputs)
         if reason:
             work.missing[index]["audio"] = reason
 
     def _read_faces(self, index: int, frames: npt.NDArray[np.uint8], work: Work) -> None:
         reader = self.faces
-        with work.timed("face"):
+        with work.timed("face", len(frames)):
             reason = reader.read(index, frames, work.inputs)
         if reason:
             work.missing[index]["face"] = reason
 
     def _read_scene(self, index: int, frames: npt.NDArray[np.uint8], work: Work) -> None:
         reader = self.scene
-        with work.timed("scene"):
+        with work.timed("scene", len(frames)):
             reader.read(index, frames, work.inputs)
 
     def note(self, work: Work, index: int, tracks: Sequence[str], reason: str) -> None:

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from mechm.training.calibration import ScoredConversation, fit_decision
-from mechm.training.combination import choose_shares, combined, cross_validated_f1, fit_combination
+from mechm.training.combination import (
+    choose_asked_below,
+    choose_shares,
+    combined,
+    cross_validated_f1,
+    exited,
+    fit_combination,
+)
 from mechm.training.fusion import decision_scores
 from mechm_runtime.combination import CombinationConfig, combine
+from mechm_runtime.decision import DecisionConfig, decide, emotion_probabilities
 
 
 def _scored(random: np.random.Generator, truth: list[ScoredConversation] | None, noise: float) -> list[
@@ -99,3 +109,44 @@ def test_cross_validation_looks_at_no_fold_it_was_fitted_on() -> None:
     noise = _scored(random, _scored(random, None, 0.1), 50.0)
     fitted = decision_scores(noise, fit_decision(noise))[0]
     assert cross_validated_f1(noise) <= fitted + 1e-9
+
+
+def test_what_a_sure_fusion_knows_anyway_is_not_asked() -> None:
+    random = np.random.default_rng(5)
+    fusion = _scored(random, None, 0.9)
+    llama = _scored(random, fusion, 0.9)
+    both = combined(fusion, llama, fit_combination(fusion, llama))
+    own, decision = fit_decision(fusion), fit_decision(both)
+    asked_below = choose_asked_below(fusion, both, own, decision)
+    assert 0.4 < asked_below < 1.0
+    left = [exited(one, other, own, decision, asked_below) for one, other in zip(fusion, both, strict=True)]
+    always, sometimes = (decision_scores(scored, decision) for scored in (both, left))
+    assert min(np.subtract(sometimes, always)) >= -0.003
+
+
+def test_a_fusion_that_is_sure_and_wrong_is_always_corrected() -> None:
+    random = np.random.default_rng(6)
+    truth = _scored(random, None, 0.1)
+    wrong = [replace(one, emotion_logits=8 * np.roll(one.emotion_logits, 1, -1)) for one in truth]
+    assert choose_asked_below(wrong, truth, DecisionConfig(), fit_decision(truth)) == 1.0
+
+
+def test_where_nothing_is_asked_the_fusions_own_probabilities_hold() -> None:
+    random = np.random.default_rng(7)
+    fusion, both = _scored(random, None, 1.0)[0], _scored(random, None, 1.0)[0]
+    own = DecisionConfig(
+        emotion_temperature=1.7, emotion_bias=(0.3, 0, 0, 0.1, 0, 0, -0.2), pair_scale=0.6, pair_bias=-1
+    )
+    decision = DecisionConfig(emotion_temperature=0.8, pair_scale=1.3, pair_bias=0.4, pair_threshold=0.01)
+    expected = emotion_probabilities(fusion.emotion_logits, own)
+    bound = float(np.median(expected.max(-1)))
+    left = exited(fusion, both, own, decision, bound)
+    found = decide(left.emotion_logits, left.pair_logits, decision)
+    sure = expected.max(-1) >= bound
+    assert 0 < sure.sum() < len(sure)
+    assert np.allclose(found.probabilities[sure], expected[sure], atol=1e-6)
+    assert np.array_equal(left.emotion_logits[~sure], both.emotion_logits[~sure])
+    joint = {(i, j): probability for i, j, probability in found.pairs}
+    at_own = decide(fusion.emotion_logits, fusion.pair_logits, replace(own, pair_threshold=0.01))
+    assert all(joint[i, j] == pytest.approx(p, abs=1e-6) for i, j, p in at_own.pairs if sure[i])
+    assert exited(fusion, both, own, decision, 1.0) is both

@@ -83,7 +83,10 @@ class LlamaWindow:
         full = self._n_read + self._n_newest > self._config.llm_tokens
         if self._graph is not None and self._ahead is None and full:
             first = max(view.llm_first - view.first, len(view) + 1 - self._config.llm_turns)
-            self._ahead = self._lanes.submit(self._read, self._graph, view, first)
+            # The graph does not run without a question; one is asked, and its answer not looked at.
+            packed = self._packed(view, first, np.array([len(view) - 1]))
+            if packed["input_ids"].shape[1] <= self._config.llm_tokens:
+                self._ahead = self._lanes.submit(_read, self._graph.growing(), packed, view.first + first)
 
     def after_fork(self) -> None:
         """A thread that was reading ahead is not there."""
@@ -115,7 +118,7 @@ class LlamaWindow:
         soft = None if view.soft is None else view.soft.of(slice(first, None))
         return self._adviser.reader.packed(view.utterances[first:], (positions - first).tolist(), soft)
 
-    def _read(self, graph: LlamaGraph, view: View, first: int) -> tuple[int, GrowingConversation]:
-        memory = graph.growing()
-        memory.run(self._packed(view, first, np.zeros(0, np.int64)))
-        return view.first + first, memory
+
+def _read(memory: GrowingConversation, packed: Arrays, first: int) -> tuple[int, GrowingConversation]:
+    memory.run(packed)
+    return first, memory

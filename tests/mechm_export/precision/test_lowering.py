@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mechm_export.half import LARGEST, HalfPrecision, lowerable, round_to, to_half
-from mechm_export.lowering import LowerPrecision, lower_graph
-from mechm_export.static_int8 import quantizable, smoothed
+from mechm_export.encoders.rounded import rounded
+from mechm_export.precision.half import LARGEST, HalfPrecision, lowerable, round_to, to_half
+from mechm_export.precision.lowering import LowerPrecision, lower_graph
+from mechm_export.precision.static_int8 import quantizable, smoothed
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import VerificationError
 
@@ -129,10 +133,104 @@ def test_answers_are_near(source: Path, precision: LowerPrecision) -> None:
 
 
 def test_a_mask_beyond_the_range_becomes_the_largest_value_and_not_infinite() -> None:
-    values = np.array([-3e38, 7.0, np.inf, 1e-9], np.float32)
-    assert round_to(values, "fp16").tolist() == [-LARGEST["fp16"], 7.0, np.inf, 0.0]
-    assert np.isfinite(np.asarray(round_to(values, "bf16"), np.float32)[0])
+    values = np.array([-3.4e38, 7.0, -np.inf, 1e-9], np.float32)
+    assert round_to(values, "fp16").tolist() == [-LARGEST["fp16"], 7.0, -LARGEST["fp16"], 0.0]
+    assert np.isfinite(np.asarray(round_to(values, "bf16"), np.float32)).all()
     assert LARGEST["fp16"] == np.finfo(np.float16).max
+    assert LARGEST["bf16"] == float(ml_dtypes.finfo(ml_dtypes.bfloat16).max)
+
+
+def chain(nodes: list[onnx.NodeProto], constants: dict[str, Any] | None = None) -> onnx.ModelProto:
+    """Operators from `x` (n, 4) to `y`, without names, beside a square matrix `w` and what else is given."""
+    given = {"w": np.eye(4, dtype=np.float32), **(constants or {})}
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["n", 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["m", 4])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in given.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def lowered(model: onnx.ModelProto, precision: HalfPrecision = "fp16") -> list[str]:
+    """Convert a graph; what its lowered nodes computed, by the names before."""
+    to_half(model, precision)
+    onnx.checker.check_model(model, full_check=True)
+    suffix = f"_{precision}"
+    results = [node.output[0] for node in model.graph.node if node.op_type != "Cast"]
+    return [name.removesuffix(suffix) for name in results if name.endswith(suffix)]
+
+
+@pytest.mark.parametrize("kind", [TensorProto.FLOAT16, TensorProto.BFLOAT16])
+def test_a_cast_to_16_bits_makes_no_integer(kind: int) -> None:
+    """A graph that names 16 bits here and there, as one from under autocast does, is lowered all the same."""
+    product = helper.make_node("MatMul", ["x", "w"], ["product"])
+    narrow = helper.make_node("Cast", ["product"], ["narrow"], to=kind)
+    wide = helper.make_node("Cast", ["narrow"], ["wide"], to=TensorProto.FLOAT)
+    assert lowered(chain([product, narrow, wide, helper.make_node("MatMul", ["wide", "w"], ["y"])])) == ["product", "y"]
+
+
+@pytest.mark.parametrize("kind", [TensorProto.INT64, TensorProto.INT8, TensorProto.BOOL])
+def test_what_becomes_whole_stays_in_fp32_on_every_way_there(kind: int) -> None:
+    """A rounding before an index is another index, even where the graph itself goes through 16 bits."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["bucket"]),
+        helper.make_node("Cast", ["bucket"], ["narrow"], to=TensorProto.FLOAT16),
+        helper.make_node("Cast", ["narrow"], ["index"], to=kind),
+        helper.make_node("Cast", ["index"], ["number"], to=TensorProto.FLOAT),
+        helper.make_node("MatMul", ["number", "w"], ["y"]),
+    ]
+    assert lowered(chain(nodes)) == ["y"]
+
+
+def test_a_mean_over_time_stays_in_fp32() -> None:
+    """A sum of thousands is beyond fp16, and so may its count be; their quotient is not lowered between them."""
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["states"]),
+        helper.make_node("ReduceSum", ["states", "axis"], ["sum"], keepdims=1),
+        helper.make_node("Cast", ["x"], ["whole"], to=TensorProto.INT64),
+        helper.make_node("ReduceSum", ["whole", "axis"], ["n"], keepdims=1),
+        helper.make_node("Cast", ["n"], ["count"], to=TensorProto.FLOAT),
+        helper.make_node("Clip", ["count", "one"], ["at_least_one"]),
+        helper.make_node("Div", ["sum", "at_least_one"], ["mean"]),
+        helper.make_node("MatMul", ["mean", "w"], ["y"]),
+    ]
+    model = chain(nodes, constants={"axis": np.array([0]), "one": np.float32(1)})
+    x = np.full((3000, 4), 100, np.float32)
+    assert lowered(model) == ["states", "y"]
+    session = onnxruntime.InferenceSession(rounded(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    assert session.run(None, {"x": x})[0] == pytest.approx(np.ones((1, 4)), rel=1e-2)
+
+
+def test_branches_stay_in_fp32_and_read_what_is_lowered_around_them() -> None:
+    bodies = {
+        name: helper.make_graph(
+            [helper.make_node(operator, ["product", "w"], [f"{name}_result"])],
+            name,
+            [],
+            [helper.make_tensor_value_info(f"{name}_result", TensorProto.FLOAT, ["n", 4])],
+        )
+        for name, operator in (("then_branch", "MatMul"), ("else_branch", "Add"))
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["product"]),
+        helper.make_node("If", ["on"], ["chosen"], **bodies),
+        helper.make_node("MatMul", ["chosen", "w"], ["y"]),
+    ]
+    model = chain(nodes, constants={"on": np.array(True)})
+    assert lowered(model) == ["product", "y"]
+    session = onnxruntime.InferenceSession(rounded(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    x = np.arange(8, dtype=np.float32).reshape(2, 4)
+    assert session.run(None, {"x": x})[0].tolist() == x.tolist()
+
+
+def test_a_type_that_is_not_known_is_refused() -> None:
+    strange = helper.make_node("Mystery", ["x"], ["seen"], domain="elsewhere")
+    model = chain([strange, helper.make_node("MatMul", ["seen", "w"], ["y"])])
+    model.opset_import.append(helper.make_opsetid("elsewhere", 1))
+    with pytest.raises(VerificationError, match=r"the type of seen \(Mystery\) is not known"):
+        to_half(model, "fp16")
 
 
 def test_an_operator_without_the_type_is_left_out() -> None:

@@ -9,8 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mechm_export.quantize import Int8Recipe, down_projections, quantize_embeddings, quantize_int8
-from mechm_export.smoothing import linear_layers, scale_tokens, smooth
+from mechm_export.precision.quantize import Int8Recipe, down_projections, quantize_embeddings, quantize_int8
+from mechm_export.precision.smoothing import linear_layers, scale_tokens, smooth
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import VerificationError
 

@@ -1,6 +1,6 @@
 """Judge the precisions of an exported bundle on conversations, and find the parts to blame.
 
-The comparison itself is `gate`; what happens to a precision that fails is `bundle`.
+The comparison itself is `comparison`; what happens to a precision that fails is `bundle`.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from mechm_export.data import check_conversations
-from mechm_export.gate import TaskCheck, check_task, engine_for, torch_pipeline
+from mechm_export.gate.comparison import TaskCheck, check_task, engine_for, torch_pipeline
 from mechm_export.parts import ModelParts
 from mechm_runtime.bundle import Bundle
 from mechm_runtime.engine import W8

@@ -11,6 +11,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -19,8 +20,11 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from mechm_export.onnx_graph import has_large_weights, save_graph, strip_provenance
-from mechm_export.smoothing import linear_layers, scale_tokens, set_nodes, smooth
+from mechm_export.precision.smoothing import linear_layers, scale_tokens, set_nodes, smooth
+from mechm_export.precision.unfolding import unfold_convolutions
 from mechm_runtime.errors import VerificationError
+
+PortableInt8 = Literal["weights", "static"]
 
 SMALLEST_SCALE = 1e-12
 """Of values that are all zeros."""
@@ -34,8 +38,9 @@ class Int8Recipe:
     none; it needs real inputs. tokens: whether `smoothing.scale_tokens` gives every token a scale of its own.
     keep_down_projections: leave linear layers that narrow (the second of an MLP) in fp32: their inputs, behind a GELU,
     have the worst outliers. embeddings: word embeddings as int8 with a scale a row. default: whether the runtime
-    prefers the int8 form where it passes the gate. weights_alone: whether engines that quantize activations themselves
-    get the part with int8 weights (`quantize_weights`).
+    prefers the int8 form where it passes the gate. portable: what engines that read plain ONNX get: nothing, int8
+    weights alone (`quantize_weights`), or activations' scales too (`static_int8`), which take real inputs. unfold:
+    whether convolutions over time become linear layers first (`unfolding`).
     """
 
     operators: tuple[str, ...] = ("MatMul",)
@@ -44,7 +49,8 @@ class Int8Recipe:
     keep_down_projections: bool = False
     embeddings: bool = False
     default: bool = True
-    weights_alone: bool = False
+    portable: PortableInt8 | None = None
+    unfold: bool = False
 
 
 def quantize_int8(
@@ -56,6 +62,8 @@ def quantize_int8(
     Raises: VerificationError: there was nothing to quantize.
     """
     model = onnx.load(source)
+    if recipe.unfold:
+        unfold_convolutions(model)
     if recipe.smoothing:
         smooth(model, feeds, recipe.smoothing)
     if recipe.tokens:

@@ -13,7 +13,7 @@ import pytest
 from onnx import numpy_helper
 
 from mechm_export.data import check_conversations
-from mechm_export.gate import TaskCheck, TorchRunner, check_task, check_values, torch_pipeline
+from mechm_export.gate.comparison import TaskCheck, TorchRunner, check_task, check_values, torch_pipeline
 from mechm_export.part import ExportPart
 from mechm_export.parts import ModelParts
 from mechm_runtime.bundle import open_bundle

@@ -17,9 +17,9 @@ from mechm.cli import cli
 from mechm.llm.comparison import Answers, answer
 from mechm.llm.scorer import AnswerScores, load_llama
 from mechm_export.bundle import BundleReport
-from mechm_export.compressed import SCHEMES, SchemeName, even_out, round_layers, write_compressed
 from mechm_export.data import check_conversations
-from mechm_export.served import add_served_llama
+from mechm_export.llama.compressed import SCHEMES, SchemeName, even_out, round_layers, write_compressed
+from mechm_export.llama.served import add_served_llama
 from mechm_export.staging import check_target
 from mechm_runtime.bundle import open_bundle
 from mechm_runtime.errors import VerificationError
@@ -134,7 +134,7 @@ def folder(report: BundleReport, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_the_command_writes_it_and_says_what_it_keeps(
     folder: Path, adapter: Path, llama_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mechm_export.gate.FEW_LABELS", 6)  # random weights answer with near ties
+    monkeypatch.setattr("mechm_export.gate.comparison.FEW_LABELS", 6)  # random weights answer with near ties
     arguments = ["export", "llm", "--bundle", folder, "--adapter", adapter, "--base", llama_base, "--quantize", "int8"]
     done = CliRunner().invoke(cli, list(map(str, arguments)))
     assert done.exit_code == 0, done.output
@@ -157,7 +157,7 @@ def test_what_changes_answers_is_not_put_in_place(
         for layer in llama.model.layers:
             torch.nn.init.normal_(layer.mlp.down_proj.weight, std=10.0)
 
-    monkeypatch.setattr("mechm_export.served.round_layers", ruined)
+    monkeypatch.setattr("mechm_export.llama.served.round_layers", ruined)
     with pytest.raises(VerificationError, match=r"the Llama in int8: \d+ of \d+ "):
         add_served_llama(folder, adapter, llama_base, quantization="int8")
     assert open_bundle(folder).id == before

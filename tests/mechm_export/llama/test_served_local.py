@@ -19,7 +19,7 @@ from mechm.llm.scorer import AnswerScores, load_merged
 from mechm.model.build import pretrained_folder
 from mechm_export.bundle import BundleReport
 from mechm_export.data import check_conversations
-from mechm_export.served import _put_in_place, add_served_llama
+from mechm_export.llama.served import _put_in_place, add_served_llama
 from mechm_runtime.bundle import LLAMA, open_bundle
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.llama import LlamaReader, LlamaScores, SoftTokens
@@ -136,7 +136,7 @@ def test_it_multiplies_in_8_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mechm_export.gate.FEW_LABELS", 6)  # random weights answer with near ties
+    monkeypatch.setattr("mechm_export.gate.comparison.FEW_LABELS", 6)  # random weights answer with near ties
     folder = tmp_path / "bundle"
     shutil.copytree(report.bundle.folder, folder)
     add_served_llama(folder, adapter, llama_base, quantization="int8")

@@ -19,9 +19,10 @@ import numpy.typing as npt
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from mechm_export.half import PRODUCTS, float_tensors, led_to_exact
 from mechm_export.onnx_graph import strip_provenance
-from mechm_export.smoothing import channel_peaks, linear_layers, smooth
+from mechm_export.precision.half import PRODUCTS
+from mechm_export.precision.smoothing import channel_peaks, linear_layers, smooth
+from mechm_export.precision.tensor_types import known_types, led_to_exact
 from mechm_runtime.errors import VerificationError
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
@@ -61,13 +62,13 @@ def quantizable(model: onnx.ModelProto, feeds: Sequence[Arrays]) -> dict[str, fl
     Products with constant weights, without those that lead to an index or an angle, and without those whose inputs were
     always zero: nothing tells their scale.
     """
-    exact = led_to_exact(model, float_tensors(model))
+    exact = led_to_exact(model, known_types(model))
     constants = {i.name for i in model.graph.initializer}
     inputs = {
         node.name: node.input[0]
         for node in model.graph.node
         if node.op_type in PRODUCTS
-        and node.name not in exact
+        and node.output[0] not in exact
         and node.input[1] in constants
         and node.input[0] not in constants
     }

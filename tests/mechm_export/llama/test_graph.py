@@ -13,8 +13,8 @@ import pytest
 from mechm.llm.packed import PackedLlama, TorchLlama
 from mechm_export.bundle import BundleReport
 from mechm_export.data import check_conversations
-from mechm_export.llama import LlamaSource, llama_parts, load_llama_source
-from mechm_export.llama_graph import check_architecture, write_llama_graph
+from mechm_export.llama.graph import check_architecture, write_llama_graph
+from mechm_export.llama.part import LlamaSource, llama_parts, load_llama_source
 from mechm_export.part import ExportPart
 from mechm_runtime.bundle import LLAMA, PartFiles
 from mechm_runtime.engine import W8, Engine, EngineConfig

@@ -22,7 +22,7 @@ from mechm.model.build import build_network, pretrained_folder, save_trained
 from mechm.model.config import TINY
 from mechm_export.bundle import BundleReport, verify_bundle
 from mechm_export.data import check_conversations
-from mechm_export.llama import load_llama_source
+from mechm_export.llama.part import load_llama_source
 from mechm_runtime.bundle import LLAMA, MANIFEST, PROJECTOR, manifest_id, open_bundle
 from mechm_runtime.combination import combine
 from mechm_runtime.decision import DecisionConfig, decide

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from mechm.llm.packed import PackedLlama
 from mechm.model.fusion import MASKED
-from mechm_export.graph_builder import GraphBuilder
+from mechm_export.llama.graph_builder import GraphBuilder
 from mechm_export.onnx_graph import MICROSOFT
 from mechm_export.part import ExportPart
-from mechm_export.quantize import SMALLEST_SCALE, eight_bits
+from mechm_export.precision.quantize import SMALLEST_SCALE, eight_bits
 from mechm_runtime.engine import W8
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.questions import CONVERSATION

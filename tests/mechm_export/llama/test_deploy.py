@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from mechm_export.bundle import BundleReport
-from mechm_export.deploy import write_deployment
+from mechm_export.llama.deploy import write_deployment
 from mechm_runtime.bundle import Bundle, ServedLlama
 from mechm_runtime.errors import BundleError
 from mechm_runtime.serving.command import ServeConfig

@@ -1,8 +1,8 @@
 """Put the Llama into a bundle as a server loads it: merged, in the Hugging Face layout, beside the graph of the edge.
 
-What is asked, the answers' tokens and how the answers are weighed are in the bundle already (`mechm_export.llama`), and
-hold for these weights too: they are merged from the adapter that the graph was made from. The old bundle stays valid
-until the new manifest is in place.
+What is asked, the answers' tokens and how the answers are weighed are in the bundle already (`llama.part`), and hold
+for these weights too: they are merged from the adapter that the graph was made from. The old bundle stays valid until
+the new manifest is in place.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from mechm.llm.scorer import AnswerScores, load_llama
 from mechm.llm.stored_projector import PROJECTOR_FOLDER
 from mechm.model.build import DECISION_FILE
 from mechm.quiet import quiet_transformers
-from mechm_export.compressed import SCHEMES, SchemeName, even_out, round_layers, write_compressed
 from mechm_export.data import check_conversations
-from mechm_export.gate import TaskCheck, check_task
-from mechm_export.judge import SHIPPED_SPLIT
+from mechm_export.gate.comparison import TaskCheck, check_task
+from mechm_export.gate.judge import SHIPPED_SPLIT
+from mechm_export.llama.compressed import SCHEMES, SchemeName, even_out, round_layers, write_compressed
 from mechm_export.manifest import file_facts, replace_manifest
 from mechm_runtime.bundle import (
     LLAMA,

@@ -25,7 +25,7 @@ from mechm.cli import cli
 from mechm_export.bundle import BundleReport
 from mechm_export.data import check_conversations
 from mechm_export.deployment.split import Deployment, split_bundle
-from mechm_export.served import add_served_llama
+from mechm_export.llama.served import add_served_llama
 from mechm_export.staging import check_target
 from mechm_runtime.bundle import LLAMA, MANIFEST, manifest_id, open_bundle
 from mechm_runtime.engine import EngineConfig
@@ -132,7 +132,7 @@ def test_a_write_that_fails_leaves_the_old_bundle(
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mechm_export.served._write_manifest", full)
+    monkeypatch.setattr("mechm_export.llama.served._write_manifest", full)
     with pytest.raises(BundleError, match="No space left"):
         add_served_llama(folder, adapter, llama_base, dtype="bf16")
     assert open_bundle(folder).id == before

@@ -19,9 +19,9 @@ from mechm.llm.scorer import AnswerScores, load_merged
 from mechm.llm.stored_projector import has_projector, load_projector
 from mechm.model.projector import SoftTokenProjector
 from mechm.quiet import quiet_transformers
-from mechm_export.llama_graph import write_llama_graph
+from mechm_export.llama.graph import write_llama_graph
 from mechm_export.part import ExportPart, Feeds
-from mechm_export.quantize import Int8Recipe
+from mechm_export.precision.quantize import Int8Recipe
 from mechm_runtime.bundle import LLAMA, PROJECTOR, Tensor
 from mechm_runtime.llama import graph_inputs
 from mechm_runtime.questions import CAUSE_ANSWERS, CONVERSATION, QuestionConfig, QuestionTokenizer
@@ -111,7 +111,7 @@ def _llama_part(source: LlamaSource) -> ExportPart:
             {"tokens": tokens, "questions": questions, "soft": soft, "past": past}
             for tokens, questions, soft, past in ((40, 3, 6, 0), (12, 1, 0, 1), (300, 10, 40, 0), (25, 1, 2, 200))
         ),
-        int8=Int8Recipe(weights_alone=True),
+        int8=Int8Recipe(portable="weights"),
         make_inputs=packed,
         write=partial(write_llama_graph, positions=source.questions.max_tokens),
     )

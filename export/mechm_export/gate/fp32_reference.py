@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mechm_export.gate import TaskCheck, check_task
-from mechm_export.judge import CheckSet
+from mechm_export.gate.comparison import TaskCheck, check_task
+from mechm_export.gate.judge import CheckSet
 from mechm_runtime.bundle import LLAMA, PROJECTOR, Bundle, PartFiles
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
 from mechm_runtime.errors import InputError, VerificationError
@@ -55,18 +55,21 @@ class Fp32Reference:
         self._text = [pipeline.analyze(one.conversation) for one in checks.labelled]
         self._recorded = [pipeline.analyze(conversation) for conversation in checks.recorded]
 
+    def reaches(self, part: str) -> bool:
+        """Whether the conversations reach a part at all."""
+        return part in self._recorders and bool(self._recorders[part].kept)
+
     def inputs(self, part: str) -> list[dict[str, npt.NDArray[np.generic]]]:
         """What a part was given, the first `MAX_INPUTS`.
 
         Raises: VerificationError: the conversations never reach it.
         """
-        recorder = self._recorders.get(part)
-        if recorder is None or not recorder.kept:
+        if not self.reaches(part):
             raise VerificationError(
                 f"nothing in the conversations reaches the {part} part",
                 hint="add recordings with voice and picture: --recording MEDIA TRANSCRIPT",
             )
-        return recorder.kept
+        return self._recorders[part].kept
 
     def check(self, runners: Mapping[str, GraphRunner], precision: str) -> list[TaskCheck]:
         """Compare answers with some parts replaced with those in fp32, text first, recordings second.
