@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mechm.bench.rivals.writers import ServerWriter, TransformersWriter, written_prompt
 from mechm_runtime.bundle import LLAMA, Bundle, open_bundle
 from mechm_runtime.engine import W8, EngineConfig, EngineName, GraphRunner, load_engine
 from mechm_runtime.llama import graph_inputs
@@ -34,12 +35,11 @@ from mechm_runtime.llama_graph import LlamaGraph
 from mechm_runtime.questions import QuestionTokenizer
 from mechm_runtime.readers import read_labelled
 from mechm_runtime.serving.client import VllmServer
-from mechm_runtime.serving.settings import MODEL, ServerConfig
+from mechm_runtime.serving.settings import ServerConfig
 from mechm_runtime.types import Utterance
 
 UTTERANCES = 10
 QUESTIONS = 4
-WRITTEN_TOKENS = 20
 TURNS = (5, 20, 50)
 REPEATS = 5
 KNOWN = "conversation known"
@@ -146,51 +146,23 @@ def _no_soft_tokens(questions: QuestionTokenizer, talk: Sequence[Utterance], wid
     return np.zeros((len(talk), questions.config.soft_tokens, width), np.float32)
 
 
-def _prompt(questions: QuestionTokenizer, talk: Sequence[Utterance], position: int) -> list[int]:
-    lines = [token for line in questions.conversation(talk) for token in line.ids]
-    return [*lines, *questions.question(talk, position).ids]
-
-
 def _writer(folder: Path, questions: QuestionTokenizer) -> Ask:
     import torch
-    from transformers import AutoModelForCausalLM, GenerationConfig
+    from transformers import AutoModelForCausalLM
 
     torch.set_num_threads(1)
-    llama: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    greedy = GenerationConfig(  # type: ignore[no-untyped-call]
-        max_new_tokens=WRITTEN_TOKENS, min_new_tokens=WRITTEN_TOKENS, do_sample=False, pad_token_id=0
-    )
-
-    def ask(talk: Sequence[Utterance], asked: list[int]) -> Any:
-        written = []
-        for position in asked:
-            ids = torch.tensor([_prompt(questions, talk, position)])
-            with torch.inference_mode():
-                written.append(llama.generate(ids, attention_mask=torch.ones_like(ids), generation_config=greedy))
-        return written
-
-    return ask
+    llama = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    writer = TransformersWriter(llama, questions)
+    return lambda talk, asked: [writer.generate(written_prompt(questions, talk, position)) for position in asked]
 
 
 def _server_writer(url: str, questions: QuestionTokenizer) -> Ask:
-    import httpx2
-
-    client = httpx2.Client(base_url=url, timeout=600.0, trust_env=False)
+    writer = ServerWriter(ServerConfig(url), questions)
 
     def ask(talk: Sequence[Utterance], asked: list[int]) -> Any:
-        written = []
-        for position in asked:
-            body = {
-                "model": MODEL,
-                "prompt": _prompt(questions, talk, position),
-                "max_tokens": WRITTEN_TOKENS,
-                "ignore_eos": True,
-                "temperature": 0,
-                # A cache of its own, so that the scoring that follows does not find the conversation read.
-                "cache_salt": f"written {id(talk)}",
-            }
-            written.append(client.post("/v1/completions", json=body).raise_for_status().json())
-        return written
+        # A cache of its own, so that the scoring that follows does not find the conversation read.
+        salt = f"written {id(talk)}"
+        return [writer.generate(written_prompt(questions, talk, position), salt) for position in asked]
 
     return ask
 

@@ -127,8 +127,9 @@ def _sessions(sessions: Sequence[SessionTimes]) -> Iterator[RenderableType]:
     for one in sessions:
         for name, newest in ((one.system, one.whole), (f"{one.system}, streamed in", one.streamed)):
             if newest is not None:
-                numbers = [newest.turn_ms[turn] for turn in turns] + [newest.latency.p50_ms, newest.latency.p99_ms]
-                table.add_row(name, *(f"{ms:,.1f}" for ms in numbers), f"{newest.session_kb:,.0f}")
+                at_turns = (f"{newest.turn_ms[turn]:,.1f}" if turn in newest.turn_ms else "" for turn in turns)
+                taken = (f"{newest.latency.p50_ms:,.1f}", f"{newest.latency.p99_ms:,.1f}")
+                table.add_row(name, *at_turns, *taken, f"{newest.session_kb:,.0f}")
     yield table
     table = _table("Sessions at once", "", "sessions", "utterances/s", "ms p50", "p99", "kB each", "MB grown, each")
     for one in sessions:

@@ -53,9 +53,15 @@ class Results:
         """Name of the files of this kind of machine: `small-2-cores`."""
         return f"{self.preset}-{self.machine.cores:g}-cores"
 
-    def to_json(self, *, indent: int | None = None) -> str:
-        """This document as JSON text with the field names of the dataclasses."""
-        return json.dumps(asdict(self), ensure_ascii=False, indent=indent)
+    def to_json(self, *, lines: bool = False) -> str:
+        """This document as JSON text with the field names of the dataclasses.
+
+        lines: a line for each of this class's fields, so that versions can be compared; else one line for all.
+        """
+        if not lines:
+            return json.dumps(asdict(self), ensure_ascii=False)
+        each = (f" {json.dumps(k)}: {json.dumps(v, ensure_ascii=False)}" for k, v in asdict(self).items())
+        return "{\n" + ",\n".join(each) + "\n}"
 
 
 def read_results(folder: Path) -> dict[Path, dict[str, Any]]:

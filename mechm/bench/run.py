@@ -54,10 +54,10 @@ class BenchConfig:
     baselines: tuple[Baseline, ...] = ()
     gold: Sequence[LabelledConversation] = ()
     gold_name: str = ""
-    n_short: int = 20
-    n_repeats: int = 60
+    n_short: int = 10
+    n_repeats: int = 40
     n_rounds: int = 3
-    n_starts: int = 5
+    n_starts: int = 3
     n_queries: int = 16
     turns: tuple[int, ...] = TURNS
     bound_ms: float = 2000.0
@@ -139,7 +139,7 @@ def _alone(run: _Run, results: Results, limits: Limits | None) -> Results:
                 one,
                 config.conversation,
                 limits=limits,
-                n_repeats=max(1, config.n_repeats // 3),
+                n_repeats=max(1, config.n_repeats // 4),
                 on_progress=run.step(f"stages: {one.name}"),
             )
             for one in config.own
@@ -208,6 +208,9 @@ def _rivals(run: _Run) -> list[ByUtterance]:
 
 def _limits(run: _Run) -> Limits | None:
     """The machine's limits; without onnx the stages have no shares, and a note says why."""
+    if others := {one.engine for one in run.config.own} - {"onnxruntime"}:
+        run.notes.append(f"stages without their share of the machine's limit: {', '.join(others)} tells no operations")
+        return None
     run.report("measuring the machine's limits", 0, 0)
     try:
         return measure_limits(run.config.n_threads)

@@ -16,7 +16,7 @@ from mechm_runtime.types import Conversation
 
 UTTERANCES = (1, 5, 10, 20, 50)
 SECONDS = (1.0, 3.0, 10.0, 30.0)
-CALLERS = (1, 2, 4, 8, 16)
+CALLERS = (1, 2, 4, 8)
 REPEATS = 3
 ENOUGH_S = 4.0
 """A point that took this long in one go is not repeated; callers call for at least so long together."""

@@ -21,9 +21,9 @@ SEED = 20_261_126
 LEAST_SHARE = 0.25
 """Of the machine's throughput: the rate that is tried first. Where it does not hold, none is looked for: single queries
 take too long for the bound, and slow arrivals too long to measure."""
-N_HALVINGS = 4
-"""Of the range from there to the throughput: what is found is at most 5 % of it too low."""
-MIN_QUERIES = 16
+N_HALVINGS = 3
+"""Of the range from there to the throughput: what is found is at most a tenth of it too low."""
+MIN_QUERIES = 12
 GIVEN_UP = 4.0
 """A trial ends when a query has waited for this many bounds: its rate is too high, however it would go on."""
 

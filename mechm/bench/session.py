@@ -25,6 +25,8 @@ from mechm_runtime.session.session import Session
 from mechm_runtime.types import Conversation, Utterance
 
 TURNS = (5, 20, 100)
+STREAMED_TURNS = 20
+"""The last turn of a session whose utterances are streamed in."""
 AROUND = 2
 """Turns before and after one of those that its latency is the median of; at the end, those before."""
 VOICE_S = 3.0
@@ -90,7 +92,10 @@ def run_session(
     _append(own.pipeline.open_session(), said[0], 1)  # loads what it needs, and lets it allocate
     whole = _newest(own, said, turns, streamed=False, on_progress=on_progress)
     is_heard = said[0].samples is not None or said[0].frames is not None
-    streamed = _newest(own, said, turns, streamed=True, on_progress=on_progress) if is_heard else None
+    streamed = None
+    if is_heard:
+        early = [turn for turn in turns if turn <= STREAMED_TURNS]
+        streamed = _newest(own, said, early or turns[:1], streamed=True, on_progress=on_progress)
     together = []
     for number, n_sessions in enumerate(SESSIONS):
         on_progress(f"sessions at once: {own.name}", number, len(SESSIONS))

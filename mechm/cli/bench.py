@@ -85,8 +85,8 @@ _File = click.Path(path_type=Path)
     type=click.Choice(["original", "compile", "glue"]),
     multiple=True,
     help="A rival on the same weights, in turns with ours; may be repeated. original: torch eager, each voice and "
-    "frame by itself, 30 s of padding, 20 tokens written an answer. compile: torch.compile. glue: plain onnxruntime in fp32 "
-    "and vLLM's generate.",
+    "frame by itself, 30 s of padding, 20 tokens written an answer. compile: torch.compile, no Llama. glue: plain "
+    "onnxruntime in fp32 and vLLM's generate.",
 )
 @click.option("--trained", type=_File, metavar="DIR", help="The fusion's weights for the rivals. Default: as shipped.")
 @click.option("--adapter", type=_File, metavar="DIR", help="The Llama's adapter for the rivals. Default: as shipped.")
@@ -95,14 +95,14 @@ _File = click.Path(path_type=Path)
 @click.option(
     "--rival-limit",
     type=click.IntRange(min=1),
-    default=20,
+    default=10,
     show_default=True,
     metavar="N",
     help="Conversations that rivals are scored on.",
 )
-@click.option("--repeats", type=click.IntRange(min=1), default=60, show_default=True, help="Queries of ours.")
+@click.option("--repeats", type=click.IntRange(min=1), default=40, show_default=True, help="Queries of ours.")
 @click.option("--rounds", type=click.IntRange(min=1), default=3, show_default=True, help="Queries of each rival.")
-@click.option("--starts", type=click.IntRange(min=1), default=5, show_default=True, help="Fresh processes.")
+@click.option("--starts", type=click.IntRange(min=1), default=3, show_default=True, help="Fresh processes.")
 @click.option("--queries", type=click.IntRange(min=1), default=16, show_default=True, help="Of the offline scenario.")
 @click.option(
     "--bound",
@@ -217,7 +217,7 @@ def bench(
     if out is not None:
         out.mkdir(parents=True, exist_ok=True)
         path = out / f"{results.file_stem}.json"
-        write_bytes(path, (results.to_json(indent=1) + "\n").encode())
+        write_bytes(path, (results.to_json(lines=True) + "\n").encode())
         for written in (path, *write_figures(results, out)):
             click.echo(f"wrote {written}", err=True)
     click.echo(results.to_json())

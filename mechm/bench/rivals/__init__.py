@@ -24,7 +24,7 @@ BASELINES: tuple[Baseline, ...] = get_args(Baseline)
 
 NEEDS: Mapping[Baseline, tuple[tuple[str, str], ...]] = {
     "original": (("torch", "train"), ("transformers", "train"), ("peft", "train")),
-    "compile": (("torch", "train"), ("transformers", "train"), ("peft", "train")),
+    "compile": (("torch", "train"), ("transformers", "train"), ("peft", "train")),  # peft: the text encoder's adapter
     "glue": (),
 }
 """Packages, and mechm's extras that bring them."""
@@ -54,7 +54,7 @@ def make_rival(name: Baseline, bundle: Bundle, config: RivalConfig) -> ByUtteran
     for package, extra in NEEDS[name]:
         if importlib.util.find_spec(package) is None:
             raise MissingExtraError(package, extra=extra)
-    if config.writes and bundle.llama is None:
+    if config.writes and name != "compile" and bundle.llama is None:
         raise InputError("the bundle has no Llama, so no rival writes with it", hint="choose --llm none")
     if name == "glue" and config.writes and config.server is None:
         raise InputError(

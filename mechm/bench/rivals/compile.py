@@ -1,8 +1,8 @@
-"""torch.compile: the encoders and the fusion compiled, on a voice's own length, and the Llama with its LoRA merged.
+"""torch.compile: the encoders and the fusion compiled, on a voice's own length, without a Llama.
 
 Sizes are dynamic, so that another utterance's length is not compiled again. Compiling happens in the first conversation
-and takes a minute; it needs a C++ compiler. The Llama writes uncompiled: compiling its two passes, over a prompt and
-over a token, had not ended after eight minutes on two busy cores (torch 2.13).
+and takes a minute; it needs a C++ compiler. There is no Llama in it: compiling its two passes, over a prompt and over a
+token, had not ended after eight minutes on two busy cores (torch 2.13).
 """
 
 from __future__ import annotations
@@ -32,16 +32,10 @@ def make(bundle: Bundle, config: RivalConfig) -> ByUtterance:
         import torch
 
         from mechm.bench.rivals.torch_parts import as_runners, load_modules
-        from mechm.bench.rivals.writers import TransformersWriter, question_tokenizer, unmerged_llama
 
         torch.set_num_threads(config.n_threads)
         modules = load_modules(bundle, config.trained)
-        parts = as_runners(
-            bundle, {name: torch.compile(module, dynamic=name not in SIZED) for name, module in modules.items()}
-        )
-        if not config.writes:
-            return parts, None
-        llama = unmerged_llama(bundle.preset, config.adapter, torch.float32).merge_and_unload()
-        return parts, TransformersWriter(llama, question_tokenizer(bundle))
+        compiled = {name: torch.compile(module, dynamic=name not in SIZED) for name, module in modules.items()}
+        return as_runners(bundle, compiled), None
 
-    return ByUtterance("torch.compile", bundle, load, llama="Llama" if config.writes else "", pads=False)
+    return ByUtterance("torch.compile", bundle, load, llama="", pads=False)
