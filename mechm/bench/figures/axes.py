@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from html import escape
 
 from mechm.bench.results import Results
-from mechm.evaluation.figures.sheet import HEADER, WIDTH, text
+from mechm.evaluation.figures.sheet import Area, text
 
 Range = tuple[float, float]
 
@@ -19,20 +18,11 @@ DASHES = ("", "7 4", "2 3", "10 3 2 3")
 
 
 @dataclass(frozen=True, slots=True)
-class LogAxes:
-    """A rectangle whose axes are both logarithmic; positions in pixels."""
+class LogAxes(Area):
+    """Axes that are both logarithmic."""
 
     x_range: Range
     y_range: Range
-    left: float = 72.0
-    top: float = HEADER + 12.0
-    width: float = WIDTH - 72.0 - 28.0
-    height: float = 360.0
-
-    @property
-    def bottom(self) -> float:
-        """The x axis."""
-        return self.top + self.height
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Where a value is drawn; one beyond the axes at their end."""
@@ -57,9 +47,7 @@ class LogAxes:
             _, y = self.at(self.x_range[0], value)
             yield f'<path class="grid" d="M{self.left:.1f} {y:.1f}h{self.width:.1f}"/>'
             yield text(self.left - 8, y + 4, f"{value:,g}", "soft end")
-        yield text(self.left + self.width / 2, self.bottom + 42, x_name, "middle")
-        turned = f'transform="translate(20 {self.top + self.height / 2:.1f}) rotate(-90)"'
-        yield f'<text class="middle" {turned}>{escape(y_name)}</text>'
+        yield from self.names(x_name, y_name)
 
 
 def around(values: Sequence[float]) -> Range:

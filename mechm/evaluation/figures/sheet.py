@@ -61,12 +61,10 @@ def text(x: float, y: float, words: str, style: str = "") -> str:
     return f'<text x="{x:.1f}" y="{y:.1f}" class="{style}">{escape(words)}</text>'
 
 
-@dataclass(frozen=True, slots=True)
-class Plot:
-    """A rectangle with axes of shares, x from 0 to 1 and y from 0 to `y_max`; positions in pixels."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Area:
+    """A rectangle between axes, in pixels."""
 
-    y_max: float = 1.0
-    y_step: float = 0.2
     left: float = 72.0
     top: float = HEADER + 12.0
     width: float = WIDTH - 72.0 - 28.0
@@ -76,6 +74,20 @@ class Plot:
     def bottom(self) -> float:
         """The x axis."""
         return self.top + self.height
+
+    def names(self, x_name: str, y_name: str) -> Iterable[str]:
+        """The axes' names."""
+        yield text(self.left + self.width / 2, self.bottom + 42, x_name, "middle")
+        turned = f'transform="translate(20 {self.top + self.height / 2:.1f}) rotate(-90)"'
+        yield f'<text class="middle" {turned}>{escape(y_name)}</text>'
+
+
+@dataclass(frozen=True, slots=True)
+class Plot(Area):
+    """Axes of shares, x from 0 to 1 and y from 0 to `y_max`."""
+
+    y_max: float = 1.0
+    y_step: float = 0.2
 
     def at(self, x: float, y: float) -> tuple[float, float]:
         """Where a value is drawn."""
@@ -96,6 +108,4 @@ class Plot:
             _, y = self.at(0, step * self.y_step)
             yield f'<path class="grid" d="M{self.left:.1f} {y:.1f}h{self.width:.1f}"/>'
             yield text(self.left - 8, y + 4, f"{step * self.y_step:.0%}", "soft end")
-        yield text(self.left + self.width / 2, self.bottom + 42, x_name, "middle")
-        turned = f'transform="translate(20 {self.top + self.height / 2:.1f}) rotate(-90)"'
-        yield f'<text class="middle" {turned}>{escape(y_name)}</text>'
+        yield from self.names(x_name, y_name)
