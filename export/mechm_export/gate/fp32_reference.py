@@ -91,7 +91,7 @@ class Fp32Reference:
         def load(part: PartFiles) -> GraphRunner:
             return runners[part.name] if part.name in runners else self._recorder(part)
 
-        return Pipeline(self.bundle, load_part=load, llm="onnx" if self._asks_llama else "none")
+        return Pipeline(self.bundle, load_part=load, llm="onnx" if self._asks_llama else "none", asked_below=1.0)
 
     def _recorder(self, part: PartFiles) -> _Recorder:
         if part.name not in self._recorders:

@@ -112,13 +112,14 @@ def _quantize(
     write_compressed(llama, scheme, dtype, made)
     round_layers(llama, scheme)
     rounded = TorchLlama(scores)
-    exact = Pipeline(bundle, precisions=dict.fromkeys(bundle.parts, "fp32"))
+    exact = Pipeline(bundle, precisions=dict.fromkeys(bundle.parts, "fp32"), asked_below=1.0)
 
     def load(part: PartFiles) -> GraphRunner:
         return rounded if part.name == LLAMA else Engine(bundle.path(part.files["fp32"]), EngineConfig())
 
     expected = [exact.analyze(conversation) for conversation in conversations]
-    check = check_task(name, quantization, conversations, expected, Pipeline(bundle, load_part=load), checks)
+    found = Pipeline(bundle, load_part=load, asked_below=1.0)
+    check = check_task(name, quantization, conversations, expected, found, checks)
     if check.problem:
         raise VerificationError(f"the Llama in {quantization}: {check.problem}", hint="leave its weights as they are")
     return check
