@@ -6,12 +6,15 @@ It stands between two marks and is never edited by hand: `python benchmarks/tabl
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from textwrap import TextWrapper
 from typing import Any
 
 from mechm_runtime.errors import InputError
 
 BEGIN, END = "<!-- mechm bench: made by benchmarks/table.py -->", "<!-- end of mechm bench -->"
 
+WIDTH = 120
+"""Characters of a line of the README; a table's rows are longer."""
 BEND = 0.95
 """Of the highest throughput."""
 
@@ -32,8 +35,15 @@ def with_table(readme: str, table: str) -> str:
 
 def table_of(results: Results) -> str:
     """The table and what stands below it, as Markdown without a line break at its end."""
-    lines = [*_speeds(results), "", *_below(results)]
-    return "\n".join(lines).strip("\n")
+    machine, *facts = _below(results)
+    below = [*wrapped(machine), "", *(line for fact in facts for line in wrapped(f"- {fact}", indent="  "))]
+    return "\n".join([*_speeds(results), "", *below]).strip("\n")
+
+
+def wrapped(sentence: str, indent: str = "") -> list[str]:
+    """Lines of the README's width; the second and later ones are indented."""
+    wrapper = TextWrapper(WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+    return wrapper.wrap(sentence)
 
 
 def _speeds(results: Results) -> Iterator[str]:
@@ -79,7 +89,7 @@ def bend(together: Sequence[Results]) -> int:
 
 
 def _below(results: Results) -> Iterator[str]:
-    """Sentences on everything else that was measured, a line each."""
+    """The machine, then a sentence on everything else that was measured."""
     machine = results["machine"]
     versions = ", ".join(
         f"{name} {machine['versions'][name]}"

@@ -58,6 +58,22 @@ def test_the_table_has_a_row_a_system_the_quickest_first() -> None:
     assert "A chip, 2 cores" in lines[5]
 
 
+def test_what_stands_below_the_table_has_the_width_of_the_readme() -> None:
+    served = {"system": "mechm, no Llama", "bound_ms": 2000.0, "queries_per_s": 1.5}
+    sessions = {
+        "system": "mechm, no Llama",
+        "whole": {"turn_ms": {"5": 90.0, "100": 101.4}, "session_kb": 405.0},
+        "streamed": None,
+        "together": [{"n_sessions": n, "utterances_per_s": rate} for n, rate in ((1, 9.0), (4, 12.0), (16, 12.2))],
+    }
+    below = table_of(results("2026-01-01", 12.0) | {"server": [served], "session": [sessions]}).splitlines()[5:]
+    assert max(map(len, below)) <= 120
+    text = " ".join(line.strip() for line in below)
+    assert "- mechm, no Llama, newest utterance at turn 5 / 100, given whole: 90 / 101 ms." in text
+    assert "9.0 / 12.0 / 12.2 utterances a second, the most there is from 4 on; 405 kB a session." in text
+    assert "- mechm, no Llama, Poisson arrivals, p99 below 2 s: 1.50 conversations a second." in text
+
+
 def test_only_what_stands_between_the_marks_is_replaced() -> None:
     readme = f"above\n{BEGIN}\nold\n{END}\nbelow\n"
     after = with_table(readme, "new")
