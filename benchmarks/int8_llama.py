@@ -24,10 +24,10 @@ import numpy.typing as npt
 
 from mechm.model.build import pretrained_folder
 from mechm.weights import weights_path
-from mechm_export.bundle import even_out_llama
-from mechm_export.judge import shipped_check_set
-from mechm_export.llama import llama_parts, load_llama_source, question_inputs
-from mechm_export.llama_graph import TOKEN_SCALED, write_llama_graph
+from mechm_export.calibration import even_out_llama
+from mechm_export.gate.judge import shipped_check_set
+from mechm_export.llama.graph import TOKEN_SCALED, write_llama_graph
+from mechm_export.llama.part import llama_parts, load_llama_source, question_inputs
 from mechm_export.part import ExportPart, Feeds
 from mechm_runtime.bundle import LLAMA, PartFiles
 from mechm_runtime.engine import Engine, EngineConfig

@@ -21,7 +21,7 @@ from mechm.model.build import pretrained_folder
 from mechm_export.data import check_conversations
 from mechm_export.onnx_graph import export_graph
 from mechm_export.parts import build_parts
-from mechm_export.quantize import Int8Recipe, quantize_int8
+from mechm_export.precision.quantize import Int8Recipe, quantize_int8
 from mechm_runtime.decision import decide
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.fusion import FusionInputs, run_fusion

@@ -30,9 +30,9 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mechm_export.fp32_reference import Fp32Reference
-from mechm_export.judge import shipped_check_set
-from mechm_export.lowering import lower_graph
+from mechm_export.gate.fp32_reference import Fp32Reference
+from mechm_export.gate.judge import shipped_check_set
+from mechm_export.precision.lowering import lower_graph
 from mechm_export.tensorrt.memory import estimate_memory
 from mechm_export.tensorrt.shapes import shape_ranges
 from mechm_runtime.bundle import file_sha256, open_bundle

@@ -8,38 +8,31 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from mechm.llm.packed import TorchLlama
-from mechm_export.compressed import even_out
-from mechm_export.gate import TaskCheck, ValueCheck, check_values, one_torch_thread
-from mechm_export.judge import CheckSet, Graph, ask_torch, compare, judge, problems_of, shipped_check_set
-from mechm_export.llama import LlamaSource, question_inputs
+from mechm_export.calibration import even_out_llama, recorded_inputs, recordings_of, text_inputs
+from mechm_export.gate.comparison import TaskCheck, ValueCheck, check_values
+from mechm_export.gate.judge import CheckSet, Graph, ask_torch, compare, judge, problems_of, shipped_check_set
 from mechm_export.manifest import (
     LLAMA_TOKENIZER,
     graph_name,
     llama_files,
-    text_preprocessing,
     weights_hashes,
     write_manifest,
 )
 from mechm_export.onnx_graph import export_graph
 from mechm_export.part import ExportPart, Feeds
 from mechm_export.parts import ModelParts, build_parts
-from mechm_export.quantize import quantize_int8, quantize_weights
+from mechm_export.precision.quantize import quantize_int8, quantize_weights
+from mechm_export.precision.static_int8 import quantize_static_int8
 from mechm_export.staging import check_target, put_in_place, staged, written
 from mechm_runtime.bundle import LLAMA, Bundle, open_bundle
 from mechm_runtime.engine import W8
 from mechm_runtime.errors import MissingExtraError, VerificationError
 from mechm_runtime.senses import DETECTOR_FILE, TOKENIZER_FILE
-from mechm_runtime.text import ConversationTokenizer
-
-CALIBRATION_CONVERSATIONS = 100
-LLAMA_CALIBRATION_CONVERSATIONS = 12
-"""Fewer, since every utterance of one is read twice, and all states of it are looked at."""
 
 Target = Literal["onnxruntime", "openvino"]
 """What a bundle's graphs are for; engines of TensorRT are added to it (`tensorrt.engines`)."""
@@ -82,7 +75,8 @@ def export_bundle(
     adapter: folder of the Llama's trained adapter; None makes a bundle without a Llama.
     llm_base: the Llama it is for; None for the preset's.
     check_set: what precisions are judged on; None for the shipped conversations.
-    targets: engines that the bundle is for; every one of them reads fp32, int8 is onnxruntime's, w8 is for openvino.
+    targets: engines that the bundle is for; every one of them reads fp32, int8 is onnxruntime's, w8 is for openvino:
+        what is heard and seen is calibrated and judged on the check set's recordings, or on the shipped one.
     Raises: MissingExtraError: a target is not installed. BundleError: `out` exists and is not a bundle, or cannot be
         written. WeightsError: weights are missing. VerificationError: fp32 does not match torch.
     """
@@ -97,7 +91,7 @@ def export_bundle(
         if model.llama is not None:
             step(f"{LLAMA}: evening out channels")
             even_out_llama(model.llama, checks)
-        calibration = {"text": _text_inputs(model, checks)}
+        calibration = {"text": text_inputs(model, checks)}
         precisions = {part.name: _precisions(part, targets) for part in model}
         values = [
             check
@@ -112,16 +106,26 @@ def export_bundle(
             target.parent.mkdir()
             shutil.copyfile(source, target)
         write_manifest(staging, model, precisions, values, [])
+        refused: dict[Graph, str] = {}
+        if "openvino" in targets:
+            checks = replace(checks, recorded=recordings_of(checks))
+            for part, found in _write_static(model, staging, checks, step):
+                if isinstance(found, str):
+                    refused[part, W8] = found
+                else:
+                    precisions[part].append(W8)
+                    values.append(found)
+            write_manifest(staging, model, precisions, values, [])
         step(f"comparing answers on {checks.name}")
-        tasks, refused = judge(open_bundle(staging, check_hashes=False), model, checks)
-        for name, precision in refused:
+        tasks, failed = judge(open_bundle(staging, check_hashes=False), model, checks)
+        for name, precision in failed:
             precisions[name].remove(precision)
             _graph(staging, name, precision).unlink()
         values = [check for check in values if check.precision in precisions[check.part]]
         write_manifest(staging, model, precisions, values, tasks)
         open_bundle(staging)
         put_in_place(staging, out)
-    return BundleReport(open_bundle(out, check_hashes=False), tuple(values), tuple(tasks), refused)
+    return BundleReport(open_bundle(out, check_hashes=False), tuple(values), tuple(tasks), refused | failed)
 
 
 def verify_bundle(
@@ -163,20 +167,25 @@ def verify_bundle(
     reference = ask_torch(bundle, model, checks)
     tasks = list(compare(bundle, reference, dict.fromkeys(bundle.parts)))
     if any(W8 in part.files for part in bundle.parts.values()):
+        if not checks.recorded:
+            reference = ask_torch(bundle, model, replace(checks, recorded=recordings_of(checks)))
         lower = {name: W8 if W8 in part.files else "fp32" for name, part in bundle.parts.items()}
         tasks += compare(bundle, reference, lower)
     return BundleReport(bundle, tuple(values), tuple(tasks))
 
 
 def require_targets(targets: Collection[Target]) -> None:
-    """Raises: MissingExtraError: an engine that precisions are to be checked on is not installed."""
-    if "openvino" in targets and find_spec("openvino") is None:
-        raise MissingExtraError("openvino", extra="openvino")
+    """Raises: MissingExtraError: what precisions are to be made with or checked on is not installed."""
+    if "openvino" not in targets:
+        return
+    for package, extra in (("openvino", "openvino"), ("av", "media"), ("cv2", "media")):  # it listens and looks
+        if find_spec(package) is None:
+            raise MissingExtraError(package, extra=extra)
 
 
 def _precisions(part: ExportPart, targets: Collection[Target]) -> list[str]:
     lower = ["int8"] if "onnxruntime" in targets else []
-    return ["fp32", *lower, *([W8] if "openvino" in targets and part.int8.weights_alone else [])]
+    return ["fp32", *lower, *([W8] if "openvino" in targets and part.int8.portable == "weights" else [])]
 
 
 def _write_part(
@@ -210,19 +219,21 @@ def _write_part(
     yield check_values(part, int8, "int8")
 
 
-def _text_inputs(model: ModelParts, checks: CheckSet) -> list[Feeds]:
-    """Token windows of the check set's conversations, the first hundred: what int8 is calibrated on."""
-    tokenizer = ConversationTokenizer(model.tokenizer, text_preprocessing(model.config))
-    windows = [tokenizer(one.conversation.utterances) for one in checks.labelled[:CALIBRATION_CONVERSATIONS]]
-    return [{"input_ids": w.input_ids, "attention_mask": w.attention_mask} for w in windows if len(w.input_ids)]
-
-
-def even_out_llama(source: LlamaSource, checks: CheckSet) -> None:
-    """Prepare the Llama's weights for 8 bits, in place, on the first of the check set's conversations."""
-    some = [one.conversation for one in checks.labelled[:LLAMA_CALIBRATION_CONVERSATIONS]]
-    asked, torch_llama = question_inputs(source, some), TorchLlama(source.scores)
-    with one_torch_thread():  # what is measured here goes into the weights
-        even_out(source.scores.causal, lambda: [torch_llama.run(inputs) for inputs in asked], values=False)
+def _write_static(
+    model: ModelParts, staging: Path, checks: CheckSet, step: Step
+) -> Iterator[tuple[str, ValueCheck | str]]:
+    """Write the w8 form of what is heard and seen; a part's name, and its check or why it has none."""
+    parts = [part for part in model if part.int8.portable == "static"]
+    step(f"{', '.join(part.name for part in parts)}: listening and looking for {W8}")
+    inputs = recorded_inputs(open_bundle(staging, check_hashes=False), checks.recorded, [part.name for part in parts])
+    for part in parts:
+        if not inputs[part.name]:
+            yield part.name, "nothing in the recordings reaches it, so that its scales are unknown"
+            continue
+        step(f"{part.name}: exporting {W8}")
+        path = _graph(staging, part.name, W8)
+        quantize_static_int8(_graph(staging, part.name, "fp32"), path, inputs[part.name])
+        yield part.name, check_values(part, path, W8)
 
 
 def _graph(folder: Path, part: str, precision: str) -> Path:

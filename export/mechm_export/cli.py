@@ -13,7 +13,14 @@ import click
 from mechm.cli.merge import merge_options, merge_settings, print_merge
 from mechm_export.diagnose.command import diagnose
 from mechm_export.encoders.command import encoder
-from mechm_export.options import conversations_option, read_check_set, recordings_option, require_packages
+from mechm_export.options import (
+    BundleFolder,
+    bundle_to_change,
+    conversations_option,
+    read_check_set,
+    recordings_option,
+    require_packages,
+)
 from mechm_export.tensorrt.command import engines
 
 if TYPE_CHECKING:
@@ -21,7 +28,7 @@ if TYPE_CHECKING:
 
     from mechm.llm.merge import DType
     from mechm_export.bundle import BundleReport, Step, Target
-    from mechm_export.compressed import SchemeName
+    from mechm_export.llama.compressed import SchemeName
 
 PRESETS = ("small", "tiny", "llama2-7b")
 
@@ -126,9 +133,10 @@ def bundle(
 @click.option(
     "--bundle",
     "folder",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=BundleFolder(),
     metavar="DIR",
-    help="The bundle to put it into, which has the Llama as a graph. Default: MECHM_BUNDLE, or what make demo built.",
+    help="The bundle to put it into, which has the Llama as a graph; with --compose one that has it already may be "
+    "package:NAME, an installed one. Default: MECHM_BUNDLE, or what make demo built.",
 )
 @click.option(
     "--adapter",
@@ -174,8 +182,8 @@ def llm(
     require_packages()
     from mechm.cli.progress import steps_progress
     from mechm.weights import weights_path
-    from mechm_export.deploy import check_deployment_target
-    from mechm_export.served import SERVED_FOLDER, add_served_llama
+    from mechm_export.llama.deploy import check_deployment_target
+    from mechm_export.llama.served import SERVED_FOLDER, add_served_llama
     from mechm_runtime.bundle import default_bundle_path, open_bundle
     from mechm_runtime.errors import InputError
 
@@ -187,6 +195,7 @@ def llm(
     if compose is not None and opened.served is not None:
         _write_deployment(folder, compose)
         return
+    folder = bundle_to_change(folder)
     adapter = adapter or _adapter_folder(_trained_folder(preset, None), None)
     if adapter is None:
         raise InputError(f"no adapter is shipped with the preset {preset}", hint="name one with --adapter")
@@ -251,7 +260,7 @@ def verify(
 
 
 def _write_deployment(folder: Path, out: Path) -> None:
-    from mechm_export.deploy import write_deployment
+    from mechm_export.llama.deploy import write_deployment
     from mechm_runtime.bundle import open_bundle
     from mechm_runtime.serving.command import ServeConfig
 

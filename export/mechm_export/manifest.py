@@ -19,7 +19,7 @@ from mechm.model.config import ModelConfig
 from mechm.model.preprocessing import log_mel_config, scene_config
 from mechm.weights import part_of, weights_path
 from mechm.weights.fetch import read_provenance
-from mechm_export.gate import TaskCheck, ValueCheck
+from mechm_export.gate.comparison import TaskCheck, ValueCheck
 from mechm_export.parts import ModelParts
 from mechm_runtime.bundle import (
     LLAMA,

@@ -4,12 +4,28 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 if TYPE_CHECKING:
-    from mechm_export.judge import CheckSet
+    from mechm_export.gate.judge import CheckSet
+
+
+class BundleFolder(click.Path):
+    """A bundle's folder, which may be named `package:NAME` where it is installed as a wheel."""
+
+    def __init__(self) -> None:
+        super().__init__(path_type=Path, exists=True, file_okay=False)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The folder. Raises: BundleError: no such package is installed."""
+        from mechm_runtime.installed import SCHEME, installed_bundle
+
+        if str(value).startswith(SCHEME):
+            return installed_bundle(str(value).removeprefix(SCHEME))
+        return super().convert(value, param, ctx)
+
 
 conversations_option = click.option(
     "--conversations",
@@ -20,9 +36,9 @@ conversations_option = click.option(
 bundle_option = click.option(
     "--bundle",
     "folder",
-    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    type=BundleFolder(),
     metavar="DIR",
-    help="The bundle. Default: MECHM_BUNDLE, or what make demo built.",
+    help="The bundle, or package:NAME for an installed one. Default: MECHM_BUNDLE, or what make demo built.",
 )
 recordings_option = click.option(
     "--recording",
@@ -47,6 +63,24 @@ def require_packages() -> None:
             raise MissingExtraError(package, extra="export")
 
 
+def bundle_to_change(folder: Path | None) -> Path:
+    """The bundle that something is put into; None for the default one.
+
+    Raises: InputError: it is installed as a package, whose files are pip's.
+    """
+    from mechm_runtime.bundle import default_bundle_path
+    from mechm_runtime.errors import InputError
+    from mechm_runtime.installed import installed_bundles
+
+    folder = folder or default_bundle_path()
+    if folder.resolve() in {path.resolve() for path in installed_bundles().values()}:
+        raise InputError(
+            f"the bundle in {folder} is an installed package, which stays as it was built",
+            hint=f"cp -r {folder} DIR, and name that: --bundle DIR",
+        )
+    return folder
+
+
 def read_check_set(conversations: Path | None, recordings: tuple[tuple[Path, Path], ...]) -> CheckSet | None:
     """What --conversations and --recording name, or None for neither.
 
@@ -54,7 +88,7 @@ def read_check_set(conversations: Path | None, recordings: tuple[tuple[Path, Pat
     """
     if conversations is None and not recordings:
         return None
-    from mechm_export.judge import CheckSet, shipped_check_set
+    from mechm_export.gate.judge import CheckSet, shipped_check_set
     from mechm_runtime.readers import read_labelled, read_transcript
 
     recorded = tuple(one for media, transcript in recordings for one in read_transcript(transcript, media=media))

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from mechm_export.quantize import Int8Recipe
+from mechm_export.precision.quantize import Int8Recipe
 from mechm_runtime.bundle import Tensor
 
 Feeds = dict[str, npt.NDArray[np.generic]]

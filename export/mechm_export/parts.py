@@ -18,9 +18,9 @@ from mechm.model.config import ModelConfig, preset_config
 from mechm.model.expression import ExpressionConfig, ExpressionNetwork
 from mechm.model.preprocessing import fusion_windows
 from mechm.weights import weights_path
-from mechm_export.llama import LlamaSource, llama_parts, load_llama_source
+from mechm_export.llama.part import LlamaSource, llama_parts, load_llama_source
 from mechm_export.part import ExportPart
-from mechm_export.quantize import Int8Recipe
+from mechm_export.precision.quantize import Int8Recipe
 from mechm_runtime.bundle import FusionWindows, Tensor
 from mechm_runtime.decision import DecisionConfig
 from mechm_runtime.errors import WeightsError
@@ -114,13 +114,15 @@ def _text_part(config: ModelConfig, module: nn.Module) -> ExportPart:
         integer_limits={"input_ids": config.text.vocab_size},
         # Plain dynamic int8 keeps 90 % of the labels of ECF dev, this 98 %, as smoothing with down projections in fp32
         # does, which takes 1.4 times as long and 1.8 times the space (benchmarks/int8_recipes.py).
-        int8=Int8Recipe(smoothing=0.5, tokens=True, embeddings=True, weights_alone=True),
+        int8=Int8Recipe(smoothing=0.5, tokens=True, embeddings=True, portable="weights"),
     )
 
 
 def _audio_part(config: ModelConfig, module: nn.Module) -> ExportPart:
     audio = config.audio
     outputs = (Tensor("audio_tokens", "float32", ("batch", len(audio.pooled_layers), 2 * audio.hidden_size)),)
+    # On OpenVINO faster than scales that are taken as activations come, and near enough (benchmarks/encoders.py).
+    int8 = Int8Recipe(portable="static", unfold=audio.architecture == "whisper")
     if audio.architecture == "hubert":
         waves = ((2, 16000), (1, 8000), (3, 24000), (1, 48000))
         return ExportPart(
@@ -131,6 +133,7 @@ def _audio_part(config: ModelConfig, module: nn.Module) -> ExportPart:
             tuple({"batch": batch, "samples": samples} for batch, samples in waves),
             n_heads=audio.n_heads,
             integer_limits={"n_samples": "samples"},
+            int8=int8,
         )
     sizes = ((2, 300), (1, 3), (1, 98), (3, 401), (1, 2 * audio.max_positions))
     return ExportPart(
@@ -141,6 +144,7 @@ def _audio_part(config: ModelConfig, module: nn.Module) -> ExportPart:
         tuple({"batch": batch, "frames": frames} for batch, frames in sizes),
         n_heads=audio.n_heads,
         integer_limits={"mel_frames": "frames"},
+        int8=int8,
     )
 
 
@@ -153,6 +157,7 @@ def _scene_part(config: ModelConfig, module: nn.Module) -> ExportPart:
         (Tensor("scene_token", "float32", ("batch", config.scene.hidden_size)),),
         ({"batch": 2}, {"batch": 1}, {"batch": 3}),
         n_heads=config.scene.n_heads,
+        int8=Int8Recipe(portable="static"),
     )
 
 

@@ -16,6 +16,7 @@ import click
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "analyze": ("mechm.cli.analyze", "analyze", "Find emotions and their causes in a recording or transcript."),
     "ask": ("mechm.cli.ask", "ask", "Ask an imported MiniGPT-v2 about pictures and recordings."),
+    "bench": ("mechm.cli.bench", "bench", "Measure a bundle on this machine, beside rivals."),
     "bundle": ("mechm_export.deployment.cli", "bundle", "Inspect, compare, sign, split and pack bundles."),
     "doctor": ("mechm.cli.doctor", "doctor", "Say what is installed, what works here and what to install."),
     "evaluate": ("mechm.cli.evaluate", "evaluate", "Score a bundle, weights or a submission on annotated data."),

@@ -99,6 +99,7 @@ def analyze(
     precision: Precision | None,
     engine: EngineName,
     llm: Llm | None,
+    asked_below: float | None,
     server: ServerConfig | None,
     modalities: tuple[str, ...],
     threads: int | None,
@@ -142,7 +143,7 @@ def analyze(
         limits = MediaLimits() if limit_duration_s is None else MediaLimits(max_duration_s=limit_duration_s)
         conversations = read_input(source, transcript, outputs, limits, modalities or MODALITIES)
         config = EngineConfig(n_threads=threads or 0, engine=engine)
-        pipeline = load_pipeline(bundle, precision, config, llm, server, modalities or None, limits)
+        pipeline = load_pipeline(bundle, precision, config, llm, asked_below, server, modalities or None, limits)
         show = Printer(outputs, heading=len(conversations) > 1, quiet=quiet)
         analyses, failures = analyze_all(pipeline, conversations, show, quiet=quiet, deadline_ms=deadline_ms)
         finish(outputs, conversations, analyses, failures, title=source.stem or source.resolve().name, quiet=quiet)
@@ -178,6 +179,7 @@ def load_pipeline(
     precision: Precision | None,
     engine: EngineConfig,
     llm: Llm | None,
+    asked_below: float | None,
     server: ServerConfig | None,
     modalities: Sequence[str] | None,
     limits: MediaLimits,
@@ -189,7 +191,14 @@ def load_pipeline(
     from mechm_runtime.pipeline import Pipeline
 
     return Pipeline.from_bundle(
-        bundle, precision=precision, engine=engine, modalities=modalities, limits=limits, llm=llm, server=server
+        bundle,
+        precision=precision,
+        engine=engine,
+        modalities=modalities,
+        limits=limits,
+        llm=llm,
+        server=server,
+        asked_below=asked_below,
     )
 
 

@@ -62,6 +62,7 @@ def evaluate(
     precision: Precision | None,
     engine: EngineName,
     llm: Llm | None,
+    asked_below: float | None,
     server: ServerConfig | None,
     clips: Path | None,
     limit: int | None,
@@ -78,7 +79,14 @@ def evaluate(
     A bundle's emotions and probabilities are scored too: confusion, calibration error, risk against coverage.
     """
     if submission is not None:
-        options = {"--bundle": bundle, "--precision": precision, "--llm": llm, "--clips": clips, "--figures": figures}
+        options = {
+            "--bundle": bundle,
+            "--precision": precision,
+            "--llm": llm,
+            "--llm-below": asked_below,
+            "--clips": clips,
+            "--figures": figures,
+        }
         for name, value in (options | {"--abstain-below": abstain_below or None}).items():
             if value is not None:
                 raise click.UsageError(f"--submission is scored as it is: leave {name} out")
@@ -115,6 +123,7 @@ def evaluate(
             precision=precision,
             engine=engine,
             llm=llm,
+            asked_below=asked_below,
             server=server,
             clips=clips,
             abstain_below=abstain_below,
@@ -136,6 +145,7 @@ def _run_bundle(
     precision: Precision | None,
     engine: EngineName,
     llm: Llm | None,
+    asked_below: float | None,
     server: ServerConfig | None,
     clips: Path | None,
     abstain_below: Sequence[float],
@@ -153,7 +163,7 @@ def _run_bundle(
     if clips is not None:
         conversations = clips_for([one.conversation for one in labelled], clips, names=clip_names(gold))
     pipeline = Pipeline.from_bundle(
-        bundle, precision=precision, engine=EngineConfig(engine=engine), llm=llm, server=server
+        bundle, precision=precision, engine=EngineConfig(engine=engine), llm=llm, server=server, asked_below=asked_below
     )
     run: list[str] = [precision] if precision else []
     run += [engine] if engine != "onnxruntime" else []

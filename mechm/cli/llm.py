@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 
 def llm_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add `--llm` and `--llm-url`, which reach the command as `llm` and `server`."""
+    """Add `--llm`, `--llm-url` and `--llm-below`, which reach the command as `llm`, `server` and `asked_below`."""
 
     @functools.wraps(command)
-    def with_llm(*, llm: Llm | None, llm_url: str | None, **arguments: Any) -> None:
-        command(llm=llm, server=_server(llm, llm_url), **arguments)
+    def with_llm(*, llm: Llm | None, llm_url: str | None, llm_below: float | None, **arguments: Any) -> None:
+        if llm == "none" and llm_below is not None:
+            raise click.UsageError("--llm-below says when the Llama is asked, and --llm none that it never is")
+        command(llm=llm, server=_server(llm, llm_url), asked_below=llm_below, **arguments)
 
     which = click.option(
         "--llm",
@@ -33,7 +35,14 @@ def llm_options(command: Callable[..., None]) -> Callable[..., None]:
         metavar="URL",
         help="Where the server of --llm vllm is, whose key is taken from VLLM_API_KEY. Default: http://127.0.0.1:8000",
     )
-    return which(where(with_llm))
+    below = click.option(
+        "--llm-below",
+        type=click.FloatRange(0.0, 1.0),
+        metavar="P",
+        help="Ask the Llama about utterances whose likeliest emotion has less than this probability without it. "
+        "Default: what the bundle says, chosen on dev; 1 asks about all.",
+    )
+    return which(where(below(with_llm)))
 
 
 def _server(llm: Llm | None, url: str | None) -> ServerConfig | None:
@@ -41,10 +50,18 @@ def _server(llm: Llm | None, url: str | None) -> ServerConfig | None:
 
     Raises: UsageError: an address that would not be used. InputError: it is no address.
     """
-    if llm != "vllm":
-        if url is not None:
-            raise click.UsageError("--llm-url is for --llm vllm")
-        return None
+    if llm == "vllm":
+        return server_config(url)
+    if url is not None:
+        raise click.UsageError("--llm-url is for --llm vllm")
+    return None
+
+
+def server_config(url: str | None) -> ServerConfig:
+    """The server at an address, with the key from the environment; None for the default address.
+
+    Raises: InputError: it is no address.
+    """
     from mechm_runtime.serving.command import API_KEY
     from mechm_runtime.serving.settings import ServerConfig
 

@@ -19,7 +19,8 @@ def serve() -> None:
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="A bundle that `mechm export llm` has completed. Default: MECHM_BUNDLE, or what make demo built.",
+    help="A bundle that `mechm export llm` has completed, or package:NAME for an installed one. Default: MECHM_BUNDLE, "
+    "or what make demo built.",
 )
 @click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens.")
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)

@@ -10,9 +10,25 @@ import typing
 
 if typing.TYPE_CHECKING:
     from mechm_runtime.pipeline import Pipeline
+    from mechm_runtime.session.config import SessionConfig
+    from mechm_runtime.session.session import Session
+    from mechm_runtime.session.update import Revision, SessionUpdate
     from mechm_runtime.types import EMOTIONS, MODALITIES, Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
 
-__all__ = ["EMOTIONS", "MODALITIES", "Analysis", "Conversation", "Pair", "Pipeline", "Utterance", "UtteranceAnalysis"]
+__all__ = [
+    "EMOTIONS",
+    "MODALITIES",
+    "Analysis",
+    "Conversation",
+    "Pair",
+    "Pipeline",
+    "Revision",
+    "Session",
+    "SessionConfig",
+    "SessionUpdate",
+    "Utterance",
+    "UtteranceAnalysis",
+]
 
 if not typing.TYPE_CHECKING:  # a checker that saw this function would take any misspelt name for a public one
 
@@ -21,7 +37,14 @@ if not typing.TYPE_CHECKING:  # a checker that saw this function would take any 
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         from importlib import import_module
 
-        value = getattr(import_module("mechm_runtime.pipeline" if name == "Pipeline" else "mechm_runtime.types"), name)
+        elsewhere = {
+            "Pipeline": "pipeline",
+            "Revision": "session.update",
+            "Session": "session.session",
+            "SessionConfig": "session.config",
+            "SessionUpdate": "session.update",
+        }
+        value = getattr(import_module(f"mechm_runtime.{elsewhere.get(name, 'types')}"), name)
         globals()[name] = value
         return value
 

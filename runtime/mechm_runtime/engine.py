@@ -28,8 +28,8 @@ EngineName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
 ENGINE_NAMES: tuple[EngineName, ...] = get_args(EngineName)
 
 W8 = "w8"
-"""A precision beside fp32 and int8: linear layers with int8 weights and a scale a channel, in plain ONNX. How it is
-computed is the engine's choice."""
+"""A precision beside fp32 and int8: int8 weights with a scale a channel, in plain ONNX. Where the graph says no scales
+of the activations, how it is computed is the engine's choice."""
 
 MAX_THREADS = 4
 """Threads inside an operator unless more are asked for: graphs of this size gain little from more."""

@@ -98,6 +98,7 @@ class Pipeline:
         self._load_part = load_part or loader
         self._lanes = Lanes(self._engine_config.lanes if load_part is None else 1)
         self._readers = ReaderPool(limits, self._lanes.n)
+        self._session_costs = CostEstimator()
         self.costs = CostEstimator()
         """What stages have cost lately, by tokens (text, llm), seconds of sound (audio), frames (face, scene) and
         utterances (fusion)."""
@@ -182,7 +183,7 @@ class Pipeline:
         """
         report = progress or _silent
         work = self._perceive(conversation, report, deadline_ms, time.perf_counter())
-        if self._adviser is not None and self._asks_llm(work):
+        if self._adviser is not None and work.asks_llm():
             with work.advised():
                 work.scores = self._adviser.advise(
                     conversation.utterances, work.inputs, work.scores, work.missing, _stage(report, "llm")
@@ -200,7 +201,7 @@ class Pipeline:
         """
         report = progress or _silent
         work = await asyncio.to_thread(self._perceive, conversation, report, deadline_ms, time.perf_counter())
-        if self._adviser is not None and self._asks_llm(work):
+        if self._adviser is not None and work.asks_llm():
             with work.advised():
                 work.scores = await self._adviser.advise_async(
                     conversation.utterances, work.inputs, work.scores, work.missing, _stage(report, "llm")
@@ -236,7 +237,9 @@ class Pipeline:
         self.close()
 
     def _session_parts(self) -> SessionParts:
-        return SessionParts(self.bundle, self._senses, self._fusion, self._adviser, self._lanes, self._readers)
+        return SessionParts(
+            self.bundle, self._senses, self._fusion, self._adviser, self._lanes, self._readers, self._session_costs
+        )
 
     def _work(self, conversation: Conversation, deadline_ms: float | None, started: float) -> Work:
         """An analysis that has begun.
@@ -254,15 +257,6 @@ class Pipeline:
             if self._adviser is not None:
                 work.deadline.expect("llm", work.n_tokens)
         return work
-
-    @staticmethod
-    def _asks_llm(work: Work) -> bool:
-        """Whether there are words, and time, to ask the Llama about them; else the result says why not."""
-        if not work.inputs.text_mask.any():
-            return False
-        if reason := work.left_out("llm"):
-            work.note_unadvised(reason)
-        return not reason
 
     def _perceive(
         self, conversation: Conversation, report: Progress, deadline_ms: float | None, started: float

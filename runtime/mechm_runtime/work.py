@@ -72,6 +72,14 @@ class Work:
         except LlmUnavailableError as error:
             self.note_unadvised(str(error))
 
+    def asks_llm(self) -> bool:
+        """Whether there are words, and time, to ask the Llama about them; else the result says why not."""
+        if not self.inputs.text_mask.any():
+            return False
+        if reason := self.left_out("llm"):
+            self.note_unadvised(reason)
+        return not reason
+
     def note_unadvised(self, reason: str) -> None:
         """Say why the Llama told nothing of what has words."""
         for index in self.inputs.text_mask.nonzero()[0]:

@@ -20,11 +20,11 @@ from onnx import numpy_helper
 
 from mechm.model.build import build_network, save_trained
 from mechm.model.config import preset_config
-from mechm_export import judge as judging
 from mechm_export.bundle import BundleReport, export_bundle, verify_bundle
 from mechm_export.data import check_conversations
-from mechm_export.gate import TaskCheck
-from mechm_export.judge import CheckSet, shipped_check_set
+from mechm_export.gate import judge as judging
+from mechm_export.gate.comparison import TaskCheck
+from mechm_export.gate.judge import CheckSet, shipped_check_set
 from mechm_export.staging import check_target, put_in_place
 from mechm_runtime.bundle import MANIFEST, file_sha256, manifest_id, open_bundle
 from mechm_runtime.decision import DecisionConfig

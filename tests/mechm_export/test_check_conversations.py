@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from mechm_export.data import check_conversations
+from mechm_export.data import check_conversations, check_recordings
 from mechm_runtime.types import EMOTIONS
 
 
@@ -31,3 +31,10 @@ def test_every_emotional_utterance_has_a_cause_at_or_before_it() -> None:
         }
         assert {pair.emotion_utterance for pair in labelled.pairs} == emotional
         assert all(pair.cause_utterance <= pair.emotion_utterance for pair in labelled.pairs)
+
+
+def test_the_recording_has_words_with_times_and_several_speakers() -> None:
+    (talk,) = check_recordings()
+    assert talk.media is not None
+    assert len({u.speaker for u in talk.utterances}) == 3
+    assert all(u.end_s is not None and u.start_s is not None and u.end_s > u.start_s for u in talk.utterances)

@@ -16,8 +16,8 @@ import pytest
 from mechm.cli import main
 from mechm_export.bundle import BundleReport
 from mechm_export.cli import _print
-from mechm_export.gate import TaskCheck, ValueCheck
-from mechm_export.judge import shipped_check_set
+from mechm_export.gate.comparison import TaskCheck, ValueCheck
+from mechm_export.gate.judge import shipped_check_set
 from mechm_export.options import read_check_set
 from mechm_runtime.bundle import MANIFEST, manifest_id, open_bundle
 
@@ -185,7 +185,7 @@ def test_own_conversations_and_recordings_are_judged_on(
 def test_what_differs_is_shown_before_it_is_an_error(
     tiny_bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from mechm_export.gate import TaskCheck
+    from mechm_export.gate.comparison import TaskCheck
 
     monkeypatch.setattr(TaskCheck, "problem", property(lambda check: f"labels differ on {check.split}"))
     ended = run("verify", tiny_bundle)

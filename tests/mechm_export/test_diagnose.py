@@ -16,8 +16,8 @@ from mechm.cli import cli
 from mechm_export.diagnose.blame import compare_outputs
 from mechm_export.diagnose.run import diagnose_file, diagnose_part, keep_for
 from mechm_export.diagnose.switched import SwitchedGraph
-from mechm_export.judge import CheckSet, shipped_check_set
-from mechm_export.lowering import LowerPrecision, lower_graph
+from mechm_export.gate.judge import CheckSet, shipped_check_set
+from mechm_export.precision.lowering import LowerPrecision, lower_graph
 from mechm_runtime.bundle import open_bundle
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import InputError, VerificationError

@@ -12,7 +12,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mechm_export.gate import check_values
+from mechm_export.gate.comparison import check_values
 from mechm_export.onnx_graph import MICROSOFT, check_signature, export_graph, fuse_attention, strip_provenance
 from mechm_export.part import ExportPart
 from mechm_export.parts import ModelParts

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import onnx
 import pytest
 from click.testing import CliRunner
+from onnx import numpy_helper
 
 from mechm.cli import cli
 from mechm_export.bundle import BundleReport, export_bundle, verify_bundle
-from mechm_export.data import check_conversations
+from mechm_export.calibration import recorded_inputs
+from mechm_export.data import check_conversations, check_recordings
 from mechm_export.deployment.split import Deployment, split_bundle
 from mechm_runtime.bundle import LLAMA
 from mechm_runtime.engine import W8, EngineConfig
@@ -20,6 +25,7 @@ from mechm_runtime.pipeline import Pipeline
 pytestmark = pytest.mark.openvino
 
 OPENVINO = EngineConfig(n_threads=1, engine="openvino")
+LOWERED = {"text", "audio", "scene", LLAMA}
 
 
 @pytest.fixture(scope="module")
@@ -31,12 +37,31 @@ def made(trained: Path, adapter: Path, llama_base: Path, tmp_path_factory: pytes
 def test_the_large_parts_have_int8_weights_and_each_was_checked_on_its_engine(made: BundleReport) -> None:
     assert not made.refused
     for name, part in made.bundle.parts.items():
-        assert list(part.files) == (["fp32", W8] if name in ("text", LLAMA) else ["fp32"])
+        assert list(part.files) == (["fp32", W8] if name in LOWERED else ["fp32"])
         assert part.default == "fp32"
     sizes = {name: entry["size_bytes"] for name, entry in made.bundle.manifest["files"].items()}
     assert sizes["onnx/llama.w8.onnx"] < 0.5 * sizes["onnx/llama.fp32.onnx"]
-    assert {(check.part, check.precision) for check in made.values} >= {("text", W8), (LLAMA, W8)}
-    assert [(task.precision, task.problem) for task in made.tasks] == [("fp32", ""), (W8, "")]
+    assert {check.part for check in made.values if check.precision == W8} == LOWERED
+    assert [(task.precision, task.problem) for task in made.tasks] == [("fp32", "")] * 2 + [(W8, "")] * 2
+    assert [task.split.endswith(", recordings") for task in made.tasks] == [False, True] * 2
+
+
+@pytest.mark.parametrize("name", ["audio", "scene"])
+def test_what_is_heard_and_seen_has_scales_from_a_recording(name: str, made: BundleReport) -> None:
+    """Static int8: OpenVINO takes the scales in the graph, which speak of voices and pictures, not of noise."""
+    part = made.bundle.parts[name]
+    graph = onnx.load(made.bundle.path(part.files[W8])).graph
+    constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
+    first = next(node for node in graph.node if node.op_type == "QuantizeLinear")
+    feeds = recorded_inputs(made.bundle, check_recordings(), [name])[name]
+    peak = max(float(np.abs(feed[part.inputs[0].name]).max()) for feed in feeds)
+    assert float(constants[first.input[1]]) * 127 == pytest.approx(peak, rel=1e-4)
+
+
+def test_words_alone_calibrate_nothing_that_is_heard_or_seen(made: BundleReport) -> None:
+    (talk,) = check_recordings()
+    found = recorded_inputs(made.bundle, [replace(talk, media=None)], ["audio", "scene"])
+    assert found == {"audio": [], "scene": []}
 
 
 def test_openvino_runs_them_and_onnxruntime_does_not(made: BundleReport) -> None:
@@ -61,14 +86,14 @@ def test_what_is_split_for_openvino_answers_the_same_there(made: BundleReport, t
         assert Pipeline(bundle, engine=OPENVINO).analyze(conversation).utterances == expected.utterances
         kept = {name: list(part.files) for name, part in bundle.parts.items()}
         large = ["fp32"] if precision == "fp32" else [W8]
-        assert kept == {name: large if name in ("text", LLAMA) else ["fp32"] for name in made.bundle.parts}
+        assert kept == {name: large if name in LOWERED else ["fp32"] for name in made.bundle.parts}
 
 
 def test_verify_repeats_the_checks_on_that_engine(
     made: BundleReport, trained: Path, adapter: Path, llama_base: Path
 ) -> None:
     report = verify_bundle(made.bundle.folder, trained=trained, adapter=adapter, llm_base=llama_base)
-    assert [task.precision for task in report.tasks] == ["default", W8]
+    assert [task.precision for task in report.tasks] == ["default", W8, W8]
     assert report.problems == []
 
 
@@ -85,9 +110,10 @@ def test_the_command_uses_the_engine(made: BundleReport, repository: Path, tmp_p
 
 
 def test_without_the_engine_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mechm_export.bundle.find_spec", lambda name: None)
     arguments = ["export", "bundle", "--preset", "tiny", "--out", str(tmp_path / "out"), "--target", "openvino"]
-    refused = CliRunner().invoke(cli, arguments)
-    assert isinstance(refused.exception, MissingExtraError)
-    assert "mechm[openvino]" in refused.exception.hint
+    for package, extra in (("openvino", "openvino"), ("av", "media")):
+        monkeypatch.setattr("mechm_export.bundle.find_spec", lambda name, missing=package: name != missing or None)
+        refused = CliRunner().invoke(cli, arguments)
+        assert isinstance(refused.exception, MissingExtraError)
+        assert f"mechm[{extra}]" in refused.exception.hint
     assert not (tmp_path / "out").exists()

@@ -13,8 +13,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mechm.cli import cli
-from mechm_export.judge import CheckSet, shipped_check_set
-from mechm_export.smoothing import set_nodes
+from mechm_export.gate.judge import CheckSet, shipped_check_set
+from mechm_export.precision.smoothing import set_nodes
 from mechm_export.tensorrt import engines as engines_module
 from mechm_export.tensorrt.engines import EngineSettings, add_engines, choose_capabilities
 from mechm_export.tensorrt.memory import estimate_memory
@@ -281,7 +281,7 @@ def test_shapes_hold_what_the_runtime_feeds(made: Path) -> None:
 
 
 def test_memory_grows_with_the_shapes_and_halves_with_the_weights(made: Path, tmp_path: Path) -> None:
-    from mechm_export.lowering import lower_graph
+    from mechm_export.precision.lowering import lower_graph
 
     bundle = open_bundle(made, check_hashes=False)
     shapes = shape_ranges(bundle, "fusion")

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from packaging.utils import parse_wheel_filename
 
+from mechm.cli import cli
 from mechm_export.deployment.wheel import wheel_name, write_wheel
 from mechm_runtime.bundle import MANIFEST, open_bundle
 from mechm_runtime.errors import BundleError, InputError
@@ -93,6 +95,25 @@ print(json.dumps(examine_files()[1].present))
     assert [json.loads(line) for line in by_name] == [expected] * 3
     assert json.loads(by_environment) == [analysis.bundle_id]
     assert json.loads(is_present) is True
+
+
+def test_commands_take_its_name_and_leave_it_as_it_is(
+    site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.syspath_prepend(site)
+    named = ["--bundle", "package:mechm-bundle-tiny"]
+    inspected = CliRunner().invoke(cli, ["bundle", "inspect", "package:mechm-bundle-tiny"])
+    assert "tiny" in inspected.output
+    for arguments in (["llm", *named], ["engines", *named, "--sm", "89"], ["llm"]):
+        monkeypatch.setenv("MECHM_BUNDLE", named[1])
+        refused = CliRunner().invoke(cli, ["export", *arguments])
+        assert isinstance(refused.exception, InputError), refused.output
+        assert "is an installed package" in str(refused.exception)
+        assert str(site) in refused.exception.hint
+    unknown = CliRunner().invoke(cli, ["export", "llm", "--bundle", "package:other"])
+    assert isinstance(unknown.exception, BundleError)
+    asked = CliRunner().invoke(cli, ["serve", "llm", *named, "--print"])
+    assert "has no Llama" in str(asked.exception)
 
 
 def test_a_package_that_is_not_there_is_named(site: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mechm_export.quantize import Int8Recipe, quantize_weights
+from mechm_export.precision.quantize import Int8Recipe, quantize_weights
 from mechm_runtime import Conversation, Pipeline, Utterance
 from mechm_runtime.engine import CPU, Engine, EngineConfig, load_engine
 from mechm_runtime.errors import BundleError, InputError, MissingExtraError

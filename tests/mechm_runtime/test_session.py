@@ -379,6 +379,23 @@ def test_an_event_loop_is_answered_alike_and_cancelling_changes_nothing(pipeline
     assert asyncio.run(listen()) == expected
 
 
+def test_a_deadline_leaves_out_what_does_not_fit_and_says_so(tiny_bundle: Path) -> None:
+    pipeline = Pipeline(open_bundle(tiny_bundle), engine=ONE_THREAD)
+    session = pipeline.open_session()
+    for utterance in talk(4).utterances:
+        free = session.append(utterance, samples=voice(0.5), frames=pictures(3), deadline_ms=60_000)
+    assert "scene" in free.utterance.modalities
+    hasty = session.append(talk(5).utterances[4], samples=voice(0.5), frames=pictures(3), deadline_ms=0.001)
+    assert hasty.utterance.modalities == ("text", "audio")
+    reason = "left out to meet the deadline of 0.001 ms"
+    assert hasty.utterance.missing["scene"] == hasty.utterance.missing["face"] == reason
+    session.append_frame(pictures(1)[0], 0.0)
+    streamed = session.append(talk(6).utterances[5], deadline_ms=0.001)
+    assert "scene" in streamed.utterance.modalities
+    with pytest.raises(InputError, match="deadline of -1"):
+        session.append(talk(7).utterances[6], deadline_ms=-1)
+
+
 def _go_on(session: Session, connection: Any) -> None:
     connection.send(without_times(session.append(talk(3).utterances[2])))
     connection.close()

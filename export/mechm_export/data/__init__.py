@@ -5,6 +5,9 @@ customer service, friends, school, neighbours, travel, a night line, a restauran
 for this project and annotated after ECF's guidelines (Xia and Wang's emotion-cause pairs, causes as utterances), copy
 nothing and are dedicated to the public domain (CC0 1.0).
 
+`conversation.mp4` is the recording of `sample/`, three speakers with their faces in 47 seconds, for what has to be
+heard and seen. Its voices are synthetic and its faces drawn.
+
 They serve where no annotated corpus is at hand: precisions of one bundle are compared with torch, and with each other,
 label by label and pair by pair. About 130 utterances are far too few to state how accurate a model is; that takes a
 corpus and its `test` split.
@@ -13,14 +16,26 @@ corpus and its `test` split.
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
 
-from mechm_runtime.readers import read_labelled
-from mechm_runtime.types import LabelledConversation
+from mechm_runtime.readers import read_labelled, read_transcript
+from mechm_runtime.types import Conversation, LabelledConversation
 
-__all__ = ["check_conversations"]
+__all__ = ["check_conversations", "check_recordings"]
+
+RECORDING = "conversation.mp4"
+TRANSCRIPT = "conversation.srt"
 
 
 def check_conversations() -> tuple[LabelledConversation, ...]:
     """The conversations with their annotation, text only."""
     with resources.as_file(resources.files(__name__) / "conversations.json") as path:
         return read_labelled(path)
+
+
+def check_recordings() -> tuple[Conversation, ...]:
+    """The recording, with its words."""
+    here = Path(__file__).parent
+    # A wheel carries a copy here; in a checkout it lies where the sample does.
+    folder = here if (here / RECORDING).exists() else here.parents[2] / "sample"
+    return read_transcript(folder / TRANSCRIPT, media=folder / RECORDING)

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm_export.diagnose.switched import LoweredRunner, SwitchedGraph
-from mechm_export.smoothing import SMALLEST, channel_peaks
+from mechm_export.precision.smoothing import SMALLEST, channel_peaks
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 

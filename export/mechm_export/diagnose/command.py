@@ -16,7 +16,7 @@ from mechm_export.options import (
 )
 
 if TYPE_CHECKING:
-    from mechm_export.lowering import LowerPrecision
+    from mechm_export.precision.lowering import LowerPrecision
 
 
 @click.command()
@@ -72,7 +72,7 @@ def diagnose(
     from mechm.cli.progress import steps_progress
     from mechm_export.diagnose.report import print_diagnosis
     from mechm_export.diagnose.run import diagnose_file, diagnose_part
-    from mechm_export.judge import shipped_check_set
+    from mechm_export.gate.judge import shipped_check_set
     from mechm_runtime.bundle import default_bundle_path
     from mechm_runtime.tensorrt.store import write_whole
 

@@ -15,9 +15,9 @@ import onnx
 
 from mechm_export.diagnose.blame import Arrays, Diagnosis, Gate, Progress, compare_outputs, find_blame
 from mechm_export.diagnose.switched import LoweredRunner, SwitchedGraph
-from mechm_export.fp32_reference import Fp32Reference
-from mechm_export.judge import CheckSet, problems_of
-from mechm_export.lowering import LowerPrecision
+from mechm_export.gate.fp32_reference import Fp32Reference
+from mechm_export.gate.judge import CheckSet, problems_of
+from mechm_export.precision.lowering import LowerPrecision
 from mechm_runtime.bundle import file_sha256, open_bundle
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import BundleError, InputError

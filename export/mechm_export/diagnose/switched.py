@@ -17,11 +17,12 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mechm_export.half import ELEMENT_TYPES, float_tensors, lowerable, round_to
-from mechm_export.lowering import LowerPrecision
-from mechm_export.quantize import SMALLEST_SCALE
-from mechm_export.smoothing import linear_layers, set_nodes
-from mechm_export.static_int8 import quantizable, smoothed
+from mechm_export.precision.half import ELEMENT_TYPES, lowerable, round_to
+from mechm_export.precision.lowering import LowerPrecision
+from mechm_export.precision.quantize import SMALLEST_SCALE
+from mechm_export.precision.smoothing import linear_layers, set_nodes
+from mechm_export.precision.static_int8 import quantizable, smoothed
+from mechm_export.precision.tensor_types import known_types
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import VerificationError
 
@@ -150,7 +151,7 @@ def _with_branches(model: onnx.ModelProto, names: Sequence[str], rounding: _Roun
     switched.CopyFrom(model)
     graph = switched.graph
     del graph.value_info[:]
-    floats = float_tensors(model)
+    floats = {name for name, kind in known_types(model).items() if kind == TensorProto.FLOAT}
     constants = {i.name: i for i in model.graph.initializer}
     numbers = {name: number for number, name in enumerate(names)}
     graph.input.append(helper.make_tensor_value_info(FLAGS, TensorProto.BOOL, [len(names)]))

@@ -13,14 +13,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime
 
 from mechm_export.encoders.axes import Precision
-from mechm_export.encoders.halves import HALVES, rounded
 from mechm_export.encoders.part import MASK
-from mechm_export.gate import FP32_ATOL, compare_arrays
+from mechm_export.encoders.rounded import RoundedRunner
+from mechm_export.gate.comparison import FP32_ATOL, compare_arrays
 from mechm_export.onnx_graph import check_signature
 from mechm_export.part import ExportPart, Feeds
+from mechm_export.precision.half import ELEMENT_TYPES
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
 from mechm_runtime.errors import VerificationError
 
@@ -65,7 +65,7 @@ class EncoderCheck:
 def check_encoder(part: ExportPart, path: Path, precision: Precision, real: Iterable[Feeds] = ()) -> EncoderCheck:
     """Compare a graph file with its module on random inputs of several sizes, and on real ones where there are any.
 
-    16-bit graphs are compared as `halves.rounded` computes them, and fp16 is run as it is besides. int8 that was
+    16-bit graphs are compared as `rounded` computes them, and fp16 is run as it is besides. int8 that was
     calibrated on real inputs is measured on real ones, since nobody asks for random words, which lose more; those still
     show whether every size runs.
     Raises: VerificationError: names, axes or shapes differ, or an output is not finite.
@@ -73,7 +73,7 @@ def check_encoder(part: ExportPart, path: Path, precision: Precision, real: Iter
     check_signature(part, path)
     onnx.checker.check_model(path)
     config = EngineConfig()
-    engine: GraphRunner = RoundedRunner(path) if precision in HALVES else Engine(path, config)
+    engine: GraphRunner = RoundedRunner(path) if precision in ELEMENT_TYPES else Engine(path, config)
     plain = Engine(path, config) if precision == "fp16" else None
     random = np.random.default_rng(0)
     made = [part.trial_inputs(sizes, random) for sizes in part.trial_sizes]
@@ -139,28 +139,6 @@ def padding_difference(engine: GraphRunner, feeds: Feeds, answers: Arrays) -> fl
         ((single, _),) = _kept_rows(alone, alone, alone_feeds)
         largest = max(largest, compare_arrays("an input alone", batched, single)[0])
     return largest
-
-
-class RoundedRunner:
-    """A 16-bit graph computed in float32, with every 16-bit value rounded."""
-
-    def __init__(self, path: Path) -> None:
-        twin = path.with_name(f"{path.stem}.rounded.onnx")
-        options = onnxruntime.SessionOptions()
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-        options.intra_op_num_threads = EngineConfig().threads
-        options.log_severity_level = 3
-        try:
-            onnx.save_model(rounded(onnx.load(path, load_external_data=False)), twin)
-            self._session = onnxruntime.InferenceSession(twin, options, providers=["CPUExecutionProvider"])
-        finally:
-            twin.unlink(missing_ok=True)
-
-    def run(self, inputs: Any) -> Arrays:
-        """Arrays by input name to arrays by output name."""
-        feeds = {one.name: inputs[one.name] for one in self._session.get_inputs()}
-        names = [one.name for one in self._session.get_outputs()]
-        return dict(zip(names, (np.asarray(value) for value in self._session.run(names, feeds)), strict=True))
 
 
 def _kept_rows(expected: Arrays, actual: Arrays, feeds: Feeds) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:

@@ -21,14 +21,14 @@ import onnx
 from mechm_export.encoders.architectures import Modality, Task
 from mechm_export.encoders.axes import FUSED_OPSET, PRECISIONS, Axes, Precision, check_bf16, check_opset, opset_for
 from mechm_export.encoders.check import EncoderCheck, check_encoder
-from mechm_export.encoders.halves import HALVES, lower_precision
 from mechm_export.encoders.incoming import graph_part, read_graph
 from mechm_export.encoders.part import encoder_part
 from mechm_export.encoders.sentences import LONGEST_TOKENS, sentence_feeds
 from mechm_export.encoders.source import CARRIED, EncoderSource, find_source
 from mechm_export.onnx_graph import GraphKind, data_file, export_graph, save_graph
 from mechm_export.part import ExportPart, Feeds
-from mechm_export.quantize import quantize_int8
+from mechm_export.precision.lowering import lower_graph
+from mechm_export.precision.quantize import quantize_int8
 from mechm_runtime.bundle import file_sha256
 from mechm_runtime.errors import BundleError, VerificationError
 from mechm_runtime.types import Conversation
@@ -130,7 +130,7 @@ def export_encoder(
     source = find_source(model, task=task, modality=modality, revision=revision)
     part = encoder_part(source, axes or Axes())
     n_bytes = sum(p.numel() * p.element_size() for p in part.module.parameters())
-    real = _real_inputs(source, part, conversations) if "int8" in precisions else []
+    real = real_inputs(source, part, conversations) if "int8" in precisions else []
     with _folder(out, n_bytes * (1 + len(precisions))) as folder:
 
         def base(path: Path, kind: GraphKind, wanted: int) -> None:
@@ -220,8 +220,8 @@ def _write(
         )
         if not source.exists():
             base(source, kind, opsets[precision])
-        if precision in HALVES:
-            lower_precision(source, path, precision)
+        if precision in ("fp16", "bf16"):
+            lower_graph(source, path, precision)
         elif precision == "int8":
             quantize_int8(source, path, part.int8, calibration)
         export_s = time.perf_counter() - start
@@ -246,7 +246,7 @@ def _write(
     return tuple(graphs), refused
 
 
-def _real_inputs(source: EncoderSource, part: ExportPart, conversations: Sequence[Conversation]) -> list[Feeds]:
+def real_inputs(source: EncoderSource, part: ExportPart, conversations: Sequence[Conversation]) -> list[Feeds]:
     """Sentences for a text encoder; what is seen or heard is quantized without calibration."""
     if source.architecture.modality != "text":
         return []

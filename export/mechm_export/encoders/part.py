@@ -27,7 +27,7 @@ from mechm_export.encoders.modules import (
 )
 from mechm_export.encoders.source import EncoderSource, load_model
 from mechm_export.part import ExportPart, Feeds
-from mechm_export.quantize import Int8Recipe
+from mechm_export.precision.quantize import Int8Recipe
 from mechm_runtime.bundle import Tensor
 from mechm_runtime.errors import InputError, WeightsError
 
@@ -166,6 +166,7 @@ def _audio_part(source: EncoderSource, model: Any, axes: Axes) -> ExportPart:
         outputs,
         _trials(sizes, {axis: lengths}, (2, 1, 3, 1)),
         n_heads=_heads(config),
+        int8=Int8Recipe(unfold=source.architecture.family == "whisper"),
     )
 
 

@@ -9,6 +9,7 @@ import click
 
 from mechm_export.options import (
     bundle_option,
+    bundle_to_change,
     conversations_option,
     read_check_set,
     recordings_option,
@@ -86,14 +87,14 @@ def engines(
     require_packages()
     from mechm.cli.progress import steps_progress
     from mechm_export.diagnose.run import keep_for
-    from mechm_export.judge import shipped_check_set
+    from mechm_export.gate.judge import shipped_check_set
     from mechm_export.tensorrt.engines import EngineSettings, add_engines
     from mechm_export.tensorrt.report import print_engines
-    from mechm_runtime.bundle import default_bundle_path, open_bundle
+    from mechm_runtime.bundle import open_bundle
     from mechm_runtime.tensorrt.library import load_library
 
     load_library(library)  # before anything that takes time
-    folder = folder or default_bundle_path()
+    folder = bundle_to_change(folder)
     checks = read_check_set(conversations, recordings) or shipped_check_set()
     kept = keep_for(folder, precision, keeps)
     settings = EngineSettings(library, precision, parts, capabilities, kept, accept_quality_loss, jobs)

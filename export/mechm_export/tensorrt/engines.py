@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from mechm_export.diagnose.switched import SwitchedGraph
-from mechm_export.fp32_reference import Fp32Reference
-from mechm_export.gate import TaskCheck
-from mechm_export.judge import CheckSet, problems_of
-from mechm_export.lowering import LowerPrecision, lower_graph
+from mechm_export.gate.comparison import TaskCheck
+from mechm_export.gate.fp32_reference import Fp32Reference
+from mechm_export.gate.judge import CheckSet, problems_of
 from mechm_export.manifest import file_facts, replace_manifest
+from mechm_export.precision.lowering import LowerPrecision, lower_graph
 from mechm_export.tensorrt.memory import estimate_memory
 from mechm_export.tensorrt.shapes import shape_ranges
 from mechm_runtime.bundle import ENGINES, Bundle, file_sha256, open_bundle

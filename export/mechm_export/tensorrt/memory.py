@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 from onnx import helper
 
-from mechm_export.half import without_weights
+from mechm_export.precision.tensor_types import without_weights
 from mechm_runtime.tensorrt.key import ShapeRange
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mechm.evaluation.figures.sheet import HEADER, WIDTH, sheet, text
+from mechm.evaluation.figures.sheet import HEADER, WIDTH, sheet, subtitle_of, text
 from mechm.evaluation.report import ScoreReport
 from mechm.evaluation.scorer import EmotionScores
 from mechm_runtime.types import EMOTIONS
@@ -31,7 +31,7 @@ def draw_confusion(report: ScoreReport, emotions: EmotionScores) -> str:
         if sum(row)
     )
     return sheet(
-        report,
+        subtitle_of(report),
         f"Emotions, annotated and found: {emotions.accuracy:.1%} right",
         ". ".join(described),
         TOP + CELL_HEIGHT * len(EMOTIONS) + 18,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from mechm.evaluation.figures.sheet import Plot, sheet, text
+from mechm.evaluation.figures.sheet import Plot, sheet, subtitle_of, text
 from mechm.evaluation.reliability import Reliability
 from mechm.evaluation.report import Calibration, ScoreReport
 
@@ -23,7 +23,7 @@ def draw_reliability(report: ScoreReport, calibration: Calibration) -> str:
         if scored.bins
     )
     return sheet(
-        report,
+        subtitle_of(report),
         "What is said with a probability, and how often it is right",
         ". ".join(described),
         plot.bottom + 60,

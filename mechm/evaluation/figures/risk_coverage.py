@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from mechm.evaluation.abstention import RiskCoverage
-from mechm.evaluation.figures.sheet import Plot, sheet, text
+from mechm.evaluation.figures.sheet import Plot, sheet, subtitle_of, text
 from mechm.evaluation.report import ScoreReport
 
 
@@ -16,7 +16,7 @@ def draw_risk_coverage(report: ScoreReport, risk: RiskCoverage) -> str:
     known = {coverage: accuracy for coverage, accuracy in risk.accuracy_at.items() if accuracy is not None}
     described = "; ".join(f"{float(coverage):.0%} answered, {1 - value:.1%} wrong" for coverage, value in known.items())
     return sheet(
-        report,
+        subtitle_of(report),
         f"Wrong answers when only the surest are given (AURC {risk.aurc:.3f})",
         f"Risk against coverage: {described}.",
         plot.bottom + 60,

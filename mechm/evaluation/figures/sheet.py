@@ -32,13 +32,19 @@ STYLE = (
 )
 
 
-def sheet(report: ScoreReport, title: str, description: str, height: float, body: Iterable[str]) -> str:
+def subtitle_of(report: ScoreReport) -> str:
+    """What was scored on what, as the line below a figure's title."""
+    system = f"{report.system} ({report.modalities})" if report.modalities else report.system
+    return f"{report.gold} · {system}"
+
+
+def sheet(below: str, title: str, description: str, height: float, body: Iterable[str]) -> str:
     """An SVG document.
 
-    title: what is drawn. description: what it shows, for who cannot see it. height: pixels, with the header.
+    below: the line below the title, shortened to fit. title: what is drawn. description: what it shows, for who cannot
+    see it. height: pixels, with the header.
     """
-    system = f"{report.system} ({report.modalities})" if report.modalities else report.system
-    subtitle = shorten(printable(f"{report.gold} · {system}"), SUBTITLE_CHARACTERS)
+    subtitle = shorten(printable(below), SUBTITLE_CHARACTERS)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height:g}" '
         f'viewBox="0 0 {WIDTH} {height:g}" role="img" aria-labelledby="title desc">\n'

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ import numpy.typing as npt
 from mechm_runtime.advice import Adviser
 from mechm_runtime.answer import answers
 from mechm_runtime.bundle import Bundle
+from mechm_runtime.deadline import CostEstimator, Deadline
 from mechm_runtime.decision import decide
 from mechm_runtime.engine import GraphRunner
 from mechm_runtime.errors import InputError
@@ -48,7 +50,10 @@ Frames = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True, slots=True)
 class SessionParts:
-    """What a pipeline lends to its sessions."""
+    """What a pipeline lends to its sessions.
+
+    costs: what stages have cost sessions lately, in the units of `Pipeline.costs`; the fusion counts once an utterance.
+    """
 
     bundle: Bundle
     senses: Senses
@@ -56,6 +61,7 @@ class SessionParts:
     adviser: Adviser | None
     lanes: Lanes
     readers: ReaderPool
+    costs: CostEstimator
 
 
 class Session:
@@ -119,33 +125,46 @@ class Session:
             self._listening = None
 
     def append(
-        self, utterance: Utterance, *, samples: Samples | None = None, frames: Frames | None = None
+        self,
+        utterance: Utterance,
+        *,
+        samples: Samples | None = None,
+        frames: Frames | None = None,
+        deadline_ms: float | None = None,
     ) -> SessionUpdate:
         """Analyse the next utterance, which has ended.
 
         utterance: its id is above those before; its `media` is decoded where it has one.
         samples: its voice, float32 (n,), 16 kHz mono, where that was not streamed in. frames: uint8 (n, H, W, 3), RGB,
             in order; of more than the bundle reads, evenly spaced ones are taken.
+        deadline_ms: when the answer should be there. For it the Llama is left out first, then frames, then faces, as
+            for `Pipeline.analyze`; what was streamed in is read anyway.
         Raises: InputError: nothing to analyse, an id that is not new, voice or frames given in two ways, or another
             call is under way. After an error the session is as it was.
         """
         with self._alone():
-            view, work = self._perceive(utterance, samples, frames)
-            if self._window is not None:
+            view, work = self._perceive(utterance, samples, frames, deadline_ms, time.perf_counter())
+            if self._window is not None and work.asks_llm():
                 with work.advised():
                     view = answered(self._window.steps(view, work.scores, work), self._window.runner)
             return self._conclude(view, work)
 
     async def append_async(
-        self, utterance: Utterance, *, samples: Samples | None = None, frames: Frames | None = None
+        self,
+        utterance: Utterance,
+        *,
+        samples: Samples | None = None,
+        frames: Frames | None = None,
+        deadline_ms: float | None = None,
     ) -> SessionUpdate:
         """The same for an event loop, which is never blocked. Cancelled, it leaves the session as it was.
 
         Raises: as `append`.
         """
         with self._alone():
-            view, work = await asyncio.to_thread(self._perceive, utterance, samples, frames)
-            if self._window is not None:
+            started = time.perf_counter()
+            view, work = await asyncio.to_thread(self._perceive, utterance, samples, frames, deadline_ms, started)
+            if self._window is not None and work.asks_llm():
                 with work.advised():
                     steps = self._window.steps(view, work.scores, work)
                     view = await answered_async(steps, self._window.runner)
@@ -197,12 +216,22 @@ class Session:
             self._listening = Listening(self._parts.senses, self._parts.lanes, self._config)
         return self._listening
 
-    def _perceive(self, utterance: Utterance, samples: Samples | None, frames: Frames | None) -> tuple[View, Work]:
+    def _perceive(
+        self,
+        utterance: Utterance,
+        samples: Samples | None,
+        frames: Frames | None,
+        deadline_ms: float | None,
+        started: float,
+    ) -> tuple[View, Work]:
         """What was said, heard and seen, and the fusion's scores of all that is in view."""
         parts, view = self._parts, self._view
         segment = self._segment(utterance, samples, frames)
-        work = Work.on((utterance,), parts.bundle.fusion)
         n_tokens = parts.senses.n_tokens(utterance)
+        work = Work.on((utterance,), parts.bundle.fusion)
+        work.started, work.costs, work.n_tokens = started, parts.costs, n_tokens
+        if deadline_ms is not None:
+            work.deadline = self._deadline(deadline_ms, started, n_tokens, segment)
         reading: list[Future[None]] = []
         if utterance.media is not None and parts.senses.reads_media:
             with parts.readers.reader() as reader:
@@ -231,7 +260,7 @@ class Session:
             )
         view = view.with_new(utterance, work.inputs, work.missing[0], n_tokens, self._config.turns)
         words.of_last(len(view)).put_into(view.inputs)
-        with work.timed("fusion"):
+        with work.timed("fusion", 1.0):
             work.scores = self._fused(view)
             if view.soft is not None and parts.adviser is not None and view.inputs.evident()[-1]:
                 soft = parts.adviser.soft_tokens(view.inputs)
@@ -264,6 +293,22 @@ class Session:
             frames = frames[[int((k + 0.5) / most * n) for k in range(most)]] if n > most else frames
         duration_s = 0.0 if samples is None else len(samples) / SAMPLE_RATE
         return Segment(0.0, duration_s, samples, frames, {})
+
+    def _deadline(self, ms: float, started: float, n_tokens: int, segment: Segment | None) -> Deadline:
+        """The deadline of an utterance, and what is to be done until then."""
+        parts = self._parts
+        deadline = Deadline(ms, parts.costs, parts.lanes.n, started)
+        deadline.expect("text", min(self._config.text_tokens, n_tokens + int(self._view.n_tokens.sum())))
+        deadline.expect("fusion", 1.0)
+        if self._window is not None:
+            deadline.expect("llm", n_tokens)
+        if segment is not None and segment.samples is not None:
+            deadline.expect("audio", len(segment.samples) / SAMPLE_RATE)
+        if segment is not None and segment.frames is not None:
+            for modality in ("face", "scene"):
+                if modality in parts.senses.modalities:
+                    deadline.expect(modality, len(segment.frames))
+        return deadline
 
     def _fused(self, view: View) -> FusionScores:
         return run_fusion(self._parts.fusion, view.inputs, self._parts.bundle.fusion)

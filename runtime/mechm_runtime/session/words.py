@@ -57,7 +57,7 @@ def read_words(
         first -= 1
         total += int(n_tokens[first])
     read = Work.on(utterances[first:], senses.sizes)
-    with work.timed("text"):
+    with work.timed("text", total):
         senses.read_text(utterances[first:], read)
     # As in `TextConfig.context_tokens`: what has less before it than this is context alone.
     before = np.concatenate([[0], n_tokens[first:].cumsum()[:-1]])

@@ -18,12 +18,14 @@ from mechm_export import onnx_graph
 from mechm_export.data import check_conversations
 from mechm_export.encoders import export as export_module
 from mechm_export.encoders.axes import Axes, check_opset, parse_axes
-from mechm_export.encoders.check import EncoderCheck, RoundedRunner, check_encoder, padding_difference
+from mechm_export.encoders.check import EncoderCheck, check_encoder, padding_difference
 from mechm_export.encoders.export import FILES, REPORT, EncoderReport, convert_graph, export_encoder
-from mechm_export.encoders.halves import lower_precision, value_types
 from mechm_export.encoders.part import encoder_part
+from mechm_export.encoders.rounded import RoundedRunner
 from mechm_export.encoders.source import find_source
 from mechm_export.onnx_graph import export_graph
+from mechm_export.precision.lowering import lower_graph
+from mechm_export.precision.tensor_types import element_types
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError
 
@@ -62,7 +64,7 @@ def test_every_precision_is_written_and_reported(bert: tuple[Path, EncoderReport
 @pytest.mark.parametrize(("precision", "kind"), [("fp16", TensorProto.FLOAT16), ("bf16", TensorProto.BFLOAT16)])
 def test_products_are_lowered_and_norms_are_not(precision: str, kind: int, bert: tuple[Path, EncoderReport]) -> None:
     model = onnx.load(bert[0] / FILES[precision])  # type: ignore[index]
-    types = value_types(model)
+    types = element_types(model)
     produced = {op: {types[node.output[0]] for node in model.graph.node if node.op_type == op} for op in
                 ("MatMul", "LayerNormalization", "Softmax", "ReduceSum")}  # fmt: skip
     assert produced["MatMul"] == {kind}
@@ -92,9 +94,9 @@ def test_an_overflow_is_seen_that_the_cpu_hides(tmp_path: Path) -> None:
     weights = {"large": np.full((4, 4), 300, np.float32), "small": np.full(1, 0.01, np.float32)}
     source = graph_of(nodes, tmp_path / "model.onnx", weights)
     feeds = {"x": np.full((1, 4), 100, np.float32)}
-    lower_precision(source, tmp_path / "half.onnx", "fp16")
+    lower_graph(source, tmp_path / "half.onnx", "fp16")
     assert np.isinf(RoundedRunner(tmp_path / "half.onnx").run(feeds)["y"]).all()
-    lower_precision(source, tmp_path / "brain.onnx", "bf16")
+    lower_graph(source, tmp_path / "brain.onnx", "bf16")
     seen = RoundedRunner(tmp_path / "brain.onnx").run(feeds)["y"]
     assert np.abs(seen / 1200 - 1).max() < 0.01
     assert not list(tmp_path.glob("*.rounded.onnx"))
@@ -110,7 +112,7 @@ def test_what_stays_in_fp32_leaves_its_source(tmp_path: Path) -> None:
     source = graph_of(nodes, tmp_path / "model.onnx", weights)
     onnx.save_model(onnx.load(source), source, save_as_external_data=True, location="weights", size_threshold=0)
     (tmp_path / "out").mkdir()
-    lower_precision(source, tmp_path / "out/half.onnx", "fp16")
+    lower_graph(source, tmp_path / "out/half.onnx", "fp16")
     (tmp_path / "weights").unlink()
     feeds = {"x": np.array([[1, 2, 3, 4]], np.float32)}
     seen = RoundedRunner(tmp_path / "out/half.onnx").run(feeds)["y"]
@@ -122,14 +124,14 @@ def test_masks_stay_finite(tmp_path: Path) -> None:
     """The lowest float32 is minus infinity in fp16, and 0 times that is no number."""
     nodes = [helper.make_node("Mul", ["x", "lowest"], ["y"])]
     source = graph_of(nodes, tmp_path / "model.onnx", {"lowest": np.full(4, np.finfo(np.float32).min)})
-    lower_precision(source, tmp_path / "half.onnx", "fp16")
+    lower_graph(source, tmp_path / "half.onnx", "fp16")
     seen = RoundedRunner(tmp_path / "half.onnx").run({"x": np.array([[0, 1, 0, 0.5]], np.float32)})["y"]
     assert seen.tolist() == [[0, -65504, 0, -32752]]
 
 
 def test_a_quantized_graph_is_not_lowered(bert: tuple[Path, EncoderReport], tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match="is quantized"):
-        lower_precision(bert[0] / FILES["int8"], tmp_path / "half.onnx", "fp16")
+        lower_graph(bert[0] / FILES["int8"], tmp_path / "half.onnx", "fp16")
 
 
 def test_speech_in_16_and_8_bits(encoders: Folders, tmp_path: Path) -> None:

@@ -1,0 +1,235 @@
+"""Compare exported parts with torch: values on random inputs of several sizes, then answers on conversations.
+
+fp32 must agree in values. A lower precision may not, and is judged by the task: how many labels it keeps and what F1
+it reaches. It never decides what happens to a part that fails (`bundle`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mechm.evaluation import score_emotions, score_pairs
+from mechm_export.onnx_graph import check_signature
+from mechm_export.part import ExportPart
+from mechm_export.parts import ModelParts
+from mechm_runtime.bundle import Bundle, PartFiles
+from mechm_runtime.engine import W8, EngineConfig, load_engine
+from mechm_runtime.errors import VerificationError
+from mechm_runtime.pipeline import Pipeline
+from mechm_runtime.types import Analysis, Conversation, LabelledConversation
+
+FP32_ATOL = 1e-3
+"""Largest difference allowed in fp32; measured ones are below 1e-4."""
+LABELS_KEPT = 0.99
+F1_LOSS = 0.005
+FEW_LABELS = 2
+"""On a small set one utterance is more than a percent: this many labels may always differ."""
+PAIRS_KEPT = 0.9
+FEW_PAIRS = 8
+"""Every changed label moves a few pairs: this many may always differ. F1 decides once there are `ENOUGH_PAIRS`."""
+ENOUGH_PAIRS = 500
+"""Annotated pairs from which a difference in F1 says something."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValueCheck:
+    """Exported against torch on random inputs: largest absolute difference and lowest cosine over outputs and sizes."""
+
+    part: str
+    precision: str
+    largest_difference: float
+    cosine: float
+    n_trials: int
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCheck:
+    """A precision's answers against torch's on the same conversations.
+
+    split: which conversations. labels_kept: share of utterances with the same label; pairs_kept: pairs found by both
+    among the n_found found by either. weighted_f1, torch_weighted_f1: against the annotation, where there is one.
+    largest_difference: of an emotion's probability, to four decimals: more depends on the number of threads.
+    """
+
+    split: str
+    precision: str
+    n_conversations: int
+    n_utterances: int
+    labels_kept: float
+    pairs_kept: float
+    largest_difference: float
+    weighted_f1: float | None = None
+    torch_weighted_f1: float | None = None
+    micro_f1: float | None = None
+    emotion_accuracy: float | None = None
+    n_pairs: int = 0
+    n_found: int = 0
+
+    @property
+    def changes(self) -> tuple[int, int, float]:
+        """Labels and pairs that differ from torch's, and the largest difference of a probability."""
+        lost = round((1 - self.pairs_kept) * self.n_found)
+        return round((1 - self.labels_kept) * self.n_utterances), lost, self.largest_difference
+
+    @property
+    def problem(self) -> str:
+        """Why the precision is not good enough, or an empty string."""
+        changed, lost, _ = self.changes
+        if changed > max(FEW_LABELS, round((1 - LABELS_KEPT) * self.n_utterances, 6)):
+            return f"{changed} of {self.n_utterances} labels differ from torch on {self.split}"
+        if lost > max(FEW_PAIRS, round((1 - PAIRS_KEPT) * self.n_found, 6)) and self.n_pairs < ENOUGH_PAIRS:
+            return f"{lost} of {self.n_found} pairs differ from torch on {self.split}"
+        if self.weighted_f1 is not None and self.torch_weighted_f1 is not None and self.n_pairs >= ENOUGH_PAIRS:
+            loss = self.torch_weighted_f1 - self.weighted_f1
+            if loss > F1_LOSS:
+                return f"weighted F1 falls by {loss:.4f} on {self.split}"
+        return ""
+
+
+class TorchRunner:
+    """A part's torch module behind the runtime's interface."""
+
+    def __init__(self, part: ExportPart) -> None:
+        self._part = part
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Arrays by input name to arrays by output name."""
+        return self._part.reference(inputs)
+
+
+def check_values(part: ExportPart, path: Path, precision: str) -> ValueCheck:
+    """Compare a graph file with its module.
+
+    Raises: VerificationError: names, axes or shapes differ, an output is not finite, or fp32 values differ by more than
+        FP32_ATOL.
+    """
+    check_signature(part, path)
+    engine = load_engine(path, replace(engine_for(precision), n_threads=1))
+    random = np.random.default_rng(0)
+    largest, cosine = 0.0, 1.0
+    for sizes in part.trial_sizes:
+        feeds = part.trial_inputs(sizes, random)
+        answers = engine.run(feeds)
+        with one_torch_thread():
+            reference = part.reference(feeds)
+        for name, expected in reference.items():
+            difference, alike = compare_arrays(f"{path.name}: {name} at {dict(sizes)}", expected, answers[name])
+            largest, cosine = max(largest, difference), min(cosine, alike)
+    if precision == "fp32" and largest > FP32_ATOL:
+        raise VerificationError(f"{path.name} differs from torch by {largest:.2e}, more than {FP32_ATOL:.0e}")
+    return ValueCheck(part.name, precision, _significant(largest), round(cosine, 6), len(part.trial_sizes))
+
+
+def compare_arrays(what: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> tuple[float, float]:
+    """Largest absolute difference and cosine of two arrays; of float16, beyond what it cannot tell apart.
+
+    Raises: VerificationError: their shapes differ, or a value is not finite.
+    """
+    if actual.shape != expected.shape:
+        raise VerificationError(f"{what} is {actual.shape}, not {expected.shape}")
+    if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
+        raise VerificationError(f"{what} is not finite, here or in torch")
+    if not expected.size:
+        return 0.0, 1.0
+    rounding = _rounding(expected)
+    expected, actual = (values.astype(np.float32, copy=False) for values in (expected, actual))
+    norms = np.linalg.norm(expected) * np.linalg.norm(actual)
+    difference = float(np.abs(expected - actual).max()) - rounding
+    return difference, float((expected * actual).sum() / max(float(norms), 1e-12))
+
+
+def _rounding(values: npt.NDArray[Any]) -> float:
+    """What float16 cannot tell apart at the largest of the values: they are compared in two last places."""
+    return float(2 * np.spacing(np.abs(values).max())) if values.dtype == np.float16 else 0.0
+
+
+@contextmanager
+def one_torch_thread() -> Iterator[None]:
+    """Torch adds up in another order on other numbers of threads, and bundles are not to depend on that."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def engine_for(precision: str) -> EngineConfig:
+    """What runs a precision where it is checked: the engine that it was made for."""
+    return EngineConfig(engine="openvino" if precision == W8 else "onnxruntime")
+
+
+def torch_pipeline(bundle: Bundle, model: ModelParts) -> Pipeline:
+    """The runtime's pipeline with every graph replaced by its torch module."""
+    modules = {part.name: part for part in model}
+
+    def load(part: PartFiles) -> TorchRunner:
+        return TorchRunner(modules[part.name])
+
+    return Pipeline(bundle, load_part=load, asked_below=1.0)
+
+
+def check_task(
+    split: str,
+    precision: str,
+    conversations: Sequence[Conversation],
+    reference: Sequence[Analysis],
+    candidate: Pipeline,
+    labelled: Sequence[LabelledConversation] = (),
+) -> TaskCheck:
+    """Compare a pipeline's answers with torch's.
+
+    reference: torch's answers for `conversations`. labelled: their annotation, for F1; may be empty.
+    """
+    answers = [candidate.analyze(conversation) for conversation in conversations]
+    kept = total = common = either = 0
+    largest = 0.0
+    for expected, actual in zip(reference, answers, strict=True):
+        for one, other in zip(expected.utterances, actual.utterances, strict=True):
+            kept += one.emotion == other.emotion
+            total += 1
+            largest = max(largest, *(abs(one.probabilities[e] - other.probabilities[e]) for e in one.probabilities))
+        found, found_again = _pairs(expected), _pairs(actual)
+        common += len(found & found_again)
+        either += len(found | found_again)
+    check = TaskCheck(
+        split,
+        precision,
+        len(answers),
+        total,
+        round(kept / max(total, 1), 5),
+        round(common / either, 5) if either else 1.0,
+        round(largest, 4),
+        n_found=either,
+    )
+    if not labelled:
+        return check
+    scores, torch_scores = (
+        score_pairs(labelled, {analysis.conversation_id: analysis.pairs for analysis in analyses})
+        for analyses in (answers, reference)
+    )
+    emotions = score_emotions(labelled, {a.conversation_id: [u.emotion for u in a.utterances] for a in answers})
+    return replace(
+        check,
+        weighted_f1=round(scores.weighted.f1, 4),
+        torch_weighted_f1=round(torch_scores.weighted.f1, 4),
+        micro_f1=round(scores.micro.f1, 4),
+        emotion_accuracy=round(emotions.accuracy, 4),
+        n_pairs=sum(len(one.pairs) for one in labelled),
+    )
+
+
+def _pairs(analysis: Analysis) -> set[tuple[int, str, int]]:
+    return {(pair.emotion_utterance, pair.emotion, pair.cause_utterance) for pair in analysis.pairs}
+
+
+def _significant(value: float) -> float:
+    return float(f"{value:.2e}")

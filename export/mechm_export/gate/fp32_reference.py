@@ -1,0 +1,100 @@
+"""A bundle's own answers in fp32 on conversations, and every part's inputs on the way: what lower precisions are
+calibrated on and compared with.
+
+Inputs are real ones: what the runtime's pipeline hands to each part. They are kept in memory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mechm_export.gate.comparison import TaskCheck, check_task
+from mechm_export.gate.judge import CheckSet
+from mechm_runtime.bundle import LLAMA, PROJECTOR, Bundle, PartFiles
+from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
+from mechm_runtime.errors import InputError, VerificationError
+from mechm_runtime.pipeline import Pipeline
+
+MAX_INPUTS = 100
+"""Inputs kept of a part."""
+
+
+@dataclass(slots=True)
+class _Recorder:
+    """Runs a graph and keeps what it is given."""
+
+    engine: Engine
+    kept: list[dict[str, npt.NDArray[np.generic]]] = field(default_factory=list)
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        if len(self.kept) < MAX_INPUTS:
+            self.kept.append({name: np.array(value) for name, value in inputs.items()})
+        return self.engine.run(inputs)
+
+
+class Fp32Reference:
+    """A bundle in fp32 on a check set.
+
+    parts: those that are to be lowered. The Llama is asked only where it or its projector is among them.
+    Raises: InputError: the bundle has no such part.
+    """
+
+    def __init__(self, bundle: Bundle, checks: CheckSet, parts: Collection[str]) -> None:
+        if unknown := sorted(set(parts) - set(bundle.parts)):
+            raise InputError(f"the bundle has no part {unknown[0]}", hint=f"it has {', '.join(bundle.parts)}")
+        self.bundle = bundle
+        self.checks = checks
+        self._asks_llama = bool({LLAMA, PROJECTOR} & set(parts))
+        self._recorders: dict[str, _Recorder] = {}
+        pipeline = self._pipeline({})
+        self._text = [pipeline.analyze(one.conversation) for one in checks.labelled]
+        self._recorded = [pipeline.analyze(conversation) for conversation in checks.recorded]
+
+    def reaches(self, part: str) -> bool:
+        """Whether the conversations reach a part at all."""
+        return part in self._recorders and bool(self._recorders[part].kept)
+
+    def inputs(self, part: str) -> list[dict[str, npt.NDArray[np.generic]]]:
+        """What a part was given, the first `MAX_INPUTS`.
+
+        Raises: VerificationError: the conversations never reach it.
+        """
+        if not self.reaches(part):
+            raise VerificationError(
+                f"nothing in the conversations reaches the {part} part",
+                hint="add recordings with voice and picture: --recording MEDIA TRANSCRIPT",
+            )
+        return self._recorders[part].kept
+
+    def check(self, runners: Mapping[str, GraphRunner], precision: str) -> list[TaskCheck]:
+        """Compare answers with some parts replaced with those in fp32, text first, recordings second.
+
+        runners: what runs a part instead of its graph in fp32.
+        """
+        candidate = self._pipeline(runners)
+        conversations = [one.conversation for one in self.checks.labelled]
+        name = self.checks.name
+        found = []
+        if conversations:
+            found.append(check_task(name, precision, conversations, self._text, candidate, self.checks.labelled))
+        if self.checks.recorded:
+            recorded = self.checks.recorded
+            found.append(check_task(f"{name}, recordings", precision, recorded, self._recorded, candidate))
+        return found
+
+    def _pipeline(self, runners: Mapping[str, GraphRunner]) -> Pipeline:
+        def load(part: PartFiles) -> GraphRunner:
+            return runners[part.name] if part.name in runners else self._recorder(part)
+
+        return Pipeline(self.bundle, load_part=load, llm="onnx" if self._asks_llama else "none", asked_below=1.0)
+
+    def _recorder(self, part: PartFiles) -> _Recorder:
+        if part.name not in self._recorders:
+            engine = Engine(self.bundle.path(part.files["fp32"]), EngineConfig())
+            self._recorders[part.name] = _Recorder(engine)
+        return self._recorders[part.name]

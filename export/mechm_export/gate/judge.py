@@ -1,0 +1,122 @@
+"""Judge the precisions of an exported bundle on conversations, and find the parts to blame.
+
+The comparison itself is `comparison`; what happens to a precision that fails is `bundle`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from mechm_export.data import check_conversations
+from mechm_export.gate.comparison import TaskCheck, check_task, engine_for, torch_pipeline
+from mechm_export.parts import ModelParts
+from mechm_runtime.bundle import Bundle
+from mechm_runtime.engine import W8
+from mechm_runtime.errors import VerificationError
+from mechm_runtime.pipeline import Pipeline
+from mechm_runtime.types import Analysis, Conversation, LabelledConversation
+
+SHIPPED_SPLIT = "mechm check conversations"
+
+LOWER = ("int8", W8)
+"""Precisions below fp32."""
+
+Graph = tuple[str, str]
+"""A part and one of its precisions."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckSet:
+    """Conversations on which precisions are judged.
+
+    name: the split, as the manifest carries it. labelled: annotated text. recorded: conversations with media.
+    """
+
+    name: str
+    labelled: tuple[LabelledConversation, ...]
+    recorded: tuple[Conversation, ...] = ()
+
+
+def shipped_check_set() -> CheckSet:
+    """The conversations that come with this package."""
+    return CheckSet(SHIPPED_SPLIT, check_conversations())
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Torch's answers on a check set."""
+
+    checks: CheckSet
+    text: tuple[Analysis, ...]
+    recorded: tuple[Analysis, ...]
+
+
+def ask_torch(bundle: Bundle, model: ModelParts, checks: CheckSet) -> Reference:
+    """Analyse a check set with the runtime's pipeline on torch modules."""
+    pipeline = torch_pipeline(bundle, model)
+    return Reference(
+        checks,
+        tuple(pipeline.analyze(one.conversation) for one in checks.labelled),
+        tuple(pipeline.analyze(conversation) for conversation in checks.recorded),
+    )
+
+
+def judge(bundle: Bundle, model: ModelParts, checks: CheckSet) -> tuple[list[TaskCheck], dict[Graph, str]]:
+    """Judge every precision; where a lower one as a whole is not good enough, find the parts to blame.
+
+    Returns: the checks of what is kept, and why the graphs that are refused are.
+    Raises: VerificationError: fp32 changes answers.
+    """
+    reference = ask_torch(bundle, model, checks)
+    tasks = list(compare(bundle, reference, dict.fromkeys(bundle.parts, "fp32")))
+    if wrong := problems_of(tasks):
+        raise VerificationError(f"fp32: {'; '.join(wrong)}")
+    refused: dict[Graph, str] = {}
+    for precision in (p for p in LOWER if any(p in part.files for part in bundle.parts.values())):
+        lower, reasons = _sift(bundle, reference, precision)
+        tasks += lower
+        refused |= {(name, precision): reason for name, reason in reasons.items()}
+    return tasks, refused
+
+
+def _sift(bundle: Bundle, reference: Reference, precision: str) -> tuple[list[TaskCheck], dict[str, str]]:
+    """Checks of the parts that may have this precision together, and part -> why others may not."""
+    names = [name for name, part in bundle.parts.items() if precision in part.files]
+    refused: dict[str, str] = {}
+    alone: dict[str, list[TaskCheck]] = {}
+    while len(refused) < len(names):
+        lower = list(compare(bundle, reference, _only(bundle, [n for n in names if n not in refused], precision)))
+        problems = problems_of(lower)
+        if not problems:
+            return lower, refused
+        alone = alone or {name: list(compare(bundle, reference, _only(bundle, [name], precision))) for name in names}
+        left = {name: checks for name, checks in alone.items() if name not in refused}
+        blamed = {name: found[0] for name, checks in left.items() if (found := problems_of(checks))}
+        if not blamed:  # each passes alone, together they are too much: the one that changes most goes
+            worst = max(left, key=lambda name: max(check.changes for check in left[name]))
+            blamed = {worst: f"together with other parts, {problems[0]}"}
+        refused |= blamed
+    return [], refused
+
+
+def _only(bundle: Bundle, names: Sequence[str], precision: str) -> dict[str, str]:
+    return {other: precision if other in names else "fp32" for other in bundle.parts}
+
+
+def problems_of(tasks: Iterable[TaskCheck]) -> list[str]:
+    """Why checks fail, for those that do."""
+    return [task.problem for task in tasks if task.problem]
+
+
+def compare(bundle: Bundle, reference: Reference, precisions: Mapping[str, str | None]) -> Iterator[TaskCheck]:
+    """Torch against the bundle's graphs, text first, recordings second; a precision of None is the part's default."""
+    name = next((lower for lower in LOWER if lower in precisions.values()), "fp32")
+    name = "default" if None in precisions.values() else name
+    # Asked about everything, so that everything is judged.
+    candidate = Pipeline(bundle, precisions=precisions, engine=engine_for(name), asked_below=1.0)
+    checks = reference.checks
+    conversations = [one.conversation for one in checks.labelled]
+    yield check_task(checks.name, name, conversations, reference.text, candidate, checks.labelled)
+    if checks.recorded:
+        yield check_task(f"{checks.name}, recordings", name, checks.recorded, reference.recorded, candidate)

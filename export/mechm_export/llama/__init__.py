@@ -1,0 +1,1 @@
+"""The Llama as one graph that answers questions (`part`, `graph`), and as servers load it (`served`, `compressed`)."""

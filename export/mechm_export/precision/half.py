@@ -1,0 +1,227 @@
+"""A graph in fp16 or bfloat16, with norms, softmax and other sums left in fp32; types are in the graph itself.
+
+TensorRT's strongly typed networks compute in the types that the ONNX names, and TensorRT-RTX knows no others, so what
+is to run in 16 bits must be in 16 bits here. Inputs and outputs stay float32. onnxruntime's own converter
+(`onnxruntime.transformers.float16`) knows fp16 only, and writes nodes out of order, which onnx's checker refuses. What
+it does with values beyond fp16's range is done here too: they become the largest one, since a mask's -3e38 as -inf
+would turn a padded row into NaN.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, defs, helper, numpy_helper
+
+from mechm_export.precision.smoothing import set_nodes
+from mechm_export.precision.tensor_types import known_types, led_to_exact
+from mechm_runtime.errors import VerificationError
+
+HalfPrecision = Literal["fp16", "bf16"]
+
+DTYPES: dict[HalfPrecision, Any] = {"fp16": np.float16, "bf16": ml_dtypes.bfloat16}
+ELEMENT_TYPES: dict[HalfPrecision, int] = {"fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
+
+LARGEST: dict[HalfPrecision, float] = {"fp16": 65504.0, "bf16": 255 * 2.0**120}
+"""The largest finite value of each: sign, 5 and 8 bits of exponent, 10 and 7 of fraction."""
+
+PRODUCTS = ("MatMul", "Gemm", "Conv")
+"""Where the time goes, and what has weights."""
+ATTENTION = "Attention"
+
+ELEMENTWISE = frozenset(("Add", "Sub", "Mul", "Div", "Neg", "Abs", "Max", "Min", "Clip"))
+"""Stay in fp32 between sums: a mean is a sum over a count, and neither needs to fit into fp16."""
+
+COMPUTED = frozenset(
+    (
+        *PRODUCTS,
+        *("ConvTranspose", "Einsum", ATTENTION),
+        # Element by element: each result is a single rounding away from its exact value.
+        *ELEMENTWISE,
+        *("Elu", "Erf", "Gelu", "HardSigmoid", "HardSwish", "LeakyRelu", "PRelu", "Relu", "Sigmoid", "Swish", "Tanh"),
+        "Where",
+    )
+)
+"""Operators that are computed in 16 bits. All others stay in fp32: norms, softmax, sums, powers, exponentials and what
+is unknown."""
+
+LOOKED_UP = frozenset(("Gather", "Slice"))
+"""Are computed in 16 bits, too, where they read a constant table: it takes half the space."""
+
+MOVED = frozenset(
+    (
+        *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherND", "Identity", "MaxPool", "Pad", "Reshape"),
+        *("Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
+    )
+)
+"""Operators that pass values on: they take 16 bits from what they read, and round nothing."""
+
+REDUCTIONS = frozenset(("ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp"))
+
+QUANTIZED = frozenset(("DequantizeLinear", "QuantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear"))
+
+
+def lowerable(model: onnx.ModelProto, precision: HalfPrecision) -> list[onnx.NodeProto]:
+    """The nodes that round when a graph is put into 16 bits, in order: `COMPUTED`, and look-ups in constant tables.
+
+    Left out is what computes with sums alone, and what leads to an index or an angle (`tensor_types.led_to_exact`). An
+    operator that has no such type in the graph's opset is left out too (a Conv has bfloat16 from opset 22 on).
+    Raises: VerificationError: a type in the graph is not known.
+    """
+    return _lowerable(model, precision, known_types(model))
+
+
+def to_half(
+    model: onnx.ModelProto, precision: HalfPrecision, kept: Collection[str] = (), folder: Path | None = None
+) -> int:
+    """Convert a graph in place; returns how many nodes are computed in 16 bits.
+
+    Bodies of branches and loops stay in fp32.
+    kept: names of nodes that stay in fp32. folder: where weights lie that are not in the graph; they are read one at a
+    time, and those that stay in fp32 are left there.
+    Raises: VerificationError: a name in `kept` is no node's, the graph is quantized, or nothing is left to convert.
+    """
+    graph = model.graph
+    if unknown := sorted(set(kept) - {node.name for node in graph.node}):
+        raise VerificationError(f"the graph has no node {unknown[0]}", hint="mechm export diagnose lists the names")
+    if quantized := sorted({node.op_type for node in graph.node} & QUANTIZED):
+        raise VerificationError(f"the graph is quantized ({quantized[0]}): give the fp32 one")
+    types = known_types(model)
+    lowered = {_made(node) for node in _lowerable(model, precision, types) if not node.name or node.name not in kept}
+    if not lowered:
+        raise VerificationError(f"nothing in the graph can be computed in {precision}")
+    floats = {name for name, kind in types.items() if kind == TensorProto.FLOAT}
+    constants = {i.name: i for i in graph.initializer}
+    half: set[str] = set()
+    for node in graph.node:
+        read = floats.intersection(node.input)
+        moves = node.op_type in MOVED and bool(read & half) and read <= half | constants.keys()
+        moves = moves and not (node.name and node.name in kept)
+        if _made(node) in lowered or (moves and _has_type(node, precision, model)):
+            half.update(floats.intersection(node.output))
+    wanted = _read_in_fp32(graph, half) & half
+    made: set[str] = set()
+    nodes: list[onnx.NodeProto] = []
+    for node in graph.node:
+        if not half.intersection(node.output):
+            nodes.append(node)
+            continue
+        for position, name in enumerate(node.input):
+            if name not in floats:
+                continue
+            lower = node.input[position] = f"{name}_{precision}"
+            if name in half or lower in made:
+                continue
+            made.add(lower)
+            if name in constants:
+                values = numpy_helper.to_array(constants[name], base_dir=str(folder or ""))
+                graph.initializer.append(numpy_helper.from_array(round_to(values, precision), lower))
+            else:
+                cast = helper.make_node("Cast", [name], [lower], name=f"{lower}_cast", to=ELEMENT_TYPES[precision])
+                nodes.append(cast)
+        if node.op_type == ATTENTION:
+            node.attribute.append(helper.make_attribute("softmax_precision", TensorProto.FLOAT))
+        nodes.append(node)
+        for position, name in enumerate(node.output):
+            if name not in half:
+                continue
+            node.output[position] = f"{name}_{precision}"
+            if name in wanted:
+                back = helper.make_node(
+                    "Cast", [f"{name}_{precision}"], [name], name=f"{name}_fp32", to=TensorProto.FLOAT
+                )
+                nodes.append(back)
+    set_nodes(model, nodes)
+    drop_unused_constants(model)
+    del graph.value_info[:]  # they speak of the types before
+    return len(lowered)
+
+
+def round_to(values: npt.NDArray[np.float32], precision: HalfPrecision) -> npt.NDArray[Any]:
+    """Values in a 16-bit type; those beyond its range, infinite ones too, become the largest one.
+
+    A mask holds the lowest float32 or minus infinity: the lowest finite value serves, and 0 times it is 0.
+    """
+    largest = np.float32(LARGEST[precision])
+    return np.asarray(np.clip(values, -largest, largest).astype(DTYPES[precision]))
+
+
+def drop_unused_constants(model: onnx.ModelProto) -> None:
+    """Remove initializers that no node reads, in place."""
+    used = {name for node in model.graph.node for name in (*node.input, *_captured(node))}
+    used |= {output.name for output in model.graph.output}
+    constants = model.graph.initializer
+    for index in reversed(range(len(constants))):
+        if constants[index].name not in used:
+            del constants[index]
+
+
+def _lowerable(model: onnx.ModelProto, precision: HalfPrecision, types: Mapping[str, int]) -> list[onnx.NodeProto]:
+    exact = led_to_exact(model, types)
+    constants = {i.name for i in model.graph.initializer}
+    singles = {i.name for i in model.graph.initializer if list(i.dims) in ([], [1])}
+    sums: set[str] = set()
+    chosen = []
+    for node in model.graph.node:
+        among_sums = _among_sums(node, sums, singles)
+        if among_sums or node.op_type in REDUCTIONS:
+            sums.update(node.output)
+        wanted = node.op_type in COMPUTED or (node.op_type in LOOKED_UP and node.input[0] in constants)
+        results = [name for name in node.output if name]
+        if (
+            wanted
+            and not (among_sums and node.op_type in ELEMENTWISE)
+            and not exact.intersection(results)
+            and all(types[name] == TensorProto.FLOAT for name in results)
+            and _has_type(node, precision, model)
+        ):
+            chosen.append(node)
+    return chosen
+
+
+def _among_sums(node: onnx.NodeProto, sums: Collection[str], singles: Collection[str]) -> bool:
+    """Whether a node computes with, or passes on, nothing but sums and single numbers."""
+    if node.op_type not in (*ELEMENTWISE, *MOVED, "Cast", "Sqrt"):
+        return False
+    # What else a node that moves values reads says where to.
+    read = node.input[:1] if node.op_type in MOVED and node.op_type != "Concat" else node.input
+    others = {name for name in read if name} - set(singles)
+    return bool(others) and others <= set(sums)
+
+
+def _made(node: onnx.NodeProto) -> str:
+    """What a node is known by: its first result, since names may be missing."""
+    return next((name for name in node.output if name), "")
+
+
+def _has_type(node: onnx.NodeProto, precision: HalfPrecision, model: onnx.ModelProto) -> bool:
+    """Whether an operator of ONNX's own may have results in a 16-bit type, in the model's opset."""
+    if node.domain not in ("", "ai.onnx"):
+        return False
+    opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
+    schema = defs.get_schema(node.op_type, opset, "")
+    allowed = {constraint.type_param_str: constraint.allowed_type_strs for constraint in schema.type_constraints}
+    return f"tensor({np.dtype(DTYPES[precision]).name})" in allowed.get(schema.outputs[0].type_str, ())
+
+
+def _read_in_fp32(graph: onnx.GraphProto, half: Collection[str]) -> set[str]:
+    """Names that are read by nodes that stay, by subgraphs, or by the caller."""
+    read = {output.name for output in graph.output}
+    for node in graph.node:
+        read.update(_captured(node))
+        if not set(half).intersection(node.output):
+            read.update(node.input)
+    return read
+
+
+def _captured(node: onnx.NodeProto) -> set[str]:
+    """Names that the bodies of a node's branches or loops read from outside."""
+    bodies = [body for a in node.attribute for body in ([a.g] if a.type == a.GRAPH else a.graphs)]
+    read = {name for body in bodies for inner in body.node for name in (*inner.input, *_captured(inner))}
+    return read | {output.name for body in bodies for output in body.output}

@@ -1,0 +1,111 @@
+"""How well each system answers, by the task's official scorer, so that no speed stands alone.
+
+Rivals that write are asked on the first conversations only, since they take minutes; ours is scored on those too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+from mechm.bench.rivals.by_utterance import ByUtterance
+from mechm.bench.systems import System
+from mechm.evaluation.run import evaluate
+from mechm_runtime.types import Analysis, Conversation, LabelledConversation
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """On the first conversations of the gold file, text alone."""
+
+    n_conversations: int
+    n_utterances: int
+    weighted_f1: float
+    micro_f1: float
+    emotion_accuracy: float
+
+
+@dataclass(frozen=True, slots=True)
+class SystemScores:
+    """short: on the conversations that every system answered. whole: on all that were asked for; None for rivals."""
+
+    system: str
+    is_rival: bool
+    llm: bool
+    short: Score
+    whole: Score | None
+
+
+@dataclass(frozen=True, slots=True)
+class Accuracy:
+    """gold: the file's name, which says which split this is."""
+
+    gold: str
+    systems: tuple[SystemScores, ...]
+
+
+def run_accuracy(
+    own: Sequence[System],
+    rivals: Sequence[ByUtterance],
+    gold: Sequence[LabelledConversation],
+    gold_name: str,
+    *,
+    n_short: int,
+    on_progress: Progress,
+) -> Accuracy:
+    """Score prepared systems; the rivals write one token from then on.
+
+    gold: what ours is scored on. n_short: how many of them rivals are scored on too.
+    """
+    rows = []
+    for system in own:
+        answers: dict[str, Analysis] = {}
+        whole = _score(_keeping(system, answers), gold, gold_name, system.name, on_progress)
+        short = _score(_known(answers), gold[:n_short], gold_name, system.name, on_progress)
+        rows.append(SystemScores(system.name, False, system.llm, short, whole))
+    for rival in rivals:
+        # What is written first decides, so that one token gives the answer that twenty give.
+        rival.n_tokens = 1
+        short = _score(rival.analyze, gold[:n_short], gold_name, rival.name, on_progress)
+        rows.append(SystemScores(rival.name, True, rival.llm, short, None))
+    return Accuracy(gold_name, tuple(rows))
+
+
+def _keeping(system: System, answers: dict[str, Analysis]) -> Callable[[Conversation], Analysis]:
+    def analyze(conversation: Conversation) -> Analysis:
+        answers[conversation.id] = system.analyze(conversation)
+        return answers[conversation.id]
+
+    return analyze
+
+
+def _known(answers: Mapping[str, Analysis]) -> Callable[[Conversation], Analysis]:
+    return lambda conversation: answers[conversation.id]
+
+
+def _score(
+    analyze: Callable[[Conversation], Analysis],
+    gold: Sequence[LabelledConversation],
+    gold_name: str,
+    name: str,
+    on_progress: Progress,
+) -> Score:
+    n_utterances = sum(len(one.emotions) for one in gold)
+    done = 0
+
+    def advance(n: int) -> None:
+        nonlocal done
+        done += n
+        on_progress(f"accuracy: {name}", done, n_utterances)
+
+    report = evaluate(gold, analyze, gold_name=gold_name, system=name, on_progress=advance)
+    accuracy = 0.0 if report.emotions is None else report.emotions.accuracy
+    return Score(
+        len(gold),
+        n_utterances,
+        round(report.pairs.weighted.f1, 4),
+        round(report.pairs.micro.f1, 4),
+        round(accuracy, 4),
+    )

@@ -1,0 +1,58 @@
+"""MLPerf's offline: all queries are there at once, and several threads share one pipeline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+
+from mechm.bench.systems import System
+from mechm_runtime.types import Conversation
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Offline:
+    """n_workers: threads that analyse, each with `n_threads` inside an operator."""
+
+    system: str
+    conversation: str
+    n_queries: int
+    n_workers: int
+    n_threads: int
+    seconds: float
+    conversations_per_s: float
+    utterances_per_s: float
+
+
+def run_offline(
+    system: System,
+    conversations: Sequence[Conversation],
+    described: str,
+    *,
+    n_workers: int,
+    n_threads: int,
+    on_progress: Progress,
+) -> Offline:
+    """Analyse all conversations, `n_workers` at a time."""
+    system.analyze(conversations[0])  # the first run loads and allocates
+    start = time.perf_counter()
+    with ThreadPoolExecutor(n_workers) as pool:
+        waiting = [pool.submit(system.analyze, conversation) for conversation in conversations]
+        for done, one in enumerate(as_completed(waiting), 1):
+            one.result()
+            on_progress(done, len(waiting))
+    seconds = time.perf_counter() - start
+    n_utterances = sum(len(conversation.utterances) for conversation in conversations)
+    return Offline(
+        system.name,
+        described,
+        len(conversations),
+        n_workers,
+        n_threads,
+        round(seconds, 3),
+        round(len(conversations) / seconds, 3),
+        round(n_utterances / seconds, 2),
+    )

@@ -1,0 +1,76 @@
+"""The results of one run as one JSON document, and the folder they are written to."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from mechm.bench.accuracy import Accuracy
+from mechm.bench.limits import Limits
+from mechm.bench.machine import Machine
+from mechm.bench.offline import Offline
+from mechm.bench.scaling import Scaling
+from mechm.bench.server import Server
+from mechm.bench.session import SessionTimes
+from mechm.bench.single_stream import SingleStream
+from mechm.bench.stages import StageShares
+from mechm.bench.start import Start
+from mechm_runtime.errors import InputError
+
+SCHEMA_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Results:
+    """What was measured; None or empty where a scenario was not run.
+
+    made: date and time, ISO 8601, UTC. command: the arguments of `mechm bench`. n_threads: that the systems compute
+    with. notes: what was left out, and why.
+    """
+
+    made: str
+    command: str
+    bundle_id: str
+    preset: str
+    n_threads: int
+    machine: Machine
+    limits: Limits | None = None
+    single_stream: SingleStream | None = None
+    stages: tuple[StageShares, ...] = ()
+    offline: tuple[Offline, ...] = ()
+    server: tuple[Server, ...] = ()
+    session: tuple[SessionTimes, ...] = ()
+    scaling: tuple[Scaling, ...] = ()
+    start: tuple[Start, ...] = ()
+    accuracy: Accuracy | None = None
+    notes: tuple[str, ...] = ()
+    schema_version: int = SCHEMA_VERSION
+
+    @property
+    def file_stem(self) -> str:
+        """Name of the files of this kind of machine: `small-2-cores`."""
+        return f"{self.preset}-{self.machine.cores:g}-cores"
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """This document as JSON text with the field names of the dataclasses."""
+        return json.dumps(asdict(self), ensure_ascii=False, indent=indent)
+
+
+def read_results(folder: Path) -> dict[Path, dict[str, Any]]:
+    """Every document of a folder, by its file, the newest first.
+
+    Raises: InputError: a file is none of ours, or newer than this library.
+    """
+    found = {}
+    for path in sorted(folder.glob("*.json")):
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            version = content["schema_version"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{path.name} holds no results of mechm bench", hint="mechm bench --out DIR") from error
+        if version != SCHEMA_VERSION:
+            raise InputError(f"{path.name} has schema {version}, this library reads {SCHEMA_VERSION}")
+        found[path] = content
+    return dict(sorted(found.items(), key=lambda item: str(item[1]["made"]), reverse=True))

@@ -1,0 +1,213 @@
+"""The usual way: every utterance by itself, encoder after encoder, then the fusion, then a Llama that writes.
+
+What runs the parts is given, and so is what writes; decoding, features and the decision are MECHM's own, so that a
+rival is not slower for want of a good decoder. It answers from the same weights: labels differ where an utterance reads
+otherwise without the others, and where the word that was written stands in the place of the fusion's answer.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from mechm_runtime.bundle import Bundle
+from mechm_runtime.decision import decide, emotion_logits_of
+from mechm_runtime.engine import GraphRunner
+from mechm_runtime.features.faces import FaceFinder, face_pixels
+from mechm_runtime.features.log_mel import log_mel_spectrogram
+from mechm_runtime.features.scene import scene_pixels
+from mechm_runtime.fusion import FusionInputs, run_fusion
+from mechm_runtime.media import MediaReader, Segment
+from mechm_runtime.recorded import STILL_S
+from mechm_runtime.senses import DETECTOR_FILE, TOKENIZER_FILE
+from mechm_runtime.text import ConversationTokenizer, pool_utterances
+from mechm_runtime.types import EMOTIONS, MODALITIES, Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
+
+PADDED_S = 30.0
+"""What Whisper's feature extractor pads to."""
+WRITTEN_TOKENS = 20
+"""What MER-MCE and its kind let the model write."""
+WRITTEN_PROBABILITY = 0.94
+"""What a written emotion counts as: a word comes without a probability. The others share the rest."""
+
+
+class Writer(Protocol):
+    """A Llama that writes the answer to a question on one utterance."""
+
+    def write(self, utterances: Sequence[Utterance], position: int, n_tokens: int) -> str | None:
+        """The emotion of the utterance, or None where what was written is none; always `n_tokens` are written."""
+
+
+Load = Callable[[], tuple[Mapping[str, GraphRunner], Writer | None]]
+
+
+class ByUtterance:
+    """A system that reads utterance by utterance.
+
+    load: the parts by name and what writes (None for the fusion alone), when it is prepared. pads: whether voices are
+    padded to 30 s. llama: who writes, for the name; empty where nobody does. n_tokens: that are written an answer; the
+    first ones decide, so fewer give the same answers sooner.
+    """
+
+    def __init__(self, kind: str, bundle: Bundle, load: Load, *, llama: str, pads: bool) -> None:
+        self._kind = kind
+        self._bundle = bundle
+        self._load = load
+        self._llama = llama
+        self._pads = pads
+        self.n_tokens = WRITTEN_TOKENS
+        self._parts: Mapping[str, GraphRunner] = {}
+        self._writer: Writer | None = None
+        self._tokenizer = ConversationTokenizer(bundle.path(TOKENIZER_FILE), bundle.text)
+        self._finder: FaceFinder | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+        return f"{self._kind}, {f'{self._llama} writes' if self._llama else 'no Llama'}"
+
+    @property
+    def llm(self) -> bool:
+        """Whether a Llama writes."""
+        return bool(self._llama)
+
+    def without_llama(self) -> ByUtterance:
+        """The same without what writes; it shares the loaded parts."""
+
+        def parts() -> tuple[Mapping[str, GraphRunner], Writer | None]:
+            self.prepare()
+            return self._parts, None
+
+        return ByUtterance(self._kind, self._bundle, parts, llama="", pads=self._pads)
+
+    def prepare(self) -> None:
+        """Load everything, once."""
+        if not self._parts:
+            self._parts, self._writer = self._load()
+
+    def analyze(self, conversation: Conversation) -> Analysis:
+        """Analyse one conversation."""
+        started = time.perf_counter()
+        timings: dict[str, float] = {}
+        utterances, sizes = conversation.utterances, self._bundle.fusion
+        inputs = FusionInputs.absent(utterances, sizes)
+        for index, utterance in enumerate(utterances):
+            if (utterance.text or "").strip():
+                with _timed(timings, "text"):
+                    self._read_text(index, utterance, inputs)
+        with MediaReader() as reader:
+            for index, segment in self._segments(conversation, reader, timings):
+                self._read_segment(index, segment, inputs, timings)
+        with _timed(timings, "fusion"):
+            scores = run_fusion(self._parts["fusion"], inputs, sizes)
+        logits = scores.emotion_logits
+        if self._writer is not None:
+            with _timed(timings, "llm"):
+                logits = self._written(utterances, logits)
+        decision = decide(logits, scores.pair_logits, self._bundle.decision, scores.first_cause, inputs.text_mask)
+        timings["total"] = 1000 * (time.perf_counter() - started)
+        labels = [EMOTIONS[label] if label >= 0 else None for label in decision.labels.tolist()]
+        used = np.stack([inputs.text_mask, inputs.audio_mask, inputs.face_mask.any(-1), inputs.scene_mask.any(-1)], 1)
+        answers = tuple(
+            UtteranceAnalysis(
+                u.id,
+                u.speaker,
+                u.text,
+                u.start_s,
+                u.end_s,
+                labels[i],
+                dict(zip(EMOTIONS, decision.probabilities[i].tolist(), strict=True)),
+                tuple(name for name, is_used in zip(MODALITIES, used[i], strict=True) if is_used),
+            )
+            for i, u in enumerate(utterances)
+        )
+        pairs = tuple(Pair(answers[i].id, str(labels[i]), answers[j].id, p) for i, j, p in decision.pairs)
+        return Analysis(conversation.id, answers, pairs, timings, self._bundle.id)
+
+    def _segments(
+        self, conversation: Conversation, reader: MediaReader, timings: dict[str, float]
+    ) -> Iterator[tuple[int, Segment]]:
+        """Every utterance's samples and frames, one utterance at a time."""
+        n_frames = self._bundle.fusion.n_frames
+        for index, u in enumerate(conversation.utterances):
+            media = u.media or conversation.media
+            if media is None:
+                continue
+            with _timed(timings, "decode"):
+                if u.media is not None:
+                    span = (0.0, reader.probe(media).duration_s or STILL_S)
+                elif u.start_s is not None and u.end_s is not None:
+                    span = (u.start_s, u.end_s)
+                else:
+                    continue
+                segments = reader.read_segments(media, [span], n_frames=n_frames).segments
+            for segment in segments:
+                yield index, segment
+
+    def _read_text(self, index: int, utterance: Utterance, inputs: FusionInputs) -> None:
+        windows = self._tokenizer([utterance])
+        states = self._parts["text"].run({"input_ids": windows.input_ids, "attention_mask": windows.attention_mask})
+        inputs.text[index] = pool_utterances(states["last_hidden_state"], windows)[0]
+        inputs.text_mask[index] = True
+
+    def _read_segment(self, index: int, segment: Segment, inputs: FusionInputs, timings: dict[str, float]) -> None:
+        if segment.samples is not None and segment.samples.any():
+            with _timed(timings, "audio"):
+                self._read_voice(index, segment.samples, inputs)
+        for number, frame in enumerate(() if segment.frames is None else segment.frames):
+            with _timed(timings, "face"):
+                self._read_faces(index, number, frame, inputs)
+            with _timed(timings, "scene"):
+                pixels = scene_pixels(frame, self._bundle.scene)[None]
+                inputs.scene[index, number] = self._parts["scene"].run({"pixel_values": pixels})["scene_token"][0]
+                inputs.scene_mask[index, number] = True
+
+    def _read_voice(self, index: int, samples: npt.NDArray[np.float32], inputs: FusionInputs) -> None:
+        config = self._bundle.log_mel
+        longest = round(PADDED_S * config.sample_rate)
+        kept = samples[:longest]
+        n_frames = len(kept) // config.hop_length
+        padded = np.pad(kept, (0, longest - len(kept))) if self._pads else kept
+        mel = log_mel_spectrogram(padded, config)[None]
+        answer = self._parts["audio"].run({"mel": mel, "mel_frames": np.array([n_frames], np.int64)})
+        inputs.audio[index] = answer["audio_tokens"][0]
+        inputs.audio_mask[index] = True
+
+    def _read_faces(self, index: int, number: int, frame: npt.NDArray[np.uint8], inputs: FusionInputs) -> None:
+        if self._finder is None:
+            self._finder = FaceFinder(self._bundle.path(DETECTOR_FILE), self._bundle.faces)
+        n_faces = self._bundle.fusion.max_faces
+        for place, face in enumerate(self._finder.find(frame)[:n_faces], number * n_faces):
+            pixels = face_pixels(frame, face.box_px, self._finder.config)[None]
+            logits = self._parts["expression"].run({"pixel_values": pixels})["expression_logits"][0]
+            exponential = np.exp(logits - logits.max())
+            height = face.box_px[3] / frame.shape[0]
+            inputs.face[index, place] = np.append(exponential / exponential.sum(), height)
+            inputs.face_mask[index, place] = True
+
+    def _written(self, utterances: Sequence[Utterance], logits: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:
+        """The fusion's logits, with what was written in the place of its answer where that is an emotion."""
+        assert self._writer is not None  # noqa: S101 (asked only where there is one)
+        answered: npt.NDArray[np.floating] = logits.astype(np.float64)
+        for position, utterance in enumerate(utterances):
+            if not (utterance.text or "").strip():
+                continue
+            word = self._writer.write(utterances, position, self.n_tokens)
+            if word in EMOTIONS:
+                rest = (1 - WRITTEN_PROBABILITY) / (len(EMOTIONS) - 1)
+                probabilities = np.full(len(EMOTIONS), rest)
+                probabilities[EMOTIONS.index(word)] = WRITTEN_PROBABILITY
+                answered[position] = emotion_logits_of(probabilities, self._bundle.decision)
+        return answered
+
+
+@contextmanager
+def _timed(timings: dict[str, float], stage: str) -> Iterator[None]:
+    start = time.perf_counter()
+    yield
+    timings[stage] = timings.get(stage, 0.0) + 1000 * (time.perf_counter() - start)

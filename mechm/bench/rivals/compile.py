@@ -1,0 +1,47 @@
+"""torch.compile: the encoders and the fusion compiled, on a voice's own length, and the Llama with its LoRA merged.
+
+Sizes are dynamic, so that another utterance's length is not compiled again. Compiling happens in the first conversation
+and takes a minute; it needs a C++ compiler. The Llama writes uncompiled: compiling its two passes, over a prompt and
+over a token, had not ended after eight minutes on two busy cores (torch 2.13).
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+
+from mechm.bench.rivals import RivalConfig
+from mechm.bench.rivals.by_utterance import ByUtterance, Writer
+from mechm_runtime.bundle import Bundle
+from mechm_runtime.engine import GraphRunner
+from mechm_runtime.errors import InputError
+
+SIZED = ("scene", "expression")
+"""Parts whose input always has one size here: one frame, one face."""
+
+
+def make(bundle: Bundle, config: RivalConfig) -> ByUtterance:
+    """See `mechm.bench.rivals.make_rival`.
+
+    Raises: InputError: there is no C++ compiler.
+    """
+    if not any(shutil.which(compiler) for compiler in ("g++", "clang++", "c++")):
+        raise InputError("torch.compile needs a C++ compiler", hint="apt-get install g++, or leave the baseline out")
+
+    def load() -> tuple[Mapping[str, GraphRunner], Writer | None]:
+        import torch
+
+        from mechm.bench.rivals.torch_parts import as_runners, load_modules
+        from mechm.bench.rivals.writers import TransformersWriter, question_tokenizer, unmerged_llama
+
+        torch.set_num_threads(config.n_threads)
+        modules = load_modules(bundle, config.trained)
+        parts = as_runners(
+            bundle, {name: torch.compile(module, dynamic=name not in SIZED) for name, module in modules.items()}
+        )
+        if not config.writes:
+            return parts, None
+        llama = unmerged_llama(bundle.preset, config.adapter, torch.float32).merge_and_unload()
+        return parts, TransformersWriter(llama, question_tokenizer(bundle))
+
+    return ByUtterance("torch.compile", bundle, load, llama="Llama" if config.writes else "", pads=False)

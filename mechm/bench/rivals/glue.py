@@ -1,0 +1,51 @@
+"""The usual glue: plain onnxruntime fp32 exports one utterance at a time, and vLLM's generate over HTTP.
+
+The graphs are the bundle's fp32 ones in sessions with onnxruntime's own settings but for the number of threads; voices
+are padded to 30 s, the only length that optimum's export of Whisper takes. The server is one that `mechm serve llm`, or
+anybody, started with the merged weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from mechm.bench.rivals import RivalConfig
+from mechm.bench.rivals.by_utterance import ByUtterance, Writer
+from mechm.bench.rivals.writers import ServerWriter, question_tokenizer
+from mechm_runtime.bundle import MODALITY_PARTS, Bundle
+from mechm_runtime.engine import GraphRunner
+
+
+class PlainSession:
+    """A graph as the documentation of onnxruntime runs it."""
+
+    def __init__(self, path: Path, n_threads: int) -> None:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = n_threads
+        self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        self._inputs = [one.name for one in self._session.get_inputs()]
+        self._outputs = [one.name for one in self._session.get_outputs()]
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+        """Arrays by input name to arrays by output name."""
+        given = self._session.run(None, {name: inputs[name] for name in self._inputs})
+        return dict(zip(self._outputs, given, strict=True))
+
+
+def make(bundle: Bundle, config: RivalConfig) -> ByUtterance:
+    """See `mechm.bench.rivals.make_rival`."""
+
+    def load() -> tuple[Mapping[str, GraphRunner], Writer | None]:
+        names = [name for name in (*MODALITY_PARTS.values(), "fusion") if name in bundle.parts]
+        parts = {name: PlainSession(bundle.path(bundle.parts[name].files["fp32"]), config.n_threads) for name in names}
+        if not config.writes or config.server is None:
+            return parts, None
+        return parts, ServerWriter(config.server, question_tokenizer(bundle))
+
+    return ByUtterance("onnxruntime glue", bundle, load, llama="vLLM" if config.writes else "", pads=True)

@@ -1,0 +1,216 @@
+"""Run the scenarios that were asked for, one after the other, and put their results together.
+
+Systems are loaded here and handed to the scenarios; what a scenario measures is known to it alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Literal, get_args
+
+from mechm.bench.accuracy import run_accuracy
+from mechm.bench.limits import Limits, measure_limits
+from mechm.bench.machine import describe_machine
+from mechm.bench.offline import run_offline
+from mechm.bench.results import Results
+from mechm.bench.rivals import Baseline, RivalConfig, make_rival
+from mechm.bench.rivals.by_utterance import ByUtterance
+from mechm.bench.scaling import run_scaling
+from mechm.bench.server import run_server
+from mechm.bench.session import TURNS, run_session
+from mechm.bench.single_stream import run_single_stream
+from mechm.bench.stages import measure_stages
+from mechm.bench.start import run_start
+from mechm.bench.systems import Own, OwnConfig, System
+from mechm.bench.workload import describe
+from mechm_runtime.bundle import Bundle
+from mechm_runtime.errors import MissingExtraError
+from mechm_runtime.types import Conversation, LabelledConversation
+
+Scenario = Literal["single-stream", "stages", "offline", "server", "session", "scaling", "start"]
+SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class BenchConfig:
+    """What is measured.
+
+    own: ours, in every configuration. baselines: rivals, and rivals: what they share. conversation: what is analysed.
+    gold: annotated conversations with the file's name, scored where there are some; n_short: how many of them rivals
+    are scored on. n_repeats: queries of ours; n_rounds: of each rival; n_starts: fresh processes. n_queries: of the
+    offline scenario. turns: of a session, where its newest utterance is timed. bound_ms: of the server's p99;
+    duration_s: of arrivals at each rate. command: for the record.
+    """
+
+    scenarios: tuple[Scenario, ...]
+    own: tuple[OwnConfig, ...]
+    conversation: Conversation
+    n_threads: int
+    rivals: RivalConfig
+    baselines: tuple[Baseline, ...] = ()
+    gold: Sequence[LabelledConversation] = ()
+    gold_name: str = ""
+    n_short: int = 20
+    n_repeats: int = 60
+    n_rounds: int = 3
+    n_starts: int = 5
+    n_queries: int = 16
+    turns: tuple[int, ...] = TURNS
+    bound_ms: float = 2000.0
+    duration_s: float = 8.0
+    command: str = ""
+
+
+@dataclass(slots=True)
+class _Run:
+    config: BenchConfig
+    bundle: Bundle
+    report: Progress
+    described: str
+    notes: list[str] = field(default_factory=list)
+
+    def wants(self, scenario: Scenario) -> bool:
+        return scenario in self.config.scenarios
+
+    def step(self, name: str) -> Callable[[int, int], None]:
+        return lambda done, total: self.report(name, done, total)
+
+    def one_threaded(self) -> tuple[OwnConfig, ...]:
+        """Ours with one thread inside an operator, for scenarios whose callers fill the cores."""
+        return tuple(replace(one, n_threads=1) for one in self.config.own)
+
+
+def run_bench(bundle: Bundle, config: BenchConfig, on_progress: Progress) -> Results:
+    """Measure everything that the config asks for.
+
+    on_progress: called with what is being done, how much of it is done and how much there is.
+    Raises: MissingExtraError, InputError, WeightsError: a system lacks what it needs; all of them are loaded before
+        anything is measured.
+    """
+    run = _Run(config, bundle, on_progress, describe(config.conversation))
+    results = Results(
+        made=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=config.command,
+        bundle_id=bundle.id,
+        preset=bundle.preset,
+        n_threads=config.n_threads,
+        machine=describe_machine(),
+    )
+    on_progress("loading the systems", 0, 0)
+    own = [Own(bundle, one) for one in config.own]
+    rivals = _rivals(run)
+    systems: tuple[System, ...] = (*own, *rivals)
+    for system in systems:
+        system.prepare()
+    limits = _limits(run) if run.wants("stages") else None
+    results = replace(results, limits=limits)
+    if run.wants("single-stream"):
+        measured = run_single_stream(
+            own,
+            rivals,
+            config.conversation,
+            run.described,
+            n_rounds=config.n_rounds,
+            n_repeats=config.n_repeats,
+            on_progress=on_progress,
+        )
+        results = replace(results, single_stream=measured)
+    if config.gold:
+        scored = run_accuracy(
+            own, rivals, config.gold, config.gold_name, n_short=config.n_short, on_progress=on_progress
+        )
+        results = replace(results, accuracy=scored)
+    del own, rivals, systems, system  # torch's weights and ours take gigabytes that the rest does not need
+    results = _alone(run, results, limits)
+    return replace(results, notes=tuple(run.notes))
+
+
+def _alone(run: _Run, results: Results, limits: Limits | None) -> Results:
+    """The scenarios that no rival takes part in."""
+    config = run.config
+    if run.wants("stages"):
+        stages = [
+            measure_stages(
+                run.bundle,
+                one,
+                config.conversation,
+                limits=limits,
+                n_repeats=max(1, config.n_repeats // 3),
+                on_progress=run.step(f"stages: {one.name}"),
+            )
+            for one in config.own
+        ]
+        results = replace(results, stages=tuple(stages))
+    if run.wants("start"):
+        started = run_start(
+            run.bundle.folder, config.own, config.conversation, n_runs=config.n_starts, on_progress=run.report
+        )
+        results = replace(results, start=started)
+    if run.wants("offline") or run.wants("server"):
+        results = _under_load(run, results)
+    if run.wants("session"):
+        n_frames = run.bundle.fusion.n_frames
+        held = [
+            run_session(Own(run.bundle, one), config.conversation, n_frames, turns=config.turns, on_progress=run.report)
+            for one in config.own
+        ]
+        results = replace(results, session=tuple(held))
+    if run.wants("scaling"):
+        scaled = [
+            run_scaling(Own(run.bundle, one), config.conversation, run.described, on_progress=run.report)
+            for one in run.one_threaded()
+        ]
+        results = replace(results, scaling=tuple(scaled))
+    return results
+
+
+def _under_load(run: _Run, results: Results) -> Results:
+    config = run.config
+    offline, server = [], []
+    for one in run.one_threaded():
+        system = Own(run.bundle, one)
+        measured = run_offline(
+            system,
+            [config.conversation] * config.n_queries,
+            run.described,
+            n_workers=config.n_threads,
+            n_threads=1,
+            on_progress=run.step(f"offline: {one.name}"),
+        )
+        offline.append(measured)
+        if run.wants("server"):
+            found = run_server(
+                system,
+                config.conversation,
+                run.described,
+                bound_ms=config.bound_ms,
+                capacity_per_s=measured.conversations_per_s,
+                n_workers=config.n_threads,
+                n_threads=1,
+                duration_s=config.duration_s,
+                on_progress=run.step(f"server: {one.name}"),
+            )
+            server.append(found)
+    return replace(results, offline=tuple(offline), server=tuple(server))
+
+
+def _rivals(run: _Run) -> list[ByUtterance]:
+    """Every rival alone and with its Llama."""
+    if not run.config.gold and not run.wants("single-stream"):
+        return []
+    made = [make_rival(name, run.bundle, run.config.rivals) for name in run.config.baselines]
+    return [one for rival in made for one in ((rival.without_llama(), rival) if rival.llm else (rival,))]
+
+
+def _limits(run: _Run) -> Limits | None:
+    """The machine's limits; without onnx the stages have no shares, and a note says why."""
+    run.report("measuring the machine's limits", 0, 0)
+    try:
+        return measure_limits(run.config.n_threads)
+    except MissingExtraError as error:
+        run.notes.append(f"stages without their share of the machine's limit: {error}; {error.hint}")
+        return None

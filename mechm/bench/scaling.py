@@ -1,0 +1,109 @@
+"""What an analysis costs as the conversation, its utterances and the number of callers grow."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from mechm.bench.machine import resident_bytes
+from mechm.bench.systems import System
+from mechm.bench.workload import of_length, of_seconds
+from mechm_runtime.types import Conversation
+
+UTTERANCES = (1, 5, 10, 20, 50)
+SECONDS = (1.0, 3.0, 10.0, 30.0)
+CALLERS = (1, 2, 4, 8, 16)
+REPEATS = 3
+ENOUGH_S = 4.0
+"""A point that took this long in one go is not repeated; callers call for at least so long together."""
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """x: utterances, seconds an utterance, or callers at once. ms: median of a conversation, n of them.
+
+    per_s: conversations a second that all callers get together. resident_mb: of the process afterwards.
+    """
+
+    x: float
+    ms: float
+    n: int
+    per_s: float
+    resident_mb: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Scaling:
+    """utterances: of one caller's conversations, longer and longer. seconds: the same utterances, each longer; none
+    without a recording. callers: at once, with the conversation as it was given."""
+
+    system: str
+    conversation: str
+    utterances: tuple[Point, ...]
+    seconds: tuple[Point, ...]
+    callers: tuple[Point, ...]
+
+
+def run_scaling(system: System, conversation: Conversation, described: str, *, on_progress: Progress) -> Scaling:
+    """Measure a prepared system."""
+    longest_s = max((u.end_s or 0.0 for u in conversation.utterances), default=0.0)
+    lengths = [seconds for seconds in SECONDS if conversation.media is not None and seconds <= longest_s]
+    n_points = len(UTTERANCES) + len(lengths) + len(CALLERS)
+    done = iter(range(n_points + 1))
+    system.analyze(conversation)  # the first run loads and allocates
+
+    def points(kind: str, xs: Sequence[float], measure: Callable[[float], Point]) -> Iterator[Point]:
+        for x in xs:
+            on_progress(f"scaling by {kind}: {x:g}", next(done), n_points)
+            yield measure(x)
+
+    utterances = points("utterances", UTTERANCES, lambda x: _alone(system, of_length(conversation, int(x)), x))
+    seconds = points("seconds", lengths, lambda x: _alone(system, of_seconds(conversation, x), x))
+    callers = points("callers", CALLERS, lambda x: _together(system, conversation, int(x)))
+    return Scaling(
+        system.name,
+        described,
+        tuple(utterances),
+        tuple(seconds),
+        tuple(callers),
+    )
+
+
+def _alone(system: System, conversation: Conversation, x: float) -> Point:
+    taken: list[float] = []
+    while len(taken) < REPEATS and sum(taken) < ENOUGH_S:
+        start = time.perf_counter()
+        system.analyze(conversation)
+        taken.append(time.perf_counter() - start)
+    median_s = float(np.median(taken))
+    return Point(x, round(1000 * median_s, 3), len(taken), round(1 / median_s, 4), _resident_mb())
+
+
+def _together(system: System, conversation: Conversation, n_callers: int) -> Point:
+    """Every caller asks again as soon as it is answered, and starts no further query after `ENOUGH_S`."""
+    started = time.perf_counter()
+
+    def call(_: int) -> list[float]:
+        taken: list[float] = []
+        while not taken or time.perf_counter() - started < ENOUGH_S:
+            start = time.perf_counter()
+            system.analyze(conversation)
+            taken.append(time.perf_counter() - start)
+        return taken
+
+    with ThreadPoolExecutor(n_callers) as pool:
+        taken = [s for one in pool.map(call, range(n_callers)) for s in one]
+    seconds = time.perf_counter() - started
+    ms = round(1000 * float(np.median(taken)), 3)
+    return Point(n_callers, ms, len(taken), round(len(taken) / seconds, 4), _resident_mb())
+
+
+def _resident_mb() -> float | None:
+    held = resident_bytes()
+    return None if held is None else round(held / 1e6, 1)

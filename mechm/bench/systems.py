@@ -1,0 +1,118 @@
+"""What is measured: MECHM in one configuration, or a rival, behind one small interface."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+from mechm_runtime.advice import Llm
+from mechm_runtime.bundle import Bundle, PartFiles
+from mechm_runtime.engine import EngineConfig, EngineName, GraphRunner
+from mechm_runtime.errors import LlmUnavailableError
+from mechm_runtime.loading import PartLoader
+from mechm_runtime.pipeline import Pipeline, Precision
+from mechm_runtime.serving.settings import ServerConfig
+from mechm_runtime.types import Analysis, Conversation
+
+LoadPart = Callable[[PartFiles], GraphRunner]
+Wrap = Callable[[LoadPart], LoadPart]
+"""Puts something around what loads the parts."""
+
+
+class System(Protocol):
+    """Something that analyses conversations."""
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+
+    @property
+    def llm(self) -> bool:
+        """Whether a Llama takes part."""
+
+    def prepare(self) -> None:
+        """Load everything. Raises: MechmError: something is missing."""
+
+    def analyze(self, conversation: Conversation) -> Analysis:
+        """Analyse one conversation, with the milliseconds of every stage."""
+
+
+@dataclass(frozen=True, slots=True)
+class OwnConfig:
+    """MECHM in one configuration.
+
+    precision: of every part; None for the bundle's default part by part. n_threads: inside an operator.
+    """
+
+    llm: Llm
+    precision: Precision | None
+    engine: EngineName
+    n_threads: int
+    server: ServerConfig | None = None
+
+    @property
+    def name(self) -> str:
+        """Such as `mechm, no Llama` with the bundle's own precisions, or `mechm openvino fp32, Llama`."""
+        llama = {"none": "no Llama", "onnx": "Llama", "vllm": "Llama on vLLM"}.get(self.llm, self.llm)
+        engine = "" if self.engine == "onnxruntime" else self.engine
+        return f"{' '.join(word for word in ('mechm', engine, self.precision) if word)}, {llama}"
+
+
+class Own:
+    """MECHM's pipeline on a bundle.
+
+    wrap: put around what loads the parts, to look at their runs; None for the pipeline as it is.
+    """
+
+    def __init__(self, bundle: Bundle, config: OwnConfig, wrap: Wrap | None = None) -> None:
+        self.config = config
+        self._bundle = bundle
+        self._wrap = wrap
+        self._pipeline: Pipeline | None = None
+
+    @property
+    def name(self) -> str:
+        """What it is called in tables."""
+        return self.config.name
+
+    @property
+    def llm(self) -> bool:
+        """Whether a Llama takes part."""
+        return self.config.llm != "none"
+
+    @property
+    def pipeline(self) -> Pipeline:
+        """The pipeline, loaded on first use."""
+        if self._pipeline is None:
+            self._pipeline = self._load()
+        return self._pipeline
+
+    def prepare(self) -> None:
+        """Load the pipeline; encoders of voice and picture are loaded by the first conversation that has them."""
+        self._pipeline = self._load()
+
+    def analyze(self, conversation: Conversation) -> Analysis:
+        """Analyse one conversation.
+
+        Raises: LlmUnavailableError: the Llama did not answer, so that the time would be the fusion's alone.
+        """
+        analysis = self.pipeline.analyze(conversation)
+        if self.config.server is not None:
+            for utterance in analysis.utterances:
+                if reason := utterance.missing.get("llm"):
+                    raise LlmUnavailableError(f"the Llama took no part: {reason}")
+        return analysis
+
+    def _load(self) -> Pipeline:
+        config, bundle = self.config, self._bundle
+        precisions = dict.fromkeys(bundle.parts, config.precision)
+        engine = EngineConfig(engine=config.engine, n_threads=config.n_threads)
+        return Pipeline(
+            bundle,
+            precisions=precisions,
+            engine=engine,
+            llm=config.llm,
+            server=config.server,
+            load_part=None if self._wrap is None else self._wrap(PartLoader(bundle, precisions, engine)),
+        )

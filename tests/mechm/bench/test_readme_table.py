@@ -1,0 +1,92 @@
+"""The README's table is what `benchmarks/table.py` makes of the newest results."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mechm.bench.readme import BEGIN, END, bend, table_of, with_table
+from mechm.bench.results import read_results
+from mechm_runtime.errors import InputError
+
+
+def results(made: str, p50_ms: float) -> dict[str, Any]:
+    def system(name: str, is_rival: bool, p50_ms: float) -> dict[str, Any]:
+        latency = {"n": 9, "p50_ms": p50_ms, "p90_ms": p50_ms, "p99_ms": 2 * p50_ms, "samples_ms": []}
+        return {"system": name, "is_rival": is_rival, "llm": False, "latency": latency}
+
+    return {
+        "schema_version": 1,
+        "made": made,
+        "bundle_id": "small-1",
+        "n_threads": 2,
+        "machine": {"cpu": "A chip", "cores": 2.0, "versions": {"onnxruntime": "1.32.0"}},
+        "single_stream": {
+            "conversation": "10 utterances, text",
+            "systems": [system("theirs", True, 10 * p50_ms), system("mechm, no Llama", False, p50_ms)],
+            "speedups": [{"rival": "theirs", "own": "mechm, no Llama", "times": 10.04}],
+        },
+        "accuracy": None,
+        "stages": [],
+        "start": [],
+        "offline": [],
+        "server": [],
+        "scaling": [],
+        "session": [],
+    }
+
+
+def test_the_readme_shows_the_newest_results(repository: Path) -> None:
+    """Results and README go together: with results committed the README has the marks, and between them this table."""
+    readme = (repository / "README.md").read_text(encoding="utf-8")
+    found = read_results(repository / "benchmarks" / "results")
+    if found:
+        assert readme == with_table(readme, table_of(next(iter(found.values()))))
+    else:
+        assert BEGIN not in readme
+
+
+def test_the_table_has_a_row_a_system_the_quickest_first() -> None:
+    lines = table_of(results("2026-01-01", 12.0)).splitlines()
+    assert lines[2].startswith("| **mechm, no Llama** | 12 | 24 | 9 |  |")
+    assert lines[3].startswith("| theirs | 120 | 240 | 9 | **10.0** |")
+    assert "A chip, 2 cores" in lines[5]
+
+
+def test_only_what_stands_between_the_marks_is_replaced() -> None:
+    readme = f"above\n{BEGIN}\nold\n{END}\nbelow\n"
+    after = with_table(readme, "new")
+    assert after == f"above\n{BEGIN}\n\nnew\n\n{END}\nbelow\n"
+    assert with_table(after, "new") == after
+    for broken in ("no marks", f"{END}\n{BEGIN}", f"{readme}{readme}"):
+        with pytest.raises(InputError, match="no place"):
+            with_table(broken, "new")
+
+
+def test_the_command_writes_the_newest_and_checks(repository: Path, tmp_path: Path) -> None:
+    for name, made, p50_ms in (("a", "2026-02-01", 5.0), ("b", "2026-01-01", 7.0)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(results(made, p50_ms)))
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{BEGIN}\n{END}\n")
+    command = [sys.executable, str(repository / "benchmarks" / "table.py"), "--results", str(tmp_path)]
+    command += ["--readme", str(readme)]
+    assert subprocess.run([*command, "--check"], capture_output=True, check=False).returncode == 1
+    assert subprocess.run(command, capture_output=True, check=False).returncode == 0
+    assert "| **mechm, no Llama** | 5 | 10 |" in readme.read_text()
+    assert subprocess.run([*command, "--check"], capture_output=True, check=False).returncode == 0
+
+
+def test_a_folder_with_other_json_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "other.json").write_text("[]")
+    with pytest.raises(InputError, match=r"other\.json holds no results"):
+        read_results(tmp_path)
+
+
+def test_throughput_bends_where_more_sessions_bring_no_more() -> None:
+    rates = {1: 3.0, 2: 5.0, 4: 9.6, 8: 10.0, 16: 9.9}
+    assert bend([{"n_sessions": n, "utterances_per_s": rate} for n, rate in rates.items()]) == 4
