@@ -44,8 +44,8 @@ class EngineConfig:
 
     engine: what runs them. provider: an onnxruntime execution provider's name.
     n_threads: threads inside an operator; 0 takes one a whole core of this process's share, at most four.
-    n_lanes: encoders that run side by side for a pipeline; 0 takes one a whole core, at most four; 1 runs one after the
-        other.
+    n_lanes: encoders that run side by side for a pipeline; 0 for as many as threads inside an operator, so that one
+        thread means one.
     spin: whether threads wait by spinning. Off: on shared cores it costs more than it saves (DESIGN.md: p50 10.9
         against 14.5 ms).
     """
@@ -74,7 +74,7 @@ class EngineConfig:
     @property
     def lanes(self) -> int:
         """The number of encoders that will run side by side."""
-        return self.n_lanes or max(1, min(MAX_THREADS, int(usable_cores())))
+        return self.n_lanes or self.threads
 
 
 class GraphRunner(Protocol):

@@ -1,25 +1,45 @@
-"""Which file of a part is loaded, and by which engine; parts that nothing has asked for yet are not loaded."""
+"""Which file of a part is loaded, by which engine, and whether its answers are remembered and its runs joined.
+
+Parts that nothing has asked for yet are not loaded.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
+from mechm_runtime.batching import PADDING, BatchConfig, BatchingRunner
 from mechm_runtime.bundle import Bundle, PartFiles
 from mechm_runtime.engine import EngineConfig, GraphRunner, load_engine
 from mechm_runtime.errors import BundleError, InputError
+from mechm_runtime.output_cache import CachedRunner, OutputCache
+
+REMEMBERED = {"text": False, "audio": False, "scene": True, "expression": True}
+"""Encoders whose answers are remembered where that is asked for, and whether frame by frame."""
 
 
 class PartLoader:
     """Loads parts of a bundle.
 
     precisions: part -> precision; what the bundle has for the engine for parts that are not named or have None.
+    cache: what encoders answered is remembered there; None remembers nothing. batching: how runs of several callers
+        are joined; None joins none.
     Raises: BundleError: a part or a precision of it that was asked for is not there. InputError: the engine does not
         run it. Both now rather than when the first recording comes.
     """
 
-    def __init__(self, bundle: Bundle, precisions: Mapping[str, str | None], config: EngineConfig) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        precisions: Mapping[str, str | None],
+        config: EngineConfig,
+        *,
+        cache: OutputCache | None = None,
+        batching: BatchConfig | None = None,
+    ) -> None:
         self._bundle = bundle
         self._config = config
+        self._cache = cache
+        self._batching = batching
         self._precisions = {name: precision for name, precision in precisions.items() if precision is not None}
         for name, precision in self._precisions.items():
             self._check(name, precision)
@@ -29,6 +49,18 @@ class PartLoader:
 
         Raises: MissingExtraError, ProviderError, BundleError.
         """
+        runner = self._load(part)
+        config, precision = self._config, self.precision(part)
+        # In onnxruntime's int8 one scale serves a whole batch: a row's answer depends on the rows beside it.
+        rows_are_alone = precision != "int8"
+        if self._batching is not None and rows_are_alone and part.name in PADDING:
+            runner = BatchingRunner(runner, self._batching, PADDING[part.name])
+        if self._cache is not None and part.name in REMEMBERED:
+            identity = (self._bundle.id, part.name, precision, config.engine, config.provider)
+            runner = CachedRunner(runner, self._cache, identity, by_row=rows_are_alone and REMEMBERED[part.name])
+        return runner
+
+    def _load(self, part: PartFiles) -> GraphRunner:
         name = self._config.engine
         if name in ("tensorrt", "tensorrt-rtx"):
             from mechm_runtime.tensorrt.engine import load_part

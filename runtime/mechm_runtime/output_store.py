@@ -40,6 +40,8 @@ MAX_HEADER_BYTES = 16 << 10
 MAX_AXES = 8
 SLACK = 0.9
 """What is left of a full store when its oldest files are deleted: they are listed once for many writes."""
+RECOUNTED = 0.05
+"""The part of a store that one process fills until it counts again what others, too, have written."""
 
 _LENGTH = struct.Struct(">I")
 
@@ -54,7 +56,8 @@ class OutputStore:
         self.folder = folder
         self.max_bytes = max_bytes
         self._lock = threading.Lock()
-        self._n_bytes: int | None = None  # of all files; None until they have been counted
+        self._n_bytes: int | None = None  # of all files when they were last counted
+        self._n_new = 0  # of those written since
 
     def find(self, key: str) -> Outputs | None:
         """What was kept under a key; None where there is nothing that is as it was written.
@@ -85,17 +88,15 @@ class OutputStore:
         with self._lock, suppress(OSError):
             self.folder.mkdir(parents=True, mode=0o700, exist_ok=True)
             write_whole(self._path(key), content)
-            if self._n_bytes is None:
-                self._n_bytes = sum(size for _, size, _ in self._listed())
-            else:
-                self._n_bytes += len(content)
-            if self._n_bytes > self.max_bytes:
-                self._n_bytes = self._make_room()
+            self._n_new += len(content)
+            if self._n_bytes is None or self._n_new > RECOUNTED * self.max_bytes:
+                self._n_bytes, self._n_new = sum(size for _, size, _ in self._listed()), 0
+            if self._n_bytes + self._n_new > self.max_bytes:
+                self._n_bytes, self._n_new = self._make_room(), 0
 
     def after_fork(self) -> None:
         """Make a forked process's copy usable: another thread may have held its lock."""
         self._lock = threading.Lock()
-        self._n_bytes = None
 
     def _path(self, key: str) -> Path:
         return self.folder / f"{key}{SUFFIX}"

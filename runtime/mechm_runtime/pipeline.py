@@ -15,6 +15,7 @@ from typing import Literal, Self
 
 from mechm_runtime.advice import Adviser, Llm, make_adviser
 from mechm_runtime.answer import answers
+from mechm_runtime.batching import BatchConfig
 from mechm_runtime.bundle import MODALITY_PARTS, Bundle, PartFiles, open_bundle
 from mechm_runtime.deadline import CostEstimator, Deadline
 from mechm_runtime.decision import decide
@@ -25,6 +26,7 @@ from mechm_runtime.lanes import Lanes
 from mechm_runtime.loading import PartLoader
 from mechm_runtime.media import MediaLimits
 from mechm_runtime.media.pool import ReaderPool
+from mechm_runtime.output_cache import CacheConfig, OutputCache
 from mechm_runtime.reading import read_conversation
 from mechm_runtime.senses import Senses
 from mechm_runtime.serving.settings import ServerConfig
@@ -58,6 +60,8 @@ class Pipeline:
         llm: Llm | None = None,
         server: ServerConfig | None = None,
         asked_below: float | None = None,
+        cache: CacheConfig | None = None,
+        batching: BatchConfig | None = None,
         load_part: Callable[[PartFiles], GraphRunner] | None = None,
     ) -> None:
         """Build a pipeline from an opened bundle.
@@ -69,6 +73,10 @@ class Pipeline:
         server: where that server is; None for the default address.
         asked_below: the Llama is asked about utterances whose likeliest emotion has less than this probability in the
             fusion; None for what the bundle says, 1 for all.
+        cache: how much is remembered of what encoders answered, by content; None for nothing, so that nothing of a
+            request outlives it.
+        batching: how runs of conversations that are analysed at the same time are joined, where that changes nothing
+            but rounding (not in int8); None for not at all.
         load_part: what runs a part; None runs the bundle's own graphs. Export compares against torch with it.
         Raises: InputError: unknown modalities, or none; or the server serves something else. BundleError: a precision
             or part that the bundle lacks. LlmUnavailableError: there is no server.
@@ -84,7 +92,9 @@ class Pipeline:
         if absent := [MODALITY_PARTS[m] for m in self.modalities if m not in bundle.modalities]:
             raise BundleError(f"the bundle has no {absent[0]} part", hint=f"it reads {', '.join(bundle.modalities)}")
         self._engine_config = engine or EngineConfig()
-        loader = PartLoader(bundle, precisions or {}, self._engine_config)
+        self.cache = None if cache is None or not cache.remembers else OutputCache(cache)
+        """What is remembered of what encoders answered, where that is asked for."""
+        loader = PartLoader(bundle, precisions or {}, self._engine_config, cache=self.cache, batching=batching)
         self._load_part = load_part or loader
         self._lanes = Lanes(self._engine_config.lanes if load_part is None else 1)
         self._readers = ReaderPool(limits, self._lanes.n)
@@ -117,6 +127,8 @@ class Pipeline:
         llm: Llm | None = None,
         server: ServerConfig | None = None,
         asked_below: float | None = None,
+        cache: CacheConfig | None = None,
+        batching: BatchConfig | None = None,
         public_key: Path | None = None,
     ) -> Pipeline:
         """Open a bundle and load it.
@@ -131,6 +143,10 @@ class Pipeline:
         server: where that server is; None for the default address.
         asked_below: the Llama is asked about utterances whose likeliest emotion has less than this probability in the
             fusion; None for what the bundle says, 1 for all.
+        cache: how much is remembered of what encoders answered, by content; None for nothing, so that nothing of a
+            request outlives it.
+        batching: how runs of conversations that are analysed at the same time are joined, where that changes nothing
+            but rounding (not in int8); None for not at all.
         public_key: PEM file of an Ed25519 key that must have signed the bundle; None asks for no signature.
         Raises: BundleError, ProviderError, MissingExtraError, LlmUnavailableError.
         """
@@ -145,6 +161,8 @@ class Pipeline:
             llm=llm,
             server=server,
             asked_below=asked_below,
+            cache=cache,
+            batching=batching,
         )
 
     @property

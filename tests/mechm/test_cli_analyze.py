@@ -24,6 +24,7 @@ import pytest
 
 from mechm.cli import main
 from mechm.cli.inputs import kind_of, load_conversations
+from mechm_runtime.deadline import CostEstimator
 from mechm_runtime.errors import InputError
 from mechm_runtime.readers import read_submission, read_transcript
 
@@ -854,3 +855,33 @@ def test_a_bad_bundle_is_refused_in_one_line(
         manifest["id"] = manifest_id(manifest["preset"], manifest)
         (bundle / "bundle.json").write_text(json.dumps(manifest))
     assert_refused(run(folder / "call.srt", "--bundle", bundle), words)
+
+
+# In time
+
+
+def test_a_deadline_leaves_out_what_does_not_fit(
+    run: Run, folder: Path, tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin = CostEstimator.__init__
+
+    def slow_scenes(self: CostEstimator) -> None:
+        begin(self)
+        self.observe("scene", 1, 1e9)
+
+    monkeypatch.setattr(CostEstimator, "__init__", slow_scenes)
+    video = [
+        write_mp4(folder / "call.mp4"),
+        "--transcript",
+        folder / "call.srt",
+        "--bundle",
+        tiny_bundle,
+        "--json",
+        "-",
+    ]
+    ended = run(*video, "--deadline-ms", 60_000)
+    assert ended.code == 0
+    for utterance in json.loads(ended.out)["utterances"]:
+        assert utterance["missing"]["scene"] == "left out to meet the deadline of 60000 ms"
+    assert "scene" in json.loads(run(*video).out)["utterances"][0]["modalities"]
+    assert run(*video, "--deadline-ms", 0).code == 2

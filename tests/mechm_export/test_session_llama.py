@@ -100,6 +100,21 @@ def test_long_utterances_do_not_fill_it_beyond_its_bound(pipeline: Pipeline, cou
     assert 200 < max(counted[LLAMA].n_tokens) <= 300
 
 
+def test_what_is_out_of_view_does_not_make_it_read_again_and_again(
+    pipeline: Pipeline, counted: dict[str, Counted]
+) -> None:
+    session = pipeline.open_session(config=SessionConfig(turns=8, llm_turns=3, llm_tokens=2000))
+    began, read = set(), []
+    for number in range(1, 31):
+        counted[LLAMA].n_tokens.clear()
+        session.append(Utterance(number, "A", "Yes."))
+        read.append(counted[LLAMA].n_tokens[0])
+        settled(session)
+        began.add(session._view.llm_first)
+    assert began == {0, 6, 11, 16, 21, 26}  # when the ninth is said three are left, and there is room for five more
+    assert max(read) == min(read[1:]) + 1  # a number of two digits
+
+
 def test_where_the_fusion_is_sure_nothing_is_asked(report: BundleReport, counted: dict[str, Counted]) -> None:
     def load(part: PartFiles) -> Counted:
         return counted.setdefault(part.name, Counted(report, part))

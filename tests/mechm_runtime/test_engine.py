@@ -65,9 +65,16 @@ def test_threads_and_spinning_change_no_answer(config: EngineConfig, graph: Path
     assert np.abs(difference).max() < 1e-6
 
 
-def test_fewer_than_no_threads_are_refused() -> None:
+@pytest.mark.parametrize("values", [{"n_threads": -1}, {"n_lanes": -1}])
+def test_fewer_than_none_are_refused(values: dict[str, int]) -> None:
     with pytest.raises(ValueError, match="negative"):
-        EngineConfig(n_threads=-1)
+        EngineConfig(**values)  # type: ignore[arg-type]
+
+
+def test_one_thread_is_one_lane_unless_more_are_asked_for() -> None:
+    assert EngineConfig(n_threads=1).lanes == 1
+    assert EngineConfig(n_threads=1, n_lanes=3).lanes == 3
+    assert EngineConfig().lanes == EngineConfig().threads
 
 
 @pytest.mark.parametrize("provider", ["NoSuchExecutionProvider", "CUDAExecutionProvider", "", "cpu"])

@@ -273,6 +273,14 @@ def test_the_folder_is_bounded_and_the_least_recently_used_goes(tmp_path: Path) 
     assert store.find("06") is not None
 
 
+def test_processes_that_share_a_folder_share_its_bound(tmp_path: Path) -> None:
+    stores = [OutputStore(tmp_path, 60_000) for _ in range(2)]
+    for number in range(200):
+        stores[number % 2].keep(f"{number:04x}", {"a": np.full(100, number, np.float32)})
+    assert sum(file.stat().st_size for file in tmp_path.iterdir()) <= 1.1 * 60_000
+    assert stores[0].find(f"{199:04x}") is not None
+
+
 def test_a_disk_that_does_not_write_is_no_error(graph: Counted, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"in the way")
     runner = cached(graph, OutputCache(CacheConfig(memory_bytes=0, folder=tmp_path / "file")))

@@ -193,7 +193,7 @@ def test_time_and_memory_are_bounded(tiny_bundle: Path) -> None:
     def load(part: PartFiles) -> Watched:
         return watched.setdefault(part.name, Watched(bundle.folder, part))
 
-    config = SessionConfig(turns=8, text_tokens=40)
+    config = SessionConfig(turns=8, text_tokens=40, llm_turns=4)
     session = Pipeline(bundle, load_part=load).open_session(config=config)
     sizes = []
     for utterance in talk(40).utterances:

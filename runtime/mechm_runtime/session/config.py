@@ -30,6 +30,8 @@ class SessionConfig:
     def __post_init__(self) -> None:
         if min(self.turns, self.text_tokens, self.llm_tokens, self.llm_turns) < 1:
             raise ValueError("a bound of a session is not positive")
+        if self.llm_turns >= self.turns:
+            raise ValueError(f"llm_turns={self.llm_turns} of {self.turns} turns leaves the Llama nothing to grow by")
         if not 0 <= self.revised_turns < self.turns:
             raise ValueError(f"revised_turns={self.revised_turns} does not lie among {self.turns} turns")
         if not 0.5 <= self.piece_s <= 30.0:

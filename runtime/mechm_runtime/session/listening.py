@@ -34,14 +34,19 @@ class _Reading(Generic[T]):
     """A call that was handed to the lanes. In a process that was forked meanwhile it is made again."""
 
     def __init__(self, lanes: Lanes, call: Callable[[], T]) -> None:
-        self._call = call
+        self._call: Callable[[], T] | None = call
         self._process = os.getpid()
         self._future: Future[T] = lanes.submit(call)
+        self._future.add_done_callback(self._forget)
 
     def result(self) -> T:
-        if self._future.done() or self._process == os.getpid():
+        if self._call is None or self._process == os.getpid():
             return self._future.result()
         return self._call()
+
+    def _forget(self, _: Future[T]) -> None:
+        """What was to be read need not be kept."""
+        self._call = None
 
 
 @dataclass(frozen=True, slots=True)
