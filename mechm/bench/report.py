@@ -147,10 +147,10 @@ def _sessions(sessions: Sequence[SessionTimes]) -> Iterator[RenderableType]:
 
 
 def _points(title: str, x_name: str, points: Sequence[Point]) -> Table:
-    table = _table(title, x_name, "ms p50", "conversations/s", "MB resident")
+    table = _table(title, x_name, "ms p50", "conversations/s", "MB grown")
     for point in points:
-        resident = "" if point.resident_mb is None else f"{point.resident_mb:,.0f}"
-        table.add_row(f"{point.x:g}", f"{point.ms:,.0f}", f"{point.per_s:.2f}", resident)
+        grown = "" if point.grown_mb is None else f"{point.grown_mb:,.0f}"
+        table.add_row(f"{point.x:g}", f"{point.ms:,.0f}", f"{point.per_s:.2f}", grown)
     return table
 
 

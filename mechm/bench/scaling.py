@@ -28,14 +28,15 @@ Progress = Callable[[str, int, int], None]
 class Point:
     """x: utterances, seconds an utterance, or callers at once. ms: median of a conversation, n of them.
 
-    per_s: conversations a second that all callers get together. resident_mb: of the process afterwards.
+    per_s: conversations a second that all callers get together. grown_mb: by how much the process has grown since the
+    first conversation was analysed.
     """
 
     x: float
     ms: float
     n: int
     per_s: float
-    resident_mb: float | None
+    grown_mb: float | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,15 +58,16 @@ def run_scaling(system: System, conversation: Conversation, described: str, *, o
     n_points = len(UTTERANCES) + len(lengths) + len(CALLERS)
     done = iter(range(n_points + 1))
     system.analyze(conversation)  # the first run loads and allocates
+    before = resident_bytes()
 
     def points(kind: str, xs: Sequence[float], measure: Callable[[float], Point]) -> Iterator[Point]:
         for x in xs:
             on_progress(f"scaling by {kind}: {x:g}", next(done), n_points)
             yield measure(x)
 
-    utterances = points("utterances", UTTERANCES, lambda x: _alone(system, of_length(conversation, int(x)), x))
-    seconds = points("seconds", lengths, lambda x: _alone(system, of_seconds(conversation, x), x))
-    callers = points("callers", CALLERS, lambda x: _together(system, conversation, int(x)))
+    utterances = points("utterances", UTTERANCES, lambda x: _alone(system, of_length(conversation, int(x)), x, before))
+    seconds = points("seconds", lengths, lambda x: _alone(system, of_seconds(conversation, x), x, before))
+    callers = points("callers", CALLERS, lambda x: _together(system, conversation, int(x), before))
     return Scaling(
         system.name,
         described,
@@ -75,17 +77,17 @@ def run_scaling(system: System, conversation: Conversation, described: str, *, o
     )
 
 
-def _alone(system: System, conversation: Conversation, x: float) -> Point:
+def _alone(system: System, conversation: Conversation, x: float, before: int | None) -> Point:
     taken: list[float] = []
     while len(taken) < REPEATS and sum(taken) < ENOUGH_S:
         start = time.perf_counter()
         system.analyze(conversation)
         taken.append(time.perf_counter() - start)
     median_s = float(np.median(taken))
-    return Point(x, round(1000 * median_s, 3), len(taken), round(1 / median_s, 4), _resident_mb())
+    return Point(x, round(1000 * median_s, 3), len(taken), round(1 / median_s, 4), _grown_mb(before))
 
 
-def _together(system: System, conversation: Conversation, n_callers: int) -> Point:
+def _together(system: System, conversation: Conversation, n_callers: int, before: int | None) -> Point:
     """Every caller asks again as soon as it is answered, and starts no further query after `ENOUGH_S`."""
     started = time.perf_counter()
 
@@ -101,9 +103,9 @@ def _together(system: System, conversation: Conversation, n_callers: int) -> Poi
         taken = [s for one in pool.map(call, range(n_callers)) for s in one]
     seconds = time.perf_counter() - started
     ms = round(1000 * float(np.median(taken)), 3)
-    return Point(n_callers, ms, len(taken), round(len(taken) / seconds, 4), _resident_mb())
+    return Point(n_callers, ms, len(taken), round(len(taken) / seconds, 4), _grown_mb(before))
 
 
-def _resident_mb() -> float | None:
+def _grown_mb(before: int | None) -> float | None:
     held = resident_bytes()
-    return None if held is None else round(held / 1e6, 1)
+    return None if held is None or before is None else round((held - before) / 1e6, 1)

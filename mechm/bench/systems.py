@@ -60,7 +60,7 @@ class OwnConfig:
 
 
 class Own:
-    """MECHM's pipeline on a bundle.
+    """MECHM's pipeline on a bundle, which remembers nothing from one analysis to the next.
 
     wrap: put around what loads the parts, to look at their runs; None for the pipeline as it is.
     """
