@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -17,6 +18,13 @@ from pathlib import Path
 COMMAND = ("-W", "ignore", "-m", "optimum.commands.optimum_cli")
 TASKS = {"whisper": "automatic-speech-recognition"}
 """By model_type, where the encoder alone is no task; `feature-extraction` for all others."""
+MEASURED = """
+import resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+with open(sys.argv[1], "w") as file:
+    file.write(str(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss))
+sys.exit(code)
+"""
 ENCODER = ("encoder_model.onnx", "model.onnx")
 
 
@@ -66,12 +74,12 @@ def _run(python: Path, *arguments: str | Path) -> tuple[float, float]:
     start = time.perf_counter()
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONPATH": ""}
     command = [str(python), *COMMAND, *map(str, arguments)]
-    with tempfile.TemporaryFile("w+") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=offline)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        lines = [line for line in output if line.strip()]
-    if process.returncode:
-        raise OptimumError(lines[-1].strip()[:200] if lines else f"exit code {process.returncode}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1e6
+    with tempfile.NamedTemporaryFile("w+") as peak:
+        # Between the two stands a small process: a child's peak begins with the memory of the process that forked it.
+        between = [sys.executable, "-c", MEASURED, peak.name, *command]
+        done = subprocess.run(between, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=offline)
+        peak_kb = int(peak.read() or 0)
+    if done.returncode:
+        lines = [line for line in done.stdout.splitlines() if line.strip()]
+        raise OptimumError(lines[-1].strip()[:200] if lines else f"exit code {done.returncode}")
+    return time.perf_counter() - start, peak_kb / 1e6

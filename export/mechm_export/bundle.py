@@ -13,7 +13,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+import onnx
+
 from mechm_export.calibration import even_out_llama, recorded_inputs, recordings_of, text_inputs
+from mechm_export.diagnose.proposal import Proposal
 from mechm_export.gate.comparison import TaskCheck, ValueCheck, check_values
 from mechm_export.gate.judge import CheckSet, Graph, ask_torch, compare, judge, problems_of, shipped_check_set
 from mechm_export.manifest import (
@@ -26,12 +29,12 @@ from mechm_export.manifest import (
 from mechm_export.onnx_graph import export_graph
 from mechm_export.part import ExportPart, Feeds
 from mechm_export.parts import ModelParts, build_parts
-from mechm_export.precision.quantize import quantize_int8, quantize_weights
+from mechm_export.precision.quantize import quantize_int8, quantize_weights, same_layers
 from mechm_export.precision.static_int8 import quantize_static_int8
 from mechm_export.staging import check_target, put_in_place, staged, written
-from mechm_runtime.bundle import LLAMA, Bundle, open_bundle
+from mechm_runtime.bundle import LLAMA, Bundle, file_sha256, open_bundle
 from mechm_runtime.engine import W8
-from mechm_runtime.errors import MissingExtraError, VerificationError
+from mechm_runtime.errors import InputError, MissingExtraError, VerificationError
 from mechm_runtime.senses import DETECTOR_FILE, TOKENIZER_FILE
 
 Target = Literal["onnxruntime", "openvino"]
@@ -67,6 +70,7 @@ def export_bundle(
     llm_base: Path | None = None,
     check_set: CheckSet | None = None,
     targets: Collection[Target] = DEFAULT_TARGETS,
+    keep: Sequence[Proposal] = (),
     on_step: Step | None = None,
 ) -> BundleReport:
     """Export a preset to a bundle folder.
@@ -77,7 +81,9 @@ def export_bundle(
     check_set: what precisions are judged on; None for the shipped conversations.
     targets: engines that the bundle is for; every one of them reads fp32, int8 is onnxruntime's, w8 is for openvino:
         what is heard and seen is calibrated and judged on the check set's recordings, or on the shipped one.
-    Raises: MissingExtraError: a target is not installed. BundleError: `out` exists and is not a bundle, or cannot be
+    keep: layers that stay in fp32 in the int8 of their parts.
+    Raises: InputError: `keep` speaks of another graph, or of a part that has no such layers. MissingExtraError: a
+        target is not installed. BundleError: `out` exists and is not a bundle, or cannot be
         written. WeightsError: weights are missing. VerificationError: fp32 does not match torch.
     """
     out = out.absolute()  # `.` has no name of its own
@@ -87,6 +93,9 @@ def export_bundle(
     require_targets(targets)
     step("loading weights")
     model = build_parts(preset, trained, adapter, llm_base)
+    kept = {proposal.part: proposal for proposal in keep}
+    if unknown := sorted(kept.keys() - {part.name for part in model if part.write is None}):
+        raise InputError(f"no layers of the part {unknown[0]} can be kept in fp32")
     with written(out), staged(out) as staging:
         if model.llama is not None:
             step(f"{LLAMA}: evening out channels")
@@ -96,7 +105,9 @@ def export_bundle(
         values = [
             check
             for part in model
-            for check in _write_part(part, staging, calibration.get(part.name, []), precisions[part.name], step)
+            for check in _write_part(
+                part, staging, calibration.get(part.name, []), precisions[part.name], kept.get(part.name), step
+            )
         ]
         carried = [(model.tokenizer, TOKENIZER_FILE), (model.detector, DETECTOR_FILE)]
         if model.llama is not None:
@@ -189,7 +200,12 @@ def _precisions(part: ExportPart, targets: Collection[Target]) -> list[str]:
 
 
 def _write_part(
-    part: ExportPart, staging: Path, feeds: Sequence[Feeds], precisions: Collection[str], step: Step
+    part: ExportPart,
+    staging: Path,
+    feeds: Sequence[Feeds],
+    precisions: Collection[str],
+    keep: Proposal | None,
+    step: Step,
 ) -> Iterator[ValueCheck]:
     portable, int8, w8 = (_graph(staging, part.name, precision) for precision in ("fp32", "int8", W8))
     portable.parent.mkdir(exist_ok=True)
@@ -209,14 +225,28 @@ def _write_part(
     if "int8" not in precisions:
         return
     step(f"{part.name}: exporting int8")
-    if part.n_heads:
-        fused = staging / f"{part.name}.fused.onnx"
-        export_graph(part, fused, "fused")
-        quantize_int8(fused, int8, part.int8, feeds)
-        fused.unlink()
-    else:  # there is no attention to fuse, and tracing again takes longer than all the rest
-        quantize_int8(portable, int8, part.int8, feeds)
+    base = portable
+    if part.n_heads:  # else there is no attention to fuse, and tracing again takes longer than all the rest
+        base = staging / f"{part.name}.fused.onnx"
+        export_graph(part, base, "fused")
+    kept = [] if keep is None else _kept_layers(keep, portable, base)
+    quantize_int8(base, int8, part.int8, feeds, kept)
+    if base != portable:
+        base.unlink()
     yield check_values(part, int8, "int8")
+
+
+def _kept_layers(keep: Proposal, portable: Path, base: Path) -> list[str]:
+    """The layers of a proposal in the graph that int8 is made of.
+
+    Raises: InputError: it was made for another graph.
+    """
+    if keep.onnx_sha256 != file_sha256(portable):
+        raise InputError(
+            f"the layers to keep of the part {keep.part} were proposed for other weights",
+            hint=f"on a bundle of these: mechm export diagnose --part {keep.part} --precision int8 --write FILE",
+        )
+    return same_layers(onnx.load(portable), keep.kept, onnx.load(base))
 
 
 def _write_static(

@@ -79,7 +79,17 @@ export.add_command(engines)
     default=("onnxruntime",),
     show_default=True,
     help="An engine that the bundle is for; may be given several times. openvino adds int8 weights (w8), with "
-    "which it answers closer to fp32 than onnxruntime in int8 does: mechm analyze --engine openvino.",
+    "which it answers closer to fp32 than onnxruntime in int8 does: mechm analyze --engine openvino. What is heard and "
+    "seen is calibrated on the recordings, or on a shipped one.",
+)
+@click.option(
+    "--keep",
+    "keeps",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    multiple=True,
+    metavar="FILE",
+    help="Layers to leave in fp32 in onnxruntime's int8, as mechm export diagnose --precision int8 --write proposed "
+    "them for a part; may be given several times.",
 )
 def bundle(
     preset: str,
@@ -90,6 +100,7 @@ def bundle(
     conversations: Path | None,
     recordings: tuple[tuple[Path, Path], ...],
     targets: tuple[Target, ...],
+    keeps: tuple[Path, ...],
 ) -> None:
     """Export a preset in fp32 and below and check every part against torch.
 
@@ -100,16 +111,19 @@ def bundle(
     \b
     mechm export bundle --preset small --out bundle
     mechm export bundle --out bundle --target onnxruntime --target openvino
+    mechm export bundle --out bundle --keep keep.json
     mechm export bundle --out bundle --trained runs/mine --conversations dev.txt --recording call.wav call.stm
     """
     require_packages()
     from rich.console import Console
 
     from mechm_export.bundle import export_bundle, require_targets
+    from mechm_export.diagnose.proposal import read_int8_proposals
     from mechm_export.staging import check_target
 
     check_target(out)
     require_targets(targets)
+    keep = read_int8_proposals(keeps)
     check_set = read_check_set(conversations, recordings)
     console = Console(stderr=True)
     trained = _trained_folder(preset, trained)
@@ -123,6 +137,7 @@ def bundle(
             llm_base=llm_base,
             check_set=check_set,
             targets=targets,
+            keep=keep,
             on_step=on_step,
         )
     _print(report)

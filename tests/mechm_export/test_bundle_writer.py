@@ -22,6 +22,7 @@ from mechm.model.build import build_network, save_trained
 from mechm.model.config import preset_config
 from mechm_export.bundle import BundleReport, export_bundle, verify_bundle
 from mechm_export.data import check_conversations
+from mechm_export.diagnose.proposal import Proposal
 from mechm_export.gate import judge as judging
 from mechm_export.gate.comparison import TaskCheck
 from mechm_export.gate.judge import CheckSet, shipped_check_set
@@ -29,7 +30,7 @@ from mechm_export.staging import check_target, put_in_place
 from mechm_runtime.bundle import MANIFEST, file_sha256, manifest_id, open_bundle
 from mechm_runtime.decision import DecisionConfig
 from mechm_runtime.engine import EngineConfig
-from mechm_runtime.errors import BundleError, VerificationError, WeightsError
+from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import EMOTIONS
 
@@ -362,3 +363,28 @@ def test_recordings_are_compared_too(tiny_bundle: Path, repository: Path) -> Non
     assert [(task.split, task.n_conversations) for task in tasks] == [("mine", 1), ("mine, recordings", 1)]
     assert tasks[1].n_utterances == len(recorded[0].utterances)
     assert tasks[1].weighted_f1 is None
+
+
+# Layers that a diagnosis keeps
+
+
+def test_layers_that_are_kept_are_in_fp32_in_int8_too(report: BundleReport, trained: Path, tmp_path: Path) -> None:
+    before = report.bundle
+    exact = before.path(before.parts["audio"].files["fp32"])
+    weights = {i.name for i in onnx.load(exact).graph.initializer}
+    layers = [n.name for n in onnx.load(exact).graph.node if n.op_type == "MatMul" and n.input[1] in weights]
+    proposal = Proposal("audio", "int8", file_sha256(exact), (layers[-1],))
+    made = export_bundle("tiny", tmp_path / "kept", trained=trained, keep=[proposal]).bundle
+    sizes = [
+        sum(n.op_type == "MatMulInteger" for n in onnx.load(one.path(one.parts["audio"].files["int8"])).graph.node)
+        for one in (before, made)
+    ]
+    assert sizes[1] == sizes[0] - 1
+
+
+def test_layers_of_another_graph_are_refused(trained: Path, tmp_path: Path) -> None:
+    for part, words in (("text", "proposed for other weights"), ("llama", "no layers of the part llama")):
+        proposal = Proposal(part, "int8", "0" * 64, ("node",))
+        with pytest.raises(InputError, match=words):
+            export_bundle("tiny", tmp_path / "out", trained=trained, keep=[proposal])
+        assert not (tmp_path / "out").exists()

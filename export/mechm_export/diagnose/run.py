@@ -14,6 +14,7 @@ import numpy.typing as npt
 import onnx
 
 from mechm_export.diagnose.blame import Arrays, Diagnosis, Gate, Progress, compare_outputs, find_blame
+from mechm_export.diagnose.proposal import Proposal, read_proposal
 from mechm_export.diagnose.switched import LoweredRunner, SwitchedGraph
 from mechm_export.gate.fp32_reference import Fp32Reference
 from mechm_export.gate.judge import CheckSet, problems_of
@@ -21,11 +22,9 @@ from mechm_export.precision.lowering import LowerPrecision
 from mechm_runtime.bundle import file_sha256, open_bundle
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import BundleError, InputError
-from mechm_runtime.tensorrt.store import write_whole
 
 MAX_INPUT_BYTES = 1 << 30
 """Of one file of inputs."""
-MAX_KEEP_BYTES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +45,8 @@ class Diagnosed:
         return json.dumps(values, indent=1) + "\n"
 
     def write_kept(self, path: Path) -> None:
-        """Write the proposal for `mechm export engines --keep`."""
-        proposal = {
-            "part": self.subject,
-            "precision": self.precision,
-            "onnx_sha256": self.onnx_sha256,
-            "kept": list(self.diagnosis.kept),
-        }
-        write_whole(path, (json.dumps(proposal, indent=1) + "\n").encode())
+        """Write the proposal for `mechm export engines --keep` and `bundle --keep`."""
+        Proposal(self.subject, self.precision, self.onnx_sha256, self.diagnosis.kept).write(path)
 
 
 def diagnose_part(
@@ -114,24 +107,6 @@ def read_inputs(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]
     return arrays
 
 
-def read_kept(path: Path) -> tuple[str, tuple[str, ...], str, str]:
-    """A proposal that `write_kept` wrote: part, names of nodes, precision, sha256 of the ONNX it speaks of.
-
-    Raises: InputError: it is none.
-    """
-    try:
-        if path.stat().st_size > MAX_KEEP_BYTES:
-            raise ValueError("it is too large")
-        values = json.loads(path.read_text(encoding="utf-8"))
-        part, kept = values["part"], values["kept"]
-        precision, sha256 = values["precision"], values["onnx_sha256"]
-        if not all(isinstance(one, str) for one in (part, precision, sha256, *kept)):
-            raise ValueError("its values are no text")
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        raise InputError(f"{path} is no list of layers: {error}", hint="mechm export diagnose --write FILE") from error
-    return part, tuple(kept), precision, sha256
-
-
 def keep_for(folder: Path, precision: str, paths: Sequence[Path]) -> dict[str, tuple[str, ...]]:
     """What proposals say to keep in fp32, by part.
 
@@ -140,16 +115,17 @@ def keep_for(folder: Path, precision: str, paths: Sequence[Path]) -> dict[str, t
     bundle = open_bundle(folder, check_hashes=False)
     kept = {}
     for path in paths:
-        part, names, proposed, sha256 = read_kept(path)
+        proposal = read_proposal(path)
+        part = proposal.part
         if part not in bundle.parts:
             raise BundleError(f"{path} speaks of a part {part}, which the bundle has not")
         exact = bundle.manifest["files"][bundle.parts[part].files["fp32"]]["sha256"]
-        if sha256 != exact or proposed != precision:
+        if proposal.onnx_sha256 != exact or proposal.precision != precision:
             raise InputError(
                 f"{path} was proposed for another graph or precision",
                 hint=f"mechm export diagnose --bundle {folder} --part {part} --precision {precision} --write {path}",
             )
-        kept[part] = names
+        kept[part] = proposal.kept
     return kept
 
 

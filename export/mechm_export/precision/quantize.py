@@ -8,7 +8,7 @@ onnxruntime's integer convolution has a CPU kernel for. Whether the result is go
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -54,23 +54,28 @@ class Int8Recipe:
 
 
 def quantize_int8(
-    source: Path, target: Path, recipe: Int8Recipe, feeds: Sequence[Mapping[str, npt.NDArray[np.generic]]] = ()
+    source: Path,
+    target: Path,
+    recipe: Int8Recipe,
+    feeds: Sequence[Mapping[str, npt.NDArray[np.generic]]] = (),
+    kept: Collection[str] = (),
 ) -> None:
     """Write a graph's dynamic int8 form.
 
     source: a graph; a smoothed one has to have its weights in the file. feeds: real inputs, where the recipe smooths.
+    kept: names of nodes that stay in fp32, beside those that the recipe keeps.
     Raises: VerificationError: there was nothing to quantize.
     """
     model = onnx.load(source)
     if recipe.unfold:
-        unfold_convolutions(model)
+        unfold_convolutions(model, kept)
     if recipe.smoothing:
         smooth(model, feeds, recipe.smoothing)
     if recipe.tokens:
         scale_tokens(model)
     if recipe.embeddings:
         quantize_embeddings(model)
-    kept = down_projections(model) if recipe.keep_down_projections else []
+    excluded = [*kept, *(down_projections(model) if recipe.keep_down_projections else [])]
     save_graph(model, target)
     convolutions = "Conv" in recipe.operators
     disabled = logging.root.manager.disable
@@ -82,7 +87,7 @@ def quantize_int8(
             per_channel=not convolutions,
             weight_type=QuantType.QUInt8 if convolutions else QuantType.QInt8,
             op_types_to_quantize=list(recipe.operators),
-            nodes_to_exclude=kept,
+            nodes_to_exclude=excluded,
             use_external_data_format=has_large_weights(model),
             extra_options={"MatMulConstBOnly": True},
         )
@@ -132,6 +137,33 @@ def eight_bits(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt
     """Rows (n, m) as int8 in [-127, 127], and a scale each, float32 (n,)."""
     scale = np.maximum(np.abs(rows).max(1) / 127, SMALLEST_SCALE).astype(np.float32)
     return np.clip(np.round(rows / scale[:, None]), -127, 127).astype(np.int8), scale
+
+
+def same_layers(source: onnx.ModelProto, names: Collection[str], other: onnx.ModelProto) -> list[str]:
+    """Names, in another graph of the same module, of the nodes with the weights that the named ones have here.
+
+    The exporter numbers nodes, so that another opset gives other names.
+    Raises: VerificationError: a name is no layer's with weights, or the other graph has no such weights.
+    """
+
+    def weights_of(model: onnx.ModelProto) -> dict[str, bytes]:
+        constants = {i.name: i for i in model.graph.initializer}
+        return {
+            node.name: numpy_helper.to_array(constants[node.input[1]]).tobytes()
+            for node in model.graph.node
+            if len(node.input) > 1 and node.input[1] in constants and node.op_type in ("MatMul", "Gemm", "Conv")
+        }
+
+    here, there = weights_of(source), weights_of(other)
+    found = []
+    for name in names:
+        if name not in here:
+            raise VerificationError(f"{name} is no layer with weights", hint="mechm export diagnose lists those")
+        same = [node for node, weights in there.items() if weights == here[name]]
+        if not same:
+            raise VerificationError(f"the int8 graph has no layer with the weights of {name}")
+        found += same
+    return found
 
 
 def down_projections(model: onnx.ModelProto) -> list[str]:

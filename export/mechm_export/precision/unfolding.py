@@ -7,6 +7,7 @@ int8 the two convolutions in fp32 were 15 % of the time, and as products 6 %.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -21,9 +22,10 @@ FEWEST_CHANNELS = 64
 """Of the input: below, as over the samples of a waveform, there is too little to multiply."""
 
 
-def unfold_convolutions(model: onnx.ModelProto) -> int:
+def unfold_convolutions(model: onnx.ModelProto, kept: Collection[str] = ()) -> int:
     """Rewrite a graph's convolutions over one axis in place; returns how many there were.
 
+    kept: names of nodes that stay as they are.
     Left are those with groups or dilation, with weights that are computed, and with few input channels.
     """
     graph = model.graph
@@ -31,7 +33,7 @@ def unfold_convolutions(model: onnx.ModelProto) -> int:
     nodes: list[onnx.NodeProto] = []
     count = 0
     for node in graph.node:
-        if not _unfolds(node, weights):
+        if node.name in kept or not _unfolds(node, weights):
             nodes.append(node)
             continue
         name = f"unfolded_{count}"

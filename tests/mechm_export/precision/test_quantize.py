@@ -9,7 +9,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mechm_export.precision.quantize import Int8Recipe, down_projections, quantize_embeddings, quantize_int8
+from mechm_export.precision.quantize import (
+    Int8Recipe,
+    down_projections,
+    quantize_embeddings,
+    quantize_int8,
+    same_layers,
+)
 from mechm_export.precision.smoothing import linear_layers, scale_tokens, smooth
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import VerificationError
@@ -221,3 +227,21 @@ def test_layers_with_one_input_share_their_factors() -> None:
 def test_smoothing_without_inputs_is_refused() -> None:
     with pytest.raises(VerificationError, match="at least one input"):
         smooth(mlp(), [], 0.5)
+
+
+# Layers that are kept
+
+
+def test_a_layer_is_found_by_its_weights_where_the_exporter_numbered_anew(tmp_path: Path) -> None:
+    model, other = mlp(), mlp()
+    for number, node in enumerate(other.graph.node):
+        node.name = f"node_{number}"
+    assert same_layers(model, ["down_proj"], other) == ["node_4"]
+    quantize_int8(saved(other, tmp_path / "fp32.onnx"), tmp_path / "int8.onnx", Int8Recipe(), kept=["node_4"])
+    assert operators(tmp_path / "int8.onnx").count("MatMulInteger") == 1
+    assert operators(tmp_path / "int8.onnx").count("MatMul") == 1
+    with pytest.raises(VerificationError, match="gelu is no layer with weights"):
+        same_layers(model, ["gelu"], other)
+    del other.graph.node[-1]
+    with pytest.raises(VerificationError, match="no layer with the weights of down_proj"):
+        same_layers(model, ["down_proj"], other)
