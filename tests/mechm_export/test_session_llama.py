@@ -107,12 +107,12 @@ def test_what_is_out_of_view_does_not_make_it_read_again_and_again(
     began, read = set(), []
     for number in range(1, 31):
         counted[LLAMA].n_tokens.clear()
-        session.append(Utterance(number, "A", "Yes."))
+        session.append(Utterance(number, "A", f"Yes, {number}."))
         read.append(counted[LLAMA].n_tokens[0])
         settled(session)
         began.add(session._view.llm_first)
     assert began == {0, 6, 11, 16, 21, 26}  # when the ninth is said three are left, and there is room for five more
-    assert max(read) == min(read[1:]) + 1  # a number of two digits
+    assert max(read) <= min(read) + 4  # numbers of two digits
 
 
 def test_where_the_fusion_is_sure_nothing_is_asked(report: BundleReport, counted: dict[str, Counted]) -> None:

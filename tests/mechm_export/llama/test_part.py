@@ -122,7 +122,7 @@ def test_what_was_heard_and_seen_reaches_the_llama(
     pipeline = Pipeline(report.bundle, precisions=dict.fromkeys(report.bundle.parts, "fp32"), engine=ONE_THREAD)
     asked: list[Mapping[str, npt.NDArray[Any]]] = []
     assert pipeline._adviser is not None
-    reader = pipeline._adviser._reader
+    reader = pipeline._adviser.reader
     engine = reader.engine
 
     class Listening:
