@@ -260,7 +260,7 @@ def _resealed(data: bytes, change: Any) -> bytes:
         (lambda h: h.update(told=[]), "differ in length"),
         (lambda h: h.update(told=[["rage", []]]), "unknown emotion"),
         (lambda h: h.update(n_tokens=["many"]), "count"),
-        (lambda h: h.update(llm_first=7), "begins outside"),
+        (lambda h: h.update(llm_first=7), "begins behind"),
         (lambda h: h.update(config={"turns": 0}), "not positive"),
         (lambda h: h["utterances"][0].__setitem__(2, {"a": 1}), "whose words"),
         (lambda h: h.pop("missing"), "not one"),

@@ -81,8 +81,9 @@ class LlamaWindow:
     def read_ahead(self, view: View) -> None:
         """Have read in a lane what the next utterance will need, where it will not fit behind what is remembered."""
         full = self._n_read + self._n_newest > self._config.llm_tokens
-        if self._graph is not None and self._ahead is None and (full or self._overtaken(view, len(view) + 1)):
-            first = max(view.llm_first - view.first, len(view) + 1 - self._config.llm_turns)
+        overtaken = view.llm_first < view.first + max(0, len(view) + 1 - self._config.turns)
+        if self._graph is not None and self._ahead is None and (full or overtaken):
+            first = max(0, view.llm_first - view.first, len(view) + 1 - self._config.llm_turns)
             # The graph does not run without a question; one is asked, and its answer not looked at.
             packed = self._packed(view, first, np.array([len(view) - 1]))
             if packed["input_ids"].shape[1] <= self._config.llm_tokens:
@@ -98,11 +99,13 @@ class LlamaWindow:
         Where it would be too much it starts anew with fewer utterances, at last with those that are asked about.
         """
         first = view.llm_first - view.first
-        packed = self._packed(view, first, positions)
-        if packed["input_ids"].shape[1] <= self._config.llm_tokens and not self._overtaken(view, len(view)):
-            return first, packed
+        # Where its beginning is out of view, every utterance would from now on be read as another number.
+        if first >= 0:
+            packed = self._packed(view, first, positions)
+            if packed["input_ids"].shape[1] <= self._config.llm_tokens:
+                return first, packed
         at_most = int(positions[0])
-        first = min(max(first, len(view) - self._config.llm_turns), at_most)
+        first = min(max(0, first, len(view) - self._config.llm_turns), at_most)
         packed = self._packed(view, first, positions)
         while packed["input_ids"].shape[1] > self._config.llm_tokens and first < at_most:
             first += 1
@@ -113,10 +116,6 @@ class LlamaWindow:
             if began == view.first + first:
                 self._memory = memory
         return first, packed
-
-    def _overtaken(self, view: View, n_utterances: int) -> bool:
-        """Whether what it began with is not in view any more: every later utterance would be read as another number."""
-        return view.llm_first == view.first and (view.first > 0 or n_utterances > self._config.turns)
 
     def _packed(self, view: View, first: int, positions: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
         soft = None if view.soft is None else view.soft.of(slice(first, None))

@@ -18,7 +18,8 @@ from mechm_runtime.types import Utterance
 class View:
     """The newest U utterances of a conversation.
 
-    first: how many utterances were there before these. llm_first: how many before the first that the Llama reads.
+    first: how many utterances were there before these. llm_first: how many before the first that the Llama has read;
+        less than `first` where that is out of view by now.
     inputs: what the encoders found. missing: modality -> why it is missing, an utterance at a time.
     n_tokens: int64 (U,), the text encoder's tokens of each. soft: as the Llama reads it; None for one that reads words
         alone. answers: the Llama's newest on each.
@@ -83,7 +84,7 @@ class View:
         )
         return View(
             self.first + gone,
-            max(self.llm_first, self.first + gone),
+            self.llm_first,
             utterances,
             joined,
             (*self.missing[kept], missing),
