@@ -47,6 +47,7 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=None, help="default: the one that make demo built")
     parser.add_argument("--gold", type=Path, required=True, help="annotated conversations")
     parser.add_argument("--url", default=None, help="a server that `mechm serve llm` started with this bundle")
+    parser.add_argument("--asked-below", type=float, default=None, help="default: what the bundle says; 1 asks always")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=int, default=None, help="only the first conversations")
     given = parser.parse_args()
@@ -62,6 +63,7 @@ def main() -> None:
             engine=EngineConfig(n_threads=given.threads, engine=engine),
             llm=llm,
             server=ServerConfig(given.url, timeout_s=600.0) if llm == "vllm" else None,
+            asked_below=None if llm == "none" else given.asked_below,
         )
         for llm, engine, precision in systems
     ]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import threading
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -128,6 +131,50 @@ def test_where_the_fusion_is_sure_nothing_is_asked(report: BundleReport, counted
             expected = second.utterance.probabilities[emotion]
             assert first.utterance.probabilities[emotion] == pytest.approx(expected, abs=1e-5)
     assert counted[LLAMA].n_tokens == []
+
+
+def test_a_cancelled_question_does_not_disturb_the_next(report: BundleReport) -> None:
+    class Slow(Counted):
+        """Waits until it is let go, and sees whether it is run twice at once."""
+
+        go_on = threading.Event()
+        entered = threading.Event()
+        n_running = most_running = 0
+
+        def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+            Slow.n_running += 1
+            Slow.most_running = max(Slow.most_running, Slow.n_running)
+            Slow.entered.set()
+            Slow.go_on.wait(20)
+            outputs = super().run(inputs)
+            Slow.n_running -= 1
+            return outputs
+
+    def load(part: PartFiles) -> Counted:
+        return (Slow if part.name == LLAMA else Counted)(report, part)
+
+    async def listen() -> list[float]:
+        session = Pipeline(report.bundle, load_part=load).open_session()
+        for utterance in talk(3):
+            Slow.entered.clear()
+            Slow.go_on.clear()
+            cancelled = asyncio.create_task(session.append_async(utterance))
+            assert await asyncio.to_thread(Slow.entered.wait, 20)
+            cancelled.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await cancelled
+            again = asyncio.create_task(session.append_async(replace(utterance, text="Another thing, then.")))
+            await asyncio.sleep(0.3)  # long enough to reach the graph, where nothing holds it back
+            Slow.go_on.set()
+            update = await again
+        return list(update.utterance.probabilities.values())
+
+    found = asyncio.run(listen())
+    plain = Pipeline(report.bundle, load_part=lambda part: Counted(report, part)).open_session()
+    for utterance in talk(3):
+        expected = plain.append(replace(utterance, text="Another thing, then."))
+    assert found == pytest.approx(list(expected.utterance.probabilities.values()), abs=2e-3)
+    assert Slow.most_running == 1
 
 
 def test_a_snapshot_holds_soft_tokens_and_answers(pipeline: Pipeline) -> None:

@@ -7,6 +7,7 @@ that no utterance waits for it.
 
 from __future__ import annotations
 
+import threading
 from concurrent.futures import Future
 from dataclasses import replace
 from typing import Any
@@ -38,6 +39,7 @@ class LlamaWindow:
         self._graph = graph if isinstance(graph, LlamaGraph) else None
         self._memory = None if self._graph is None else self._graph.growing()
         self._ahead: Future[tuple[int, GrowingConversation]] | None = None
+        self._running = threading.Lock()
         self._n_read = 0
         self._n_newest = 0
         tell_after_fork(self)
@@ -56,7 +58,9 @@ class LlamaWindow:
         """Arrays by input name to arrays by output name, with what was read before."""
         if self._memory is None:
             raise RuntimeError("a server remembers for itself")
-        return self._memory.run(inputs)
+        # A run whose awaiting was cancelled goes on in its thread; the next must not change what it remembers.
+        with self._running:
+            return self._memory.run(inputs)
 
     def steps(self, view: View, fusion: FusionScores, work: Work) -> Asking[View]:
         """Ask about the newest utterances, where they have words and the fusion is not sure of them.
@@ -90,8 +94,9 @@ class LlamaWindow:
                 self._ahead = self._lanes.submit(_read, self._graph.growing(), packed, view.first + first)
 
     def after_fork(self) -> None:
-        """A thread that was reading ahead is not there."""
+        """A thread that was reading is not there."""
         self._ahead = None
+        self._running = threading.Lock()
 
     def _fitting(self, view: View, positions: npt.NDArray[np.int64]) -> tuple[int, dict[str, npt.NDArray[Any]]]:
         """The first utterance that the Llama reads, and what it is given.
