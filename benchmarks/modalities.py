@@ -1,13 +1,16 @@
 """Does a voice or a face help, and does a wrong one harm? Weighted F1 and emotion accuracy on annotated conversations.
 
-    python benchmarks/modalities.py --conversations ecf/dev.txt --speech emodb [--trained DIR] [--llm DIR]
+    python benchmarks/modalities.py --conversations ecf/dev.txt --speech emodb [--frames FILE ...] [--trained DIR]
+        [--llm DIR]
 
 ECF has no recordings here, so voices are real recordings of the annotated emotion (or of any emotion: "random") and
 faces are simulated readings, as in training (`mechm.data.evidence`). The voices are of speakers that the voice head
 never heard: it is fitted anew on the others, and where it is fitted nothing else learns from recordings. What matching
 ones gain still is the most that a voice can give, since acted speech says plainly what it means; what random ones cost
-is what to look at. With --llm the Llama hears and sees the same (`mechm.llm.projection`) and both are weighed as in a
-bundle; it has nothing to read in a voice alone. Torch, fp32.
+is what to look at. With --frames the scene encoder reads frames of those recordings or pictures, and every utterance is
+shown some of them by chance: what weights that learned nothing from frames make of real ones. With --llm the Llama
+hears and sees the same (`mechm.llm.projection`) and both are weighed as in a bundle; it has nothing to read in a voice
+alone. Torch, fp32.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from mechm.data.batches import group_by_size, make_batch
@@ -29,30 +33,43 @@ from mechm.llm.projection import Projection, speakers_of
 from mechm.llm.scorer import AnswerScores, load_merged
 from mechm.llm.stored_projector import load_projector
 from mechm.llm.training import score_with_llama
-from mechm.model.build import build_audio_encoder, build_network, load_trained, pretrained_folder
+from mechm.model.build import (
+    build_audio_encoder,
+    build_network,
+    build_scene_encoder,
+    load_trained,
+    pretrained_folder,
+)
 from mechm.model.config import SMALL
 from mechm.model.network import Network
+from mechm.model.preprocessing import scene_config
 from mechm.training.calibration import ScoredConversation
 from mechm.training.combination import combined
 from mechm.training.fusion import decision_scores
 from mechm.training.speech import N_COPIES, read_speech, read_speech_corpus, speech_lines
 from mechm.training.voice import VoiceConfig, fit_voice
 from mechm.weights import weights_path
+from mechm_runtime.errors import InputError
+from mechm_runtime.features.scene import scene_pixels
 from mechm_runtime.llama import SoftTokens
+from mechm_runtime.media import MediaReader
 from mechm_runtime.questions import QuestionConfig, QuestionTokenizer
 from mechm_runtime.readers import read_labelled
+from mechm_runtime.recorded import STILL_S
 from mechm_runtime.text import ConversationTokenizer, TextConfig
 from mechm_runtime.types import LabelledConversation
 
 CASES = {
-    "text": (True, False, False, 0.0),
-    "text + matching voice": (True, True, False, 0.0),
-    "text + random voice": (True, True, False, 1.0),
-    "text + matching faces": (True, False, True, 0.0),
-    "text + random faces": (True, False, True, 1.0),
-    "matching voice alone": (False, True, False, 0.0),
+    "text": (("text",), 0.0),
+    "text + matching voice": (("text", "audio"), 0.0),
+    "text + random voice": (("text", "audio"), 1.0),
+    "text + matching faces": (("text", "face"), 0.0),
+    "text + random faces": (("text", "face"), 1.0),
+    "text + random frames": (("text", "scene"), 1.0),
+    "matching voice alone": (("audio",), 0.0),
 }
-"""Name -> text, voice and face are read; share of wrong voices and faces."""
+"""Name -> what is read; share of wrong voices and faces."""
+FRAMES_A_FILE = 16
 
 
 class Llama:
@@ -78,11 +95,27 @@ class Llama:
         return score_with_llama(self._scores, self._tokenizer, group, soft)
 
 
+def read_frames(paths: Sequence[Path]) -> npt.NDArray[np.float32]:
+    """What the scene encoder makes of frames of recordings or pictures, float32 (frames, scene width)."""
+    encoder, config = build_scene_encoder(SMALL, weights_path("scene")), scene_config(SMALL)
+    tokens = []
+    with MediaReader() as reader, torch.inference_mode():
+        for path in paths:
+            span = (0.0, reader.probe(path).duration_s or STILL_S)
+            for segment in reader.read_segments(path, [span], n_frames=FRAMES_A_FILE).segments:
+                if segment.frames is None:
+                    raise InputError(f"{path.name} has no picture")
+                pixels = np.stack([scene_pixels(frame, config) for frame in segment.frames])
+                tokens.append(encoder(torch.from_numpy(pixels)).numpy())
+    return np.concatenate(tokens)
+
+
 def main() -> None:
     """Score all cases and print a table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--conversations", type=Path, required=True)
     parser.add_argument("--speech", type=Path, required=True)
+    parser.add_argument("--frames", type=Path, nargs="+", help="recordings or pictures")
     parser.add_argument("--trained", type=Path, default=None)
     parser.add_argument("--llm", type=Path, default=None, help="an adapter with its combination and its projector")
     parser.add_argument("--held-out", nargs="+", default=["13", "14"], help="speakers whose voices are heard")
@@ -102,7 +135,10 @@ def main() -> None:
     voices = speech.select(held_out).by_emotion()
     llama = None if given.llm is None else Llama(given.llm, trained, network)
     results = {}
-    for name, (text, voice, face, mismatch) in CASES.items():
+    frames = None if given.frames is None else read_frames(given.frames)
+    for name, (modalities, mismatch) in CASES.items():
+        if "scene" in modalities and frames is None:
+            continue
         config = EvidenceConfig(conversation_rate=1.0, utterance_rate=1.0, mismatch=mismatch, text_dropout=0.0)
         sampler, random = EvidenceSampler(SMALL, voices, config), np.random.default_rng(0)
         by_fusion, by_both = [], []
@@ -110,12 +146,16 @@ def main() -> None:
             batch = make_batch(group, tokenizer)
             drawn, _ = sampler.sample(group, batch.emotions.numpy(), random)
             evidence = no_evidence(SMALL, (len(group), batch.text_mask.shape[1]))
-            if voice:
+            if "audio" in modalities:
                 evidence = replace(evidence, audio=drawn.audio, audio_mask=drawn.audio_mask)
-            if face:
+            if "face" in modalities:
                 evidence = replace(evidence, face=drawn.face, face_mask=drawn.face_mask)
+            if "scene" in modalities and frames is not None:
+                shown = frames[random.integers(len(frames), size=evidence.scene_mask.shape)]
+                mask = batch.utterance_mask[..., None].expand(evidence.scene_mask.shape)
+                evidence = replace(evidence, scene=torch.from_numpy(shown), scene_mask=mask)
             with torch.inference_mode():
-                output = network(batch, evidence, None if text else torch.ones_like(batch.text_mask))
+                output = network(batch, evidence, None if "text" in modalities else torch.ones_like(batch.text_mask))
             for b, one in enumerate(group):
                 n = len(one.emotions)
                 by_fusion.append(
@@ -126,10 +166,10 @@ def main() -> None:
                         batch.causes[b, :n, :n].numpy().astype(bool),
                     )
                 )
-            if llama is not None and text:
+            if llama is not None and "text" in modalities:
                 by_both += combined(by_fusion[-len(group) :], llama.read(group, evidence), llama.combination)
         results[name] = decision_scores(by_fusion, decision)
-        if llama is not None and text:
+        if llama is not None and "text" in modalities:
             results[f"{name}, with the Llama"] = decision_scores(by_both, llama.decision)
     for line in speech_lines(speech, (*corpus.report.problems, *problems)):
         print(line)

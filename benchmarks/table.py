@@ -12,7 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from mechm.bench.readme import table_of, with_table
+from mechm.bench.readme import readme_table, with_table
 from mechm.bench.results import read_results
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -28,15 +28,14 @@ def main() -> None:
     found = read_results(given.results)
     if not found:
         parser.error(f"no results in {given.results}: mechm bench --out {given.results}")
-    newest = next(iter(found))
     before = given.readme.read_text(encoding="utf-8")
-    after = with_table(before, table_of(found[newest]))
+    after = with_table(before, readme_table(list(found.values())))
     if given.check:
         sys.exit(
-            f"{given.readme.name} does not show {newest.name}: python benchmarks/table.py" if before != after else 0
+            f"{given.readme.name} does not show {given.results}: python benchmarks/table.py" if before != after else 0
         )
     given.readme.write_text(after, encoding="utf-8")
-    print(f"{given.readme.name} shows {newest.name}")
+    print(f"{given.readme.name} shows {given.results}")
 
 
 if __name__ == "__main__":

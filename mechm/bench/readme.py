@@ -33,11 +33,31 @@ def with_table(readme: str, table: str) -> str:
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
 
 
-def table_of(results: Results) -> str:
-    """The table and what stands below it, as Markdown without a line break at its end."""
+def readme_table(found: Sequence[Results]) -> str:
+    """The table of the newest results, with another one below it for everything else that was read in the same manner.
+
+    found: documents, the newest first; those in which modalities were chosen stand behind.
+    """
+    newest = next((results for results in found if not results.get("modalities")), found[0])
+    others = [
+        results
+        for results in found
+        if results.get("modalities")
+        and results is not newest
+        and all(results[name] == newest[name] for name in ("preset", "bundle_id", "n_threads"))
+    ]
+    return table_of(newest, others)
+
+
+def table_of(results: Results, others: Sequence[Results] = ()) -> str:
+    """The table and what stands below it, as Markdown without a line break at its end.
+
+    others: whose speeds alone stand below the first table.
+    """
     machine, *facts = _below(results)
     below = [*wrapped(machine), "", *(line for fact in facts for line in wrapped(f"- {fact}", indent="  "))]
-    return "\n".join([*_speeds(results), "", *below]).strip("\n")
+    tables = [line for one in (results, *others) for line in (*_speeds(one), "")]
+    return "\n".join([*tables, *below]).strip("\n")
 
 
 def wrapped(sentence: str, indent: str = "") -> list[str]:

@@ -27,7 +27,7 @@ class Results:
     """What was measured; None or empty where a scenario was not run.
 
     made: date and time, ISO 8601, UTC. command: the arguments of `mechm bench`. n_threads: that the systems compute
-    with. notes: what was left out, and why.
+    with. modalities: that were asked for; empty for the bundle's default. notes: what was left out, and why.
     """
 
     made: str
@@ -36,6 +36,7 @@ class Results:
     preset: str
     n_threads: int
     machine: Machine
+    modalities: tuple[str, ...] = ()
     limits: Limits | None = None
     single_stream: SingleStream | None = None
     stages: tuple[StageShares, ...] = ()
@@ -50,8 +51,8 @@ class Results:
 
     @property
     def file_stem(self) -> str:
-        """Name of the files of this kind of machine: `small-2-cores`."""
-        return f"{self.preset}-{self.machine.cores:g}-cores"
+        """Name of the files of this kind of machine and what was asked to be read: `small-2-cores`."""
+        return "-".join((self.preset, f"{self.machine.cores:g}", "cores", *self.modalities))
 
     def to_json(self, *, lines: bool = False) -> str:
         """This document as JSON text with the field names of the dataclasses.

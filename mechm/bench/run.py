@@ -40,6 +40,7 @@ class BenchConfig:
     """What is measured.
 
     own: ours, in every configuration. baselines: rivals, and rivals: what they share. conversation: what is analysed.
+    modalities: what ours and rivals read of it; empty for what the bundle's weights learned to read.
     gold: annotated conversations with the file's name, scored where there are some; n_short: how many of them rivals
     are scored on. n_repeats: queries of ours; n_rounds: of each rival; n_starts: fresh processes. n_queries: of the
     offline scenario. turns: of a session, where its newest utterance is timed. bound_ms: of the server's p99;
@@ -51,6 +52,7 @@ class BenchConfig:
     conversation: Conversation
     n_threads: int
     rivals: RivalConfig
+    modalities: tuple[str, ...] = ()
     baselines: tuple[Baseline, ...] = ()
     gold: Sequence[LabelledConversation] = ()
     gold_name: str = ""
@@ -70,6 +72,7 @@ class _Run:
     config: BenchConfig
     bundle: Bundle
     report: Progress
+    modalities: tuple[str, ...]
     described: str
     notes: list[str] = field(default_factory=list)
 
@@ -91,7 +94,8 @@ def run_bench(bundle: Bundle, config: BenchConfig, on_progress: Progress) -> Res
     Raises: MissingExtraError, InputError, WeightsError: a system lacks what it needs; all of them are loaded before
         anything is measured.
     """
-    run = _Run(config, bundle, on_progress, describe(config.conversation))
+    modalities = config.modalities or bundle.default_modalities
+    run = _Run(config, bundle, on_progress, modalities, describe(config.conversation, modalities))
     results = Results(
         made=datetime.now(UTC).isoformat(timespec="seconds"),
         command=config.command,
@@ -99,6 +103,7 @@ def run_bench(bundle: Bundle, config: BenchConfig, on_progress: Progress) -> Res
         preset=bundle.preset,
         n_threads=config.n_threads,
         machine=describe_machine(),
+        modalities=config.modalities,
     )
     on_progress("loading the systems", 0, 0)
     own = [Own(bundle, one) for one in config.own]
@@ -147,7 +152,12 @@ def _alone(run: _Run, results: Results, limits: Limits | None) -> Results:
         results = replace(results, stages=tuple(stages))
     if run.wants("start"):
         started = run_start(
-            run.bundle.folder, config.own, config.conversation, n_runs=config.n_starts, on_progress=run.report
+            run.bundle.folder,
+            config.own,
+            config.conversation,
+            run.modalities,
+            n_runs=config.n_starts,
+            on_progress=run.report,
         )
         results = replace(results, start=started)
     if run.wants("offline") or run.wants("server"):

@@ -39,13 +39,22 @@ class Start:
 
 
 def run_start(
-    bundle: Path, configs: Sequence[OwnConfig], conversation: Conversation, *, n_runs: int, on_progress: Progress
+    bundle: Path,
+    configs: Sequence[OwnConfig],
+    conversation: Conversation,
+    modalities: Sequence[str],
+    *,
+    n_runs: int,
+    on_progress: Progress,
 ) -> tuple[Start, ...]:
-    """One utterance in words, one with all that it has, and the whole conversation, with every configuration."""
+    """One utterance in words, one with all that it has, and the whole conversation, with every configuration.
+
+    modalities: that the configurations read, for the descriptions.
+    """
     # Clips are found by a folder's names, which these temporary transcripts do not have.
     whole = conversation if conversation.media is not None else words_alone(conversation)
     one = of_length(whole, 1)
-    inputs = {describe(c): c for c in (words_alone(one), one, whole)}
+    inputs = {describe(c, modalities): c for c in (words_alone(one), one, whole)}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for number, (config, described) in enumerate((config, name) for config in configs for name in inputs):
@@ -73,6 +82,8 @@ def _command(bundle: Path, config: OwnConfig) -> list[str]:
         command += ["--precision", config.precision]
     if config.server is not None:
         command += ["--llm-url", config.server.url]
+    for modality in config.modalities or ():
+        command += ["--modality", modality]
     return command
 
 

@@ -43,6 +43,7 @@ class OwnConfig:
     """MECHM in one configuration.
 
     precision: of every part; None for the bundle's default part by part. n_threads: inside an operator.
+    modalities: that are read; None for those that the bundle's weights learned to read.
     """
 
     llm: Llm
@@ -50,6 +51,7 @@ class OwnConfig:
     engine: EngineName
     n_threads: int
     server: ServerConfig | None = None
+    modalities: tuple[str, ...] | None = None
 
     @property
     def name(self) -> str:
@@ -114,5 +116,6 @@ class Own:
             engine=engine,
             llm=config.llm,
             server=config.server,
+            modalities=config.modalities,
             load_part=None if self._wrap is None else self._wrap(PartLoader(bundle, precisions, engine)),
         )

@@ -6,6 +6,7 @@ conversation tells its utterances again. What is computed depends on lengths and
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
@@ -63,12 +64,13 @@ def words_alone(conversation: Conversation) -> Conversation:
     return replace(conversation, media=None, utterances=tuple(replace(u, media=None) for u in conversation.utterances))
 
 
-def describe(conversation: Conversation) -> str:
-    """What is analysed, in words: its utterances, and how long they last in all."""
+def describe(conversation: Conversation, modalities: Sequence[str]) -> str:
+    """What is analysed, in words: its utterances, what is read of them, and how long they last in all."""
     n = len(conversation.utterances)
     words = f"{n} utterance{'s' * (n != 1)}"
     if not is_recorded(conversation):
         return f"{words}, text"
+    words = f"{words}, {', '.join(modalities)}"
     spans = [(u.start_s, u.end_s) for u in conversation.utterances]
     seconds = sum(end - start for start, end in spans if start is not None and end is not None)
-    return f"{words}, voice and picture" + (f" ({seconds:.0f} s)" if seconds else "")
+    return words + (f" ({seconds:.0f} s)" if seconds else "")

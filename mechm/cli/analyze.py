@@ -69,7 +69,7 @@ _File = click.Path(path_type=Path)
     "modalities",
     type=click.Choice(["text", "audio", "face", "scene"]),
     multiple=True,
-    help="Use only this one; may be given several times. Default: all that the input has.",
+    help="Use only this one; may be given several times. Default: what the input has and the weights learned to read.",
 )
 @click.option(
     "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to compute with. Default: up to four."

@@ -78,6 +78,13 @@ _File = click.Path(path_type=Path)
     help="May be repeated. Default: the bundle's own choice part by part.",
 )
 @engine_option
+@click.option(
+    "--modality",
+    "modalities",
+    type=click.Choice(["text", "audio", "face", "scene"]),
+    multiple=True,
+    help="What ours and rivals read; may be repeated. Default: what the bundle's weights learned to read.",
+)
 @click.option("--threads", type=click.IntRange(min=1), metavar="N", help="Default: up to four, one a core.")
 @click.option(
     "--baseline",
@@ -141,6 +148,7 @@ def bench(
     llm_url: str | None,
     precisions: tuple[Precision, ...],
     engine: EngineName,
+    modalities: tuple[str, ...],
     threads: int | None,
     baselines: tuple[Baseline, ...],
     trained: Path | None,
@@ -183,6 +191,7 @@ def bench(
     from mechm.cli.progress import steps_progress
     from mechm_runtime.bundle import open_bundle
     from mechm_runtime.engine import EngineConfig
+    from mechm_runtime.types import MODALITIES
     from mechm_runtime.writers import write_bytes
 
     conversation = _conversation(source, transcript, n_utterances)
@@ -191,13 +200,15 @@ def bench(
         _check_folder(out)
     opened = open_bundle(bundle)
     n_threads = EngineConfig(n_threads=threads or 0).threads
-    own, writes = _own(opened, llms, precisions, engine, n_threads, llm_url, uses_url="glue" in baselines)
+    modalities = tuple(m for m in MODALITIES if m in modalities)
+    own, writes = _own(opened, llms, precisions, engine, n_threads, llm_url, modalities, uses_url="glue" in baselines)
     config = BenchConfig(
         scenarios=_scenarios(scenarios),
         own=own,
         conversation=conversation,
         n_threads=n_threads,
-        rivals=_rival_config(n_threads, writes, trained, adapter, llm_url),
+        rivals=_rival_config(n_threads, writes, trained, adapter, llm_url, modalities),
+        modalities=modalities,
         baselines=baselines,
         gold=labelled,
         gold_name="" if gold is None else gold.name,
@@ -264,6 +275,7 @@ def _own(
     engine: EngineName,
     n_threads: int,
     llm_url: str | None,
+    modalities: tuple[str, ...],
     *,
     uses_url: bool,
 ) -> tuple[tuple[OwnConfig, ...], bool]:
@@ -276,7 +288,9 @@ def _own(
         raise click.UsageError("--llm-url is for --llm vllm and --baseline glue")
     choices: tuple[Precision | None, ...] = tuple(dict.fromkeys(precisions)) or (None,)
     own = tuple(
-        OwnConfig(llm, precision, engine, n_threads, server_config(llm_url) if llm == "vllm" else None)
+        OwnConfig(
+            llm, precision, engine, n_threads, server_config(llm_url) if llm == "vllm" else None, modalities or None
+        )
         for precision in choices
         for llm in asked
     )
@@ -284,11 +298,17 @@ def _own(
 
 
 def _rival_config(
-    n_threads: int, writes: bool, trained: Path | None, adapter: Path | None, llm_url: str | None
+    n_threads: int,
+    writes: bool,
+    trained: Path | None,
+    adapter: Path | None,
+    llm_url: str | None,
+    modalities: tuple[str, ...],
 ) -> RivalConfig:
     from mechm.bench.rivals import RivalConfig
 
-    return RivalConfig(n_threads, writes, trained, adapter, None if llm_url is None else server_config(llm_url))
+    server = None if llm_url is None else server_config(llm_url)
+    return RivalConfig(n_threads, writes, trained, adapter, server, modalities)
 
 
 def _command(arguments: Sequence[str]) -> str:

@@ -39,11 +39,11 @@ PAIRED_VOICE = (
 )
 OTHER_VOICE = "Voice: paired with text by emotion from acted speech ({}); emotions that it lacks were never heard."
 RECORDED = "{}: learned from recordings of {} utterances themselves."
-NO_VOICE = "Voice: not trained, its branch still has random weights. Analyse without it: mechm analyze --modality text"
+NO_VOICE = "Voice: not trained, its branch still has random weights; it is left out unless it is asked for."
 
 SIMULATED = {
     "face": "Faces: learned from simulated readings of the expression network, not from labelled faces.",
-    "scene": "Scene: learned from noise that carries no label; it tells nothing until trained on clips.",
+    "scene": "Scene: learned from noise without labels; it tells nothing until trained on clips, so it is not read.",
 }
 """What holds of a modality of which no utterance had a recording."""
 
@@ -87,6 +87,8 @@ def make_card(
 
     n_recordings: of emotional speech, from the corpora that `speech` names. recorded: modality -> utterances of the
     corpora that have it in a recording of their own.
+    Returns: among others `learned`, the modalities that tell the weights something: a bundle reads those unless others
+    are asked for.
     """
     data = corpora_table(corpora)
     limits = []
@@ -102,9 +104,18 @@ def make_card(
         limits.append(NO_VOICE)
     limits += [said for modality, said in SIMULATED.items() if modality not in own]
     limits += LIMITS
+    heard, seen = bool(n_recordings) or "audio" in own, "scene" in own
+    learned = ["text", *(["audio"] if heard else []), "face", *(["scene"] if seen else [])]
     if unseen := unseen_note(corpora[config.stages[-1].corpora[0]]):
         limits.insert(0, unseen)
-    return {"preset": preset, "data": data, "training": asdict(config), "limits": limits, "scores": {}}
+    return {
+        "preset": preset,
+        "data": data,
+        "training": asdict(config),
+        "learned": learned,
+        "limits": limits,
+        "scores": {},
+    }
 
 
 def split_scores(

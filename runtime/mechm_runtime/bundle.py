@@ -156,7 +156,7 @@ class Bundle:
     """An opened bundle; `manifest` is all of `bundle.json`.
 
     llama: None where it has no Llama. served: None where it has none for a server (`mechm export llm` adds it).
-    engines: of TensorRT, at most one a part and library.
+    engines: of TensorRT, at most one a part and library. learned: the modalities that tell the weights something.
     """
 
     folder: Path
@@ -172,12 +172,21 @@ class Bundle:
     llama: LlamaFiles | None
     served: ServedLlama | None
     engines: tuple[EngineFile, ...]
+    learned: tuple[str, ...]
     manifest: Mapping[str, Any]
 
     @property
     def modalities(self) -> tuple[str, ...]:
         """What it has parts for; a bundle that was split may lack some."""
         return tuple(modality for modality, part in MODALITY_PARTS.items() if part in self.parts)
+
+    @property
+    def default_modalities(self) -> tuple[str, ...]:
+        """What is read unless something else is asked for: those that it has parts for and its weights learned from.
+
+        All that it has parts for, where the weights learned from none of them.
+        """
+        return tuple(modality for modality in self.modalities if modality in self.learned) or self.modalities
 
     def path(self, name: str) -> Path:
         """Where a listed file lies.
@@ -322,8 +331,17 @@ def _build(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         llama=_llama(manifest["llama"], parts, listed) if "llama" in manifest else None,
         served=_served(manifest[SERVED], listed) if SERVED in manifest else None,
         engines=tuple(_engine(one, parts, manifest["files"]) for one in manifest.get(ENGINES, [])),
+        learned=_learned(manifest.get("card", {})),
         manifest=manifest,
     )
+
+
+def _learned(card: Mapping[str, Any]) -> tuple[str, ...]:
+    """The modalities that the weights learned from; all where their card says nothing."""
+    said: tuple[str, ...] = _typed(card.get("learned", list(MODALITY_PARTS)), tuple[str, ...])
+    if unknown := sorted(set(said) - set(MODALITY_PARTS)):
+        raise ValueError(f"the card names a modality {unknown[0]!r}")
+    return said
 
 
 def _llama(values: Mapping[str, Any], parts: Mapping[str, PartFiles], listed: set[str]) -> LlamaFiles:

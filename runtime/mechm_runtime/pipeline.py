@@ -67,7 +67,8 @@ class Pipeline:
         """Build a pipeline from an opened bundle.
 
         precisions: part -> precision; the bundle's default for parts that are not named or have None.
-        modalities: which to use; the others count as absent. None for all that the bundle has parts for.
+        modalities: which to use; the others count as absent. None for those that the bundle's weights learned to read
+            (`Bundle.default_modalities`).
         llm: `none` for the fusion alone, `onnx` for the bundle's Llama, `vllm` for a server that serves it,
             `vllm-local` for vLLM in this process; None for `onnx` where the bundle has one.
         server: where that server is; None for the default address.
@@ -82,7 +83,7 @@ class Pipeline:
             or part that the bundle lacks. LlmUnavailableError: there is no server.
         """
         self.bundle = bundle
-        modalities = bundle.modalities if modalities is None else modalities
+        modalities = bundle.default_modalities if modalities is None else modalities
         unknown = sorted(set(modalities) - set(MODALITIES))
         if unknown:
             raise InputError(f"unknown modality {unknown[0]!r}", hint=f"choose from {', '.join(MODALITIES)}")
@@ -136,7 +137,8 @@ class Pipeline:
         path: its folder, or `package:NAME` for one that is installed as a package; None for `MECHM_BUNDLE`, the bundle
             that `make demo` built, or the only one that is installed.
         precision: of every part; None takes the bundle's default part by part.
-        modalities: which to use; the others count as absent. None for all that the bundle has parts for.
+        modalities: which to use; the others count as absent. None for those that the bundle's weights learned to read
+            (`Bundle.default_modalities`).
         limits: on recordings; None for the defaults.
         llm: `none` for the fusion alone, `onnx` for the bundle's Llama, `vllm` for a server that serves it,
             `vllm-local` for vLLM in this process; None for `onnx` where the bundle has one.

@@ -19,6 +19,7 @@ def test_a_voice_is_claimed_only_where_there_were_recordings() -> None:
     assert PAIRED_VOICE in heard["limits"]
     assert NO_VOICE not in heard["limits"]
     assert heard["data"]["speech"]["recordings"] == 350
+    assert (silent["learned"], heard["learned"]) == (["text", "face"], ["text", "audio", "face"])
 
 
 def test_other_speech_is_named() -> None:
@@ -35,9 +36,11 @@ def test_what_was_recorded_is_said_of_each_modality() -> None:
     assert "Audio: learned from recordings of 9 utterances themselves." in heard["limits"]
     assert NO_VOICE not in heard["limits"]
     assert set(SIMULATED.values()) <= set(heard["limits"])
+    assert heard["learned"] == ["text", "audio", "face"]
     seen = make_card("small", corpora, 0, TRAINING, recorded={"audio": 0, "face": 4, "scene": 8})
     assert NO_VOICE in seen["limits"]
     assert not set(SIMULATED.values()) & set(seen["limits"])
+    assert seen["learned"] == ["text", "face", "scene"]
     assert "recordings" not in make_card("small", corpora, 0, TRAINING, recorded=dict.fromkeys(SIMULATED, 0))["data"]
 
 

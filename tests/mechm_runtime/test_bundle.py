@@ -303,6 +303,8 @@ def drop(*keys: str) -> Callable[[Manifest], None]:
         put(0, "decision", "emotion_temperature"),
         put(1e999, "decision", "pair_scale"),
         put("\ud800", "card", "warning"),
+        put("text", "card", "learned"),
+        put(["text", "smell"], "card", "learned"),
     ],
 )
 def test_a_sealed_manifest_with_a_wrong_value_is_damaged(change: Callable[[Manifest], None], folder: Path) -> None:

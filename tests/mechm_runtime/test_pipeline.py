@@ -258,6 +258,20 @@ def test_sound_alone_asks_for_no_pictures(tiny_bundle: Path, media: Path, monkey
     assert all(u.missing == {} for u in analysis.utterances)
 
 
+def test_what_the_weights_did_not_learn_from_is_read_only_if_asked_to(tiny_bundle: Path, media: Path) -> None:
+    bundle = replace(open_bundle(tiny_bundle), learned=("text", "audio", "face"))
+    by_default = Pipeline(bundle, engine=ONE_THREAD)
+    assert by_default.modalities == ("text", "audio", "face")
+    conversation = spoken(*TEXTS, media=media / "both.mp4")
+    analysis = by_default.analyze(conversation)
+    assert "scene" not in analysis.timings_ms
+    assert {u.modalities for u in analysis.utterances} == {("text", "audio")}
+    asked = Pipeline(bundle, modalities=MODALITIES, engine=ONE_THREAD).analyze(conversation)
+    assert {u.modalities for u in asked.utterances} == {("text", "audio", "scene")}
+    scenes_alone = replace(bundle, parts={name: bundle.parts[name] for name in ("scene", "fusion")})
+    assert Pipeline(scenes_alone, engine=ONE_THREAD).modalities == ("scene",)
+
+
 @pytest.mark.parametrize("chosen", [("text", "smell"), ("Text",), ("",)])
 def test_an_unknown_modality_is_refused(chosen: tuple[str, ...], tiny_bundle: Path) -> None:
     with pytest.raises(InputError, match="unknown modality") as refused:
@@ -635,7 +649,7 @@ def test_the_sample_makes_sense(small_bundle: Path, repository: Path) -> None:
     (conversation,) = read_transcript(sample.with_suffix(".srt"), media=sample)
     analysis = pipeline.analyze(conversation)
     assert_sound(analysis, conversation, pipeline)
-    assert all({"text", "audio", "scene"} <= set(u.modalities) for u in analysis.utterances)
+    assert all({"text", "audio"} <= set(u.modalities) <= {"text", "audio", "face"} for u in analysis.utterances)
     assert len({u.emotion for u in analysis.utterances}) >= 3
     assert analysis.pairs
     near = [p for p in analysis.pairs if 0 <= p.emotion_utterance - p.cause_utterance <= 3]

@@ -324,7 +324,9 @@ def _print_inspection(found: Inspection) -> None:
     signed = "signed; mechm bundle verify --key says by whom" if found.is_signed else "not signed"
     llama = f"; Llama: {', '.join(found.llama)}" if found.llama else ""
     click.echo(f"{found.id}: preset {found.preset}, schema {found.schema_version}{split_from}, {signed}")
-    click.echo(f"{found.size_bytes / 1e6:.1f} MB; reads {', '.join(found.modalities)}{llama}")
+    if_asked = [modality for modality in found.modalities if modality not in found.default_modalities]
+    reads = ", ".join(found.default_modalities) + (f", and {', '.join(if_asked)} if asked to" if if_asked else "")
+    click.echo(f"{found.size_bytes / 1e6:.1f} MB; reads {reads}{llama}")
     parts = Table(title="Parts", title_justify="left", box=None, pad_edge=False)
     for heading in ("part", "precision"):
         parts.add_column(heading)

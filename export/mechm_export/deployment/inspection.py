@@ -41,6 +41,7 @@ class Inspection:
 
     is_signed: whether there is a signature; whose it is, `mechm bundle verify --key` tells.
     split_from: id of the bundle that this one was split from, an empty string where it was exported so.
+    modalities: that it has parts for. default_modalities: those that are read unless others are asked for.
     llama: how the Llama is there: `onnx` for a graph, `served` for weights that a server loads.
     scores: the answers' checks, as the manifest has them.
     """
@@ -52,6 +53,7 @@ class Inspection:
     is_signed: bool
     size_bytes: int
     modalities: tuple[str, ...]
+    default_modalities: tuple[str, ...]
     parts: tuple[Part, ...]
     llama: tuple[str, ...]
     scores: tuple[Mapping[str, Any], ...]
@@ -98,6 +100,7 @@ def inspect_bundle(bundle: Bundle) -> Inspection:
         is_signed=read_signature(bundle) is not None,
         size_bytes=sum(sizes.values()),
         modalities=bundle.modalities,
+        default_modalities=bundle.default_modalities,
         parts=tuple(parts),
         llama=llama,
         scores=tuple(checks.get("task", ())),

@@ -36,7 +36,8 @@ class RivalConfig:
 
     adapter: folder of the Llama's LoRA, None for the shipped one. trained: of the fusion's weights, None for the
     shipped ones; both must be what the bundle was made from. writes: whether the Llama answers too, by writing.
-    server: of `glue`'s Llama. n_threads: of torch and onnxruntime.
+    server: of `glue`'s Llama. n_threads: of torch and onnxruntime. modalities: what they read; empty for what the
+    bundle's weights learned to read.
     """
 
     n_threads: int
@@ -44,6 +45,7 @@ class RivalConfig:
     trained: Path | None = None
     adapter: Path | None = None
     server: ServerConfig | None = None
+    modalities: tuple[str, ...] = ()
 
 
 def make_rival(name: Baseline, bundle: Bundle, config: RivalConfig) -> ByUtterance:

@@ -51,16 +51,20 @@ class ByUtterance:
     """A system that reads utterance by utterance.
 
     load: the parts by name and what writes (None for the fusion alone), when it is prepared. pads: whether voices are
-    padded to 30 s. llama: who writes, for the name; empty where nobody does. n_tokens: that are written an answer; the
-    first ones decide, so fewer give the same answers sooner.
+    padded to 30 s. llama: who writes, for the name; empty where nobody does. modalities: what is read; empty for what
+    the bundle's weights learned to read. n_tokens: that are written an answer; the first ones decide, so fewer give the
+    same answers sooner.
     """
 
-    def __init__(self, kind: str, bundle: Bundle, load: Load, *, llama: str, pads: bool) -> None:
+    def __init__(
+        self, kind: str, bundle: Bundle, load: Load, *, llama: str, pads: bool, modalities: tuple[str, ...] = ()
+    ) -> None:
         self._kind = kind
         self._bundle = bundle
         self._load = load
         self._llama = llama
         self._pads = pads
+        self._modalities = modalities or bundle.default_modalities
         self.n_tokens = WRITTEN_TOKENS
         self._parts: Mapping[str, GraphRunner] = {}
         self._writer: Writer | None = None
@@ -84,7 +88,7 @@ class ByUtterance:
             self.prepare()
             return self._parts, None
 
-        return ByUtterance(self._kind, self._bundle, parts, llama="", pads=self._pads)
+        return ByUtterance(self._kind, self._bundle, parts, llama="", pads=self._pads, modalities=self._modalities)
 
     def prepare(self) -> None:
         """Load everything, once."""
@@ -132,7 +136,7 @@ class ByUtterance:
         self, conversation: Conversation, reader: MediaReader, timings: dict[str, float]
     ) -> Iterator[tuple[int, Segment]]:
         """Every utterance's samples and frames, one utterance at a time."""
-        n_frames = self._bundle.fusion.n_frames
+        n_frames = self._bundle.fusion.n_frames if {"face", "scene"} & set(self._modalities) else 0
         for index, u in enumerate(conversation.utterances):
             media = u.media or conversation.media
             if media is None:
@@ -150,7 +154,7 @@ class ByUtterance:
 
     def _read_text(self, utterances: Sequence[Utterance], inputs: FusionInputs) -> None:
         windows = self._tokenizer(utterances)
-        if not len(windows.input_ids):
+        if "text" not in self._modalities or not len(windows.input_ids):
             return
         each = zip(windows.input_ids, windows.attention_mask, strict=True)
         feeds = ({"input_ids": ids[None], "attention_mask": mask[None]} for ids, mask in each)
@@ -159,12 +163,15 @@ class ByUtterance:
         inputs.text_mask[:] = windows.has_text
 
     def _read_segment(self, index: int, segment: Segment, inputs: FusionInputs, timings: dict[str, float]) -> None:
-        if segment.samples is not None and segment.samples.any():
+        if "audio" in self._modalities and segment.samples is not None and segment.samples.any():
             with _timed(timings, "audio"):
                 self._read_voice(index, segment.samples, inputs)
         for number, frame in enumerate(() if segment.frames is None else segment.frames):
-            with _timed(timings, "face"):
-                self._read_faces(index, number, frame, inputs)
+            if "face" in self._modalities:
+                with _timed(timings, "face"):
+                    self._read_faces(index, number, frame, inputs)
+            if "scene" not in self._modalities:
+                continue
             with _timed(timings, "scene"):
                 pixels = scene_pixels(frame, self._bundle.scene)[None]
                 inputs.scene[index, number] = self._parts["scene"].run({"pixel_values": pixels})["scene_token"][0]

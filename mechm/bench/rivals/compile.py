@@ -38,4 +38,4 @@ def make(bundle: Bundle, config: RivalConfig) -> ByUtterance:
         compiled = {name: torch.compile(module, dynamic=name not in SIZED) for name, module in modules.items()}
         return as_runners(bundle, compiled), None
 
-    return ByUtterance("torch.compile", bundle, load, llama="", pads=False)
+    return ByUtterance("torch.compile", bundle, load, llama="", pads=False, modalities=config.modalities)

@@ -48,4 +48,6 @@ def make(bundle: Bundle, config: RivalConfig) -> ByUtterance:
             return parts, None
         return parts, ServerWriter(config.server, question_tokenizer(bundle))
 
-    return ByUtterance("onnxruntime glue", bundle, load, llama="vLLM" if config.writes else "", pads=True)
+    return ByUtterance(
+        "onnxruntime glue", bundle, load, llama="vLLM" if config.writes else "", pads=True, modalities=config.modalities
+    )

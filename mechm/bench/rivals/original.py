@@ -30,4 +30,11 @@ def make(bundle: Bundle, config: RivalConfig) -> ByUtterance:
         llama = unmerged_llama(bundle.preset, config.adapter, torch.float32)
         return parts, TransformersWriter(llama, question_tokenizer(bundle))
 
-    return ByUtterance("torch, original manner", bundle, load, llama="Llama" if config.writes else "", pads=True)
+    return ByUtterance(
+        "torch, original manner",
+        bundle,
+        load,
+        llama="Llama" if config.writes else "",
+        pads=True,
+        modalities=config.modalities,
+    )

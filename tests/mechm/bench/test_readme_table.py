@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from mechm.bench.readme import BEGIN, END, bend, table_of, with_table
+from mechm.bench.readme import BEGIN, END, bend, readme_table, table_of, with_table
 from mechm.bench.results import read_results
 from mechm_runtime.errors import InputError
 
@@ -46,7 +46,7 @@ def test_the_readme_shows_the_newest_results(repository: Path) -> None:
     readme = (repository / "README.md").read_text(encoding="utf-8")
     found = read_results(repository / "benchmarks" / "results")
     if found:
-        assert readme == with_table(readme, table_of(next(iter(found.values()))))
+        assert readme == with_table(readme, readme_table(list(found.values())))
     else:
         assert BEGIN not in readme
 
@@ -56,6 +56,18 @@ def test_the_table_has_a_row_a_system_the_quickest_first() -> None:
     assert lines[2].startswith("| **mechm, no Llama** | 12 | 24 | 9 |  |")
     assert lines[3].startswith("| theirs | 120 | 240 | 9 | **10.0** |")
     assert "A chip, 2 cores" in lines[5]
+
+
+def test_what_was_read_on_request_stands_behind() -> None:
+    scenes = results("2026-03-01", 40.0) | {"preset": "small", "modalities": ["text", "scene"]}
+    plain, older = (results(made, 12.0) | {"preset": "small"} for made in ("2026-02-01", "2026-01-01"))
+    other_bundle = scenes | {"bundle_id": "small-2"}
+    shown = readme_table([scenes, other_bundle, plain]).splitlines()
+    assert shown == table_of(plain, [scenes]).splitlines()
+    rows = [line for line in shown if line.startswith("| **mechm")]
+    assert [row.split(" | ")[1] for row in rows] == ["12", "40"]
+    assert readme_table([plain, older]) == table_of(plain)
+    assert readme_table([scenes]) == table_of(scenes)
 
 
 def test_what_stands_below_the_table_has_the_width_of_the_readme() -> None:

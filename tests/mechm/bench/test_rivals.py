@@ -55,8 +55,21 @@ def test_a_rival_says_what_ours_says(baseline: Any, small_bundle: Path, recorded
         assert [(p.emotion_utterance, p.cause_utterance) for p in theirs.pairs] == [
             (p.emotion_utterance, p.cause_utterance) for p in expected.pairs
         ]
-    assert {"text", "decode", "audio", "face", "scene", "fusion"} <= set(theirs.timings_ms)
+    assert {"text", "decode", "audio", "face", "fusion"} <= set(theirs.timings_ms)
+    assert "scene" not in theirs.timings_ms, "it reads what ours reads"
     assert "llm" not in theirs.timings_ms
+
+
+def test_a_rival_reads_what_it_is_asked_to(tiny_bundle: Path, recorded: Conversation) -> None:
+    bundle = open_bundle(tiny_bundle)
+    for modalities in (("text",), ("audio", "scene"), ("text", "face", "scene")):
+        rival = make_rival("glue", bundle, RivalConfig(n_threads=1, writes=False, modalities=modalities))
+        rival.prepare()
+        ours = Pipeline(bundle, precisions=dict.fromkeys(bundle.parts, "fp32"), llm="none", modalities=modalities)
+        theirs, expected = rival.analyze(recorded), ours.analyze(recorded)
+        assert [u.modalities for u in theirs.utterances] == [u.modalities for u in expected.utterances]
+        assert set(theirs.timings_ms) >= set(modalities) - {"text"}
+        assert not set(theirs.timings_ms) & ({"audio", "face", "scene"} - set(modalities))
 
 
 def test_what_is_written_stands_in_the_place_of_the_fusions_answer(tiny_bundle: Path) -> None:

@@ -83,8 +83,8 @@ def test_utterances_of_another_length_stay_in_the_recording() -> None:
 
 
 def test_what_is_analysed_is_said() -> None:
-    assert describe(TALK) == "3 utterances, voice and picture (7 s)"
-    assert describe(words_alone(of_length(TALK, 1))) == "1 utterance, text"
+    assert describe(TALK, ("text", "audio")) == "3 utterances, text, audio (7 s)"
+    assert describe(words_alone(of_length(TALK, 1)), ("text", "audio")) == "1 utterance, text"
 
 
 def test_rivals_take_their_turns_between_ours_and_are_compared_round_by_round() -> None:
