@@ -18,7 +18,7 @@ from mechm_runtime import errors
 
 PACKAGES = {"mechm": "mechm", "mechm_export": "export/mechm_export", "mechm_runtime": "runtime/mechm_runtime"}
 FOREIGN_TO_RUNTIME = ("torch", "transformers", "peft", "optimum", "vllm", "mechm", "mechm_export")
-EXTRAS_OF_RUNTIME = ("onnxruntime", "av", "cv2", "PIL")
+EXTRAS_OF_RUNTIME = ("onnxruntime", "av", "PIL")
 
 LINT_IMPORTS = "from importlinter.cli import lint_imports; sys.exit(lint_imports(no_cache=True, no_logo=True))"
 

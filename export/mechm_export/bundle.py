@@ -35,7 +35,7 @@ from mechm_export.staging import check_target, put_in_place, staged, written
 from mechm_runtime.bundle import LLAMA, Bundle, file_sha256, open_bundle
 from mechm_runtime.engine import W8
 from mechm_runtime.errors import InputError, MissingExtraError, VerificationError
-from mechm_runtime.senses import DETECTOR_FILE, TOKENIZER_FILE
+from mechm_runtime.senses import TOKENIZER_FILE
 
 Target = Literal["onnxruntime", "openvino"]
 """What a bundle's graphs are for; engines of TensorRT are added to it (`tensorrt.engines`)."""
@@ -109,7 +109,7 @@ def export_bundle(
                 part, staging, calibration.get(part.name, []), precisions[part.name], kept.get(part.name), step
             )
         ]
-        carried = [(model.tokenizer, TOKENIZER_FILE), (model.detector, DETECTOR_FILE)]
+        carried = [(model.tokenizer, TOKENIZER_FILE)]
         if model.llama is not None:
             carried.append((model.llama.tokenizer, LLAMA_TOKENIZER))
         for source, name in carried:
@@ -189,7 +189,7 @@ def require_targets(targets: Collection[Target]) -> None:
     """Raises: MissingExtraError: what precisions are to be made with or checked on is not installed."""
     if "openvino" not in targets:
         return
-    for package, extra in (("openvino", "openvino"), ("av", "media"), ("cv2", "media")):  # it listens and looks
+    for package, extra in (("openvino", "openvino"), ("av", "media"), ("PIL", "media")):  # it listens and looks
         if find_spec(package) is None:
             raise MissingExtraError(package, extra=extra)
 

@@ -16,6 +16,7 @@ from mechm.llm.combination import ADAPTER_FILE
 from mechm.llm.stored_projector import PROJECTOR_FILE, PROJECTOR_FOLDER
 from mechm.model.build import CARD_FILE
 from mechm.model.config import ModelConfig
+from mechm.model.detector import WEIGHTS_NAME
 from mechm.model.preprocessing import log_mel_config, scene_config
 from mechm.weights import part_of, weights_path
 from mechm.weights.fetch import read_provenance
@@ -134,7 +135,7 @@ def text_preprocessing(config: ModelConfig) -> TextConfig:
 
 def weights_hashes(model: ModelParts) -> dict[str, str]:
     """sha256 of what the graphs were made from, so that a verifier knows whether it holds the same."""
-    hashes = {"tokenizer": file_sha256(model.tokenizer), "detector": file_sha256(model.detector)}
+    hashes = {"tokenizer": file_sha256(model.tokenizer), "detector": file_sha256(model.detector / WEIGHTS_NAME)}
     if model.llama is not None:
         hashes["adapter"] = file_sha256(model.llama.adapter / ADAPTER_FILE)
         if model.llama.projector is not None:
@@ -149,7 +150,7 @@ def weights_hashes(model: ModelParts) -> dict[str, str]:
 def _licences(model: ModelParts) -> dict[str, str]:
     licences = {part: f"{p.licence} ({p.origin})" for part, p in _provenances(model).items()}
     # `tiny` has the detector of `small`, whose folder says so.
-    detector = read_provenance(model.detector.parent)
+    detector = read_provenance(model.detector)
     if detector is not None:
         credit = part_of(detector.preset, detector.part).attribution
         licences["detector"] = f"{detector.licence} ({detector.origin}); {credit}"
@@ -162,7 +163,7 @@ def _provenances(model: ModelParts) -> dict[str, Any]:
     found = {
         part.name: read_provenance(weights_path("llm" if part.name == LLAMA else part.name, model.config.preset))
         for part in model
-        if part.name not in ("fusion", PROJECTOR)
+        if part.name not in ("fusion", "detector", PROJECTOR)
     }
     return {name: provenance for name, provenance in found.items() if provenance is not None}
 

@@ -20,6 +20,7 @@ from torch import nn
 
 from mechm.model.build import build_audio_encoder, build_scene_encoder
 from mechm.model.config import ModelConfig
+from mechm.model.detector import YuNet
 from mechm.model.expression import ExpressionConfig, ExpressionNetwork
 from mechm.model.preprocessing import fusion_windows, log_mel_config, scene_config
 from mechm.weights import weights_path
@@ -35,7 +36,7 @@ from mechm_runtime.perception import FaceReader, SceneReader, VoiceReader
 from mechm_runtime.recorded import STILL_S
 from mechm_runtime.types import Conversation, Utterance
 
-FEATURES_VERSION = 1
+FEATURES_VERSION = 2
 """Raised when the same recordings and weights come to give other features."""
 
 ENCODERS = ("audio", "scene", "expression")
@@ -91,20 +92,22 @@ class Features:
 class TorchPart:
     """A torch module behind the interface of the runtime's graphs (`mechm_runtime.engine.GraphRunner`).
 
-    inputs: names of what the module takes, in its order. output: name of what it returns.
+    inputs: names of what the module takes, in its order. outputs: names of what it returns.
     """
 
-    def __init__(self, module: nn.Module, inputs: Sequence[str], output: str, device: torch.device) -> None:
+    def __init__(self, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str], device: torch.device) -> None:
         self._module = module.to(device)
         self._inputs = tuple(inputs)
-        self._output = output
+        self._outputs = tuple(outputs)
         self._device = device
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Arrays by input name to arrays by output name."""
         with torch.inference_mode():
             given = (torch.from_numpy(np.ascontiguousarray(inputs[name])).to(self._device) for name in self._inputs)
-            return {self._output: self._module(*given).float().cpu().numpy()}
+            answer = self._module(*given)
+            values = (answer,) if isinstance(answer, torch.Tensor) else answer
+            return {n: value.float().cpu().numpy() for n, value in zip(self._outputs, values, strict=True)}
 
 
 class FeatureExtractor:
@@ -144,13 +147,15 @@ class FeatureExtractor:
         frames = build_scene_encoder(config, folders["scene"])
         expression = build_expression(folders["expression"])
         return cls(
-            VoiceReader(log_mel, TorchPart(voice, ("mel", "mel_frames"), "audio_tokens", device)),
+            VoiceReader(log_mel, TorchPart(voice, ("mel", "mel_frames"), ("audio_tokens",), device)),
             FaceReader(
-                FaceFinder(detector / "model.onnx", faces),
-                TorchPart(expression, ("pixel_values",), "expression_logits", device),
+                FaceFinder(
+                    TorchPart(YuNet.from_pretrained(detector), ("pixel_values",), ("scores", "boxes"), device), faces
+                ),
+                TorchPart(expression, ("pixel_values",), ("expression_logits",), device),
                 sizes,
             ),
-            SceneReader(scene, TorchPart(frames, ("pixel_values",), "scene_token", device), sizes),
+            SceneReader(scene, TorchPart(frames, ("pixel_values",), ("scene_token",), device), sizes),
             sizes,
             _fingerprint(config, (*(f for f in folders.values() if f is not None), detector), log_mel, scene, faces),
         )

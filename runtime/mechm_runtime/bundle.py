@@ -48,8 +48,13 @@ REBUILD = "make it again: mechm export bundle --preset small --out DIR"
 MAX_SHOWN = 200
 """Characters of a damaged manifest that an error repeats."""
 
-MODALITY_PARTS = {"text": "text", "audio": "audio", "face": "expression", "scene": "scene"}
-"""Modality -> the part that reads it."""
+MODALITY_PARTS: Mapping[str, tuple[str, ...]] = {
+    "text": ("text",),
+    "audio": ("audio",),
+    "face": ("detector", "expression"),
+    "scene": ("scene",),
+}
+"""Modality -> the parts that read it."""
 
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, the bytes that are done and their number."""
@@ -178,7 +183,9 @@ class Bundle:
     @property
     def modalities(self) -> tuple[str, ...]:
         """What it has parts for; a bundle that was split may lack some."""
-        return tuple(modality for modality, part in MODALITY_PARTS.items() if part in self.parts)
+        return tuple(
+            modality for modality, parts in MODALITY_PARTS.items() if all(part in self.parts for part in parts)
+        )
 
     @property
     def default_modalities(self) -> tuple[str, ...]:
@@ -311,6 +318,8 @@ def _build(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
     if manifest["id"] != manifest_id(preset, manifest):
         raise BundleError(f"{MANIFEST} was changed after it was written", hint=REBUILD)
     parts = {name: _part(name, part) for name, part in manifest["parts"].items()}
+    if "expression" in parts and "detector" not in parts:
+        raise BundleError("this bundle was made when OpenCV found the faces", hint=REBUILD)
     listed = set(manifest["files"])
     for part in parts.values():
         unlisted = sorted(set(part.files.values()) - listed)

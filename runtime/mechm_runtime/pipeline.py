@@ -90,7 +90,7 @@ class Pipeline:
         self.modalities = tuple(m for m in MODALITIES if m in modalities)
         if not self.modalities:
             raise InputError("no modality to analyse", hint=f"choose from {', '.join(MODALITIES)}")
-        if absent := [MODALITY_PARTS[m] for m in self.modalities if m not in bundle.modalities]:
+        if absent := [p for m in self.modalities for p in MODALITY_PARTS[m] if p not in bundle.parts]:
             raise BundleError(f"the bundle has no {absent[0]} part", hint=f"it reads {', '.join(bundle.modalities)}")
         self._engine_config = engine or EngineConfig()
         self.cache = None if cache is None or not cache.remembers else OutputCache(cache)

@@ -22,7 +22,6 @@ from mechm_runtime.types import Utterance
 from mechm_runtime.work import Work
 
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
-DETECTOR_FILE = "faces/detector.onnx"
 
 
 class Senses:
@@ -144,7 +143,7 @@ class Senses:
         return VoiceReader(self._bundle.log_mel, self._load("audio"))
 
     def _make_face_reader(self) -> FaceReader:
-        finder = FaceFinder(self._bundle.path(DETECTOR_FILE), self._bundle.faces)
+        finder = FaceFinder(self._load("detector"), self._bundle.faces)
         return FaceReader(finder, self._load("expression"), self._bundle.fusion)
 
     def _make_scene_reader(self) -> SceneReader:

@@ -144,8 +144,10 @@ def test_parts_that_were_not_trained_are_those_of_the_other_bundle(report: Bundl
     files, other = report.bundle.manifest["files"], open_bundle(tiny_bundle).manifest["files"]
     same = {name for name in files if files[name] == other[name]}
     assert same == {
-        f"onnx/{part}.{precision}.onnx" for part in ("audio", "scene", "expression") for precision in ("fp32", "int8")
-    } | {"tokenizer/tokenizer.json", "faces/detector.onnx"}
+        f"onnx/{part}.{precision}.onnx"
+        for part in ("audio", "scene", "detector", "expression")
+        for precision in ("fp32", "int8")
+    } | {"tokenizer/tokenizer.json"}
 
 
 def test_what_was_written_verifies(report: BundleReport, trained: Path) -> None:
@@ -175,8 +177,8 @@ def test_the_tiny_bundle_was_judged_fairly(tiny_bundle: Path, tiny_parts: Any, s
         ({"text": 2, "fusion": 1}, {"text": "together with other parts, 3 of 132"}),
         ({"text": 1, "audio": 2, "fusion": 2}, {"audio": "together", "fusion": "together"}),
         ({"text": 2, "audio": 2, "scene": 7}, {"scene": "7 of 132", "text": "together"}),
-        (dict.fromkeys(("text", "audio", "scene", "expression", "fusion"), 3), dict.fromkeys(
-            ("text", "audio", "scene", "expression", "fusion"), "3 of 132")),
+        (dict.fromkeys(("text", "audio", "scene", "detector", "expression", "fusion"), 3), dict.fromkeys(
+            ("text", "audio", "scene", "detector", "expression", "fusion"), "3 of 132")),
     ],
 )  # fmt: skip
 def test_the_parts_to_blame_are_found_and_no_others(

@@ -24,7 +24,6 @@ LIGHT = (
     "safetensors",
     "cryptography",
     "av",
-    "cv2",
     "PIL",
 )
 

@@ -15,7 +15,7 @@ from mechm_runtime.engine import EngineConfig
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.readers import read_transcript
-from mechm_runtime.senses import DETECTOR_FILE, TOKENIZER_FILE
+from mechm_runtime.senses import TOKENIZER_FILE
 from mechm_runtime.signature import sign_bundle, write_keys
 from mechm_runtime.types import Conversation
 
@@ -62,7 +62,7 @@ def test_it_answers_as_the_whole_bundle_does(
     [
         (("text",), {"text"}, {TOKENIZER_FILE}),
         (("audio",), {"audio"}, set()),
-        (("face",), {"expression"}, {DETECTOR_FILE}),
+        (("face",), {"detector", "expression"}, set()),
         (("scene", "text"), {"scene", "text"}, {TOKENIZER_FILE}),
     ],
 )

@@ -27,10 +27,9 @@ from mechm_runtime.errors import BundleError
 from mechm_runtime.types import EMOTIONS
 
 LISTED = (
-    "faces/detector.onnx",
     *(
         f"onnx/{part}.{precision}.onnx"
-        for part in ("audio", "expression", "fusion", "scene", "text")
+        for part in ("audio", "detector", "expression", "fusion", "scene", "text")
         for precision in ("fp32", "int8")
     ),
     "tokenizer/tokenizer.json",
@@ -66,7 +65,7 @@ def assert_refused(folder: Path | None, *words: str, check_hashes: bool = True) 
 def test_a_bundle_opens(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
     assert bundle.id.startswith("tiny-")
-    assert set(bundle.parts) == {"text", "audio", "scene", "expression", "fusion"}
+    assert set(bundle.parts) == {"text", "audio", "scene", "detector", "expression", "fusion"}
     assert set(bundle.manifest["files"]) == set(LISTED)
     on_disk = {path.relative_to(tiny_bundle).as_posix() for path in tiny_bundle.rglob("*") if path.is_file()}
     assert on_disk == {*LISTED, MANIFEST}
@@ -74,6 +73,11 @@ def test_a_bundle_opens(tiny_bundle: Path) -> None:
     assert tuple(bundle.manifest["labels"]) == EMOTIONS
     assert bundle.fusion.window > 2 * bundle.fusion.window_context
     assert open_bundle(tiny_bundle, check_hashes=False).id == bundle.id
+
+
+def test_a_bundle_from_before_the_detector_was_a_part_is_to_be_made_again(folder: Path) -> None:
+    rewrite(folder, lambda manifest: manifest["parts"].pop("detector"))
+    assert_refused(folder, "OpenCV", check_hashes=False)
 
 
 def test_only_listed_files_are_handed_out(folder: Path) -> None:
@@ -359,7 +363,7 @@ def test_no_value_in_a_sealed_manifest_raises_anything_else(
         manifest["id"] = manifest_id(str(manifest.get("preset")), manifest)
     except UnicodeEncodeError:
         return
-    for name in ("onnx", "tokenizer", "faces"):
+    for name in ("onnx", "tokenizer"):
         if not (tmp_path / name).exists():
             shutil.copytree(tiny_bundle / name, tmp_path / name)
     (tmp_path / MANIFEST).write_text(json.dumps(manifest))

@@ -286,7 +286,7 @@ def test_files_are_found_or_come_with_the_command_that_makes_them(tmp_path, monk
 def test_the_command_prints_json_in_a_light_install(fresh_python, tmp_path):
     done = fresh_python(
         "from mechm.cli import main; main(['doctor', '--json'])",
-        without=["torch", "transformers", "peft", "onnx", "av", "cv2", "PIL"],
+        without=["torch", "transformers", "peft", "onnx", "av", "PIL"],
         MECHM_CACHE=str(tmp_path),
     )
     assert done.returncode == 0, done.stderr

@@ -6,26 +6,31 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFilter
 
-from mechm_runtime.errors import BundleError, InputError, MissingExtraError
+from mechm_runtime.bundle import open_bundle
+from mechm_runtime.engine import EngineConfig, GraphRunner, load_engine
+from mechm_runtime.errors import InputError, MissingExtraError
 from mechm_runtime.features import Face, FaceConfig, FaceFinder, face_pixels
+from mechm_runtime.features.faces import apart, detector_pixels
 from mechm_runtime.media import read_segments
 
 Frame = NDArray[np.uint8]
 
 
 @pytest.fixture(scope="module")
-def weights(small_weights: Path) -> Path:
-    return small_weights / "detector" / "model.onnx"
+def detector(tiny_bundle: Path) -> GraphRunner:
+    """The published weights: there is no random form."""
+    bundle = open_bundle(tiny_bundle, check_hashes=False)
+    return load_engine(bundle.path(bundle.parts["detector"].files["fp32"]), EngineConfig(n_threads=1))
 
 
 @pytest.fixture(scope="module")
-def finder(weights: Path) -> FaceFinder:
-    return FaceFinder(weights)
+def finder(detector: GraphRunner) -> FaceFinder:
+    return FaceFinder(detector)
 
 
 def wall(height: int = 360, width: int = 640) -> Frame:
@@ -34,12 +39,15 @@ def wall(height: int = 360, width: int = 640) -> Frame:
 
 def draw_face(frame: Frame, left: int, top: int, size: int) -> None:
     """Draw a face of about `size` pixels into the frame."""
+    scale = 4  # pillow draws without smoothing: large, then scaled down
+    image = Image.fromarray(frame).resize((scale * frame.shape[1], scale * frame.shape[0]))
+    draw = ImageDraw.Draw(image)
 
-    def at(x: float, y: float) -> tuple[int, int]:
-        return int(left + x * size), int(top + y * size)
+    def at(x: float, y: float) -> tuple[float, float]:
+        return scale * (left + x * size), scale * (top + y * size)
 
     def ellipse(x: float, y: float, rx: float, ry: float, colour: tuple[int, int, int], first: int = 0) -> None:
-        cv2.ellipse(frame, at(x, y), (int(rx * size), int(ry * size)), 0, first, 360, colour, -1, cv2.LINE_AA)
+        draw.pieslice((*at(x - rx, y - ry), *at(x + rx, y + ry)), first, 360, fill=colour)
 
     skin, hair, lips = (205, 160, 130), (60, 40, 30), (170, 60, 60)
     ellipse(0.5, 0.5, 0.36, 0.48, skin)
@@ -48,10 +56,12 @@ def draw_face(frame: Frame, left: int, top: int, size: int) -> None:
         ellipse(x, 0.45, 0.07, 0.035, (250, 250, 250))
         ellipse(x, 0.45, 0.033, 0.033, hair)
         ellipse(x, 0.38, 0.09, 0.02, hair)
-    cv2.line(frame, at(0.5, 0.47), at(0.48, 0.62), (170, 120, 95), max(2, size // 60), cv2.LINE_AA)
-    cv2.line(frame, at(0.48, 0.62), at(0.53, 0.63), (150, 100, 80), max(2, size // 60), cv2.LINE_AA)
+    width = scale * max(2, size // 60)
+    draw.line((*at(0.5, 0.47), *at(0.48, 0.62)), (170, 120, 95), width)
+    draw.line((*at(0.48, 0.62), *at(0.53, 0.63)), (150, 100, 80), width)
     ellipse(0.5, 0.74, 0.13, 0.045, lips)
-    frame[:] = cv2.GaussianBlur(frame, (0, 0), 0.8)
+    small = image.resize((frame.shape[1], frame.shape[0]), Image.Resampling.BOX)
+    frame[:] = np.asarray(small.filter(ImageFilter.GaussianBlur(0.8)))
 
 
 def overlap(face: Face, box: tuple[int, int, int, int]) -> float:
@@ -89,22 +99,22 @@ def test_a_larger_frame_has_its_faces_at_the_same_places(finder: FaceFinder) -> 
     assert overlap(small, tuple(round(side / 3) for side in large.box_px)) > 0.85  # type: ignore[arg-type]
 
 
-def test_no_more_than_asked_for_and_none_too_small(weights: Path) -> None:
+def test_no_more_than_asked_for_and_none_too_small(detector: GraphRunner) -> None:
     frame = wall()
     for i, size in enumerate((130, 120, 110, 100, 90)):
         draw_face(frame, 10 + 125 * i, 100, size)
-    all_five = FaceFinder(weights, FaceConfig(max_faces=9, min_score=0.6)).find(frame)
+    all_five = FaceFinder(detector, FaceConfig(max_faces=9, min_score=0.6)).find(frame)
     assert len(all_five) == 5
-    assert FaceFinder(weights, FaceConfig(max_faces=2, min_score=0.6)).find(frame) == all_five[:2]
+    assert FaceFinder(detector, FaceConfig(max_faces=2, min_score=0.6)).find(frame) == all_five[:2]
     smallest_px = min(min(face.box_px[2:]) for face in all_five)
-    larger = FaceFinder(weights, FaceConfig(max_faces=9, min_score=0.6, min_side_px=smallest_px + 1))
+    larger = FaceFinder(detector, FaceConfig(max_faces=9, min_score=0.6, min_side_px=smallest_px + 1))
     assert len(larger.find(frame)) < 5
 
 
 def test_where_nobody_is_nobody_is_found(finder: FaceFinder) -> None:
     random = np.random.default_rng(0)
     noise = random.integers(0, 256, (360, 640, 3), dtype=np.uint8)
-    blurred = np.asarray(cv2.GaussianBlur(noise, (0, 0), 8), np.uint8)
+    blurred = np.asarray(Image.fromarray(noise).filter(ImageFilter.GaussianBlur(8)))
     for frame in (wall(), np.zeros((360, 640, 3), np.uint8), noise, blurred, wall(4, 640)):
         assert finder.find(frame) == []
 
@@ -119,11 +129,6 @@ def test_threads_find_the_same(finder: FaceFinder) -> None:
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(finder.find, frames)) == one_by_one
     assert all(len(found) == 1 for found in one_by_one)
-
-
-def test_finding_a_face_prints_nothing(weights: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    FaceFinder(weights).find(wall())
-    assert capfd.readouterr() == ("", "")
 
 
 def test_every_face_of_real_pictures(finder: FaceFinder, mechm_data: Path) -> None:
@@ -179,30 +184,26 @@ def test_constants_are_checked(constants: dict[str, int]) -> None:
         FaceConfig(**constants)
 
 
-def another_network() -> bytes:
-    """A whole ONNX graph that takes a picture and finds no faces."""
-    onnx = pytest.importorskip("onnx")
-    shape = [1, 3, 32, 32]
-    tensors = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in ("x", "y")]
-    graph = onnx.helper.make_graph([onnx.helper.make_node("Relu", ["x"], ["y"])], "toy", tensors[:1], tensors[1:])
-    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 11)], ir_version=8)
-    return bytes(model.SerializeToString())
+def test_of_boxes_that_overlap_the_first_stays() -> None:
+    boxes = np.array([(0, 0, 10, 10), (1, 0, 10, 10), (20, 0, 10, 10), (5, 0, 10, 10), (27, 0, 10, 10)], float)
+    assert apart(boxes, 0.3) == [0, 2, 4]
+    assert apart(boxes, 0.35) == [0, 2, 3, 4], "a third of both is covered"
+    assert apart(boxes[:0], 0.3) == []
+    assert apart(np.zeros((2, 4)), 0.3) == [0, 1], "no area covers nothing"
 
 
-def test_a_file_that_is_no_face_detector_is_an_error(weights: Path, tmp_path: Path) -> None:
-    whole = weights.read_bytes()
-    path = tmp_path / "detector.onnx"
-    with pytest.raises(BundleError, match=r"detector\.onnx cannot be read"):
-        FaceFinder(path)
-    for content in (b"", b"not a network", whole[: len(whole) // 2], another_network()):
-        path.write_bytes(content)
-        with pytest.raises(BundleError, match=r"detector\.onnx is not a face detector") as caught:
-            FaceFinder(path)
-        assert "mechm export bundle" in caught.value.hint
+def test_what_the_detector_is_given() -> None:
+    frame = np.arange(40 * 70 * 3, dtype=np.uint32).reshape(40, 70, 3).astype(np.uint8)
+    pixels = detector_pixels(frame, (70, 40))
+    assert (pixels.shape, pixels.dtype) == ((1, 3, 64, 96), np.float32)
+    np.testing.assert_array_equal(pixels[0, :, :40, :70], frame.transpose(2, 0, 1))
+    assert not pixels[0, :, 40:].any()
+    assert not pixels[0, :, :, 70:].any()
+    assert detector_pixels(wall(), (480, 270)).shape == (1, 3, 288, 480)
 
 
-def test_without_the_extra_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "cv2", None)
+def test_without_the_extra_it_says_what_to_install(finder: FaceFinder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(MissingExtraError) as caught:
-        FaceFinder(tmp_path / "detector.onnx")
+        finder.find(wall())
     assert caught.value.extra == "media"

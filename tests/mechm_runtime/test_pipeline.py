@@ -392,7 +392,7 @@ def test_a_bundle_without_a_part_serves_what_it_can(tiny_bundle: Path, media: Pa
     assert refused.value.hint == "it reads text, face, scene"
 
 
-@pytest.mark.parametrize("name", [TOKENIZER_FILE, "faces/detector.onnx"])
+@pytest.mark.parametrize("name", [TOKENIZER_FILE, "onnx/detector.fp32.onnx"])
 def test_an_unlisted_file_is_not_used_though_it_lies_there(name: str, tiny_bundle: Path, media: Path) -> None:
     bundle = open_bundle(tiny_bundle)
     files = {listed: facts for listed, facts in bundle.manifest["files"].items() if listed != name}

@@ -28,7 +28,7 @@ from mechm_runtime.bundle import (
 )
 from mechm_runtime.engine import W8, EngineName
 from mechm_runtime.errors import BundleError, InputError
-from mechm_runtime.senses import DETECTOR_FILE, TOKENIZER_FILE
+from mechm_runtime.senses import TOKENIZER_FILE
 
 KeptLlama = Literal["none", "onnx", "vllm"]
 
@@ -81,11 +81,14 @@ def split_manifest(bundle: Bundle, deployment: Deployment) -> dict[str, Any]:
     """
     modalities = _modalities(bundle, deployment)
     llm = _llm(bundle, deployment, modalities)
-    kept = {"fusion", *(MODALITY_PARTS[m] for m in modalities), *(() if llm == "none" else (LLAMA, PROJECTOR))}
+    kept = {
+        "fusion",
+        *(part for m in modalities for part in MODALITY_PARTS[m]),
+        *(() if llm == "none" else (LLAMA, PROJECTOR)),
+    }
     precisions = {name: _precision(part, deployment) for name, part in bundle.parts.items() if name in kept}
     files = {bundle.parts[name].files[precision] for name, precision in precisions.items()}
     files |= {TOKENIZER_FILE} if "text" in modalities else set()
-    files |= {DETECTOR_FILE} if "face" in modalities else set()
     if llm != "none" and bundle.llama is not None:
         files.add(bundle.llama.tokenizer)
     if llm == "vllm" and bundle.served is not None:

@@ -174,7 +174,7 @@ def torch_pipeline(bundle: Bundle, model: ModelParts) -> Pipeline:
     def load(part: PartFiles) -> TorchRunner:
         return TorchRunner(modules[part.name])
 
-    return Pipeline(bundle, load_part=load, asked_below=1.0)
+    return Pipeline(bundle, load_part=load, modalities=bundle.modalities, asked_below=1.0)
 
 
 def check_task(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from mechm_export.gate.comparison import TaskCheck, check_task
 from mechm_export.gate.judge import CheckSet
+from mechm_runtime.advice import Llm
 from mechm_runtime.bundle import LLAMA, PROJECTOR, Bundle, PartFiles
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
 from mechm_runtime.errors import InputError, VerificationError
@@ -91,7 +92,8 @@ class Fp32Reference:
         def load(part: PartFiles) -> GraphRunner:
             return runners[part.name] if part.name in runners else self._recorder(part)
 
-        return Pipeline(self.bundle, load_part=load, llm="onnx" if self._asks_llama else "none", asked_below=1.0)
+        llm: Llm = "onnx" if self._asks_llama else "none"
+        return Pipeline(self.bundle, load_part=load, modalities=self.bundle.modalities, llm=llm, asked_below=1.0)
 
     def _recorder(self, part: PartFiles) -> _Recorder:
         if part.name not in self._recorders:

@@ -113,8 +113,10 @@ def compare(bundle: Bundle, reference: Reference, precisions: Mapping[str, str |
     """Torch against the bundle's graphs, text first, recordings second; a precision of None is the part's default."""
     name = next((lower for lower in LOWER if lower in precisions.values()), "fp32")
     name = "default" if None in precisions.values() else name
-    # Asked about everything, so that everything is judged.
-    candidate = Pipeline(bundle, precisions=precisions, engine=engine_for(name), asked_below=1.0)
+    # Reads all that it can and asks about everything, so that everything is judged.
+    candidate = Pipeline(
+        bundle, precisions=precisions, engine=engine_for(name), modalities=bundle.modalities, asked_below=1.0
+    )
     checks = reference.checks
     conversations = [one.conversation for one in checks.labelled]
     yield check_task(checks.name, name, conversations, reference.text, candidate, checks.labelled)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from mechm_runtime.bundle import LLAMA, PROJECTOR, Bundle
 from mechm_runtime.errors import InputError
+from mechm_runtime.features.faces import SIDE_MULTIPLE
 from mechm_runtime.fusion import WINDOWS_PER_RUN
 from mechm_runtime.perception import MAX_MEL_FRAMES, MIN_SAMPLES, TEXT_WINDOWS_PER_RUN
 from mechm_runtime.tensorrt.key import ShapeRange
@@ -51,6 +52,10 @@ def _axes(bundle: Bundle, part: str) -> dict[str, Range]:
         }
     if part == "scene":
         return {"batch": (1, sizes.n_frames, sizes.n_frames)}
+    if part == "detector":
+        side = -(-bundle.faces.detection_side // SIDE_MULTIPLE) * SIDE_MULTIPLE
+        usual = _usual(SIDE_MULTIPLE, side * 9 // 16 // SIDE_MULTIPLE * SIDE_MULTIPLE, side)
+        return {"batch": (1, 1, 1), "height": usual, "width": (SIDE_MULTIPLE, side, side)}
     if part == "expression":
         return {"batch": (1, sizes.n_frames, sizes.n_frames * sizes.max_faces)}
     if part == "fusion":

@@ -9,9 +9,11 @@ import importlib
 import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
+from mechm_runtime.bundle import MODALITY_PARTS
 from mechm_runtime.errors import InputError, MissingExtraError
 from mechm_runtime.serving.settings import ServerConfig
 
@@ -21,6 +23,9 @@ if TYPE_CHECKING:
 
 Baseline = Literal["original", "compile", "glue"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)
+
+PARTS = (*chain.from_iterable(MODALITY_PARTS.values()), "fusion")
+"""What a rival runs of a bundle, beside a Llama."""
 
 NEEDS: Mapping[Baseline, tuple[tuple[str, str], ...]] = {
     "original": (("torch", "train"), ("transformers", "train"), ("peft", "train")),

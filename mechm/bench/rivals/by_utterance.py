@@ -25,7 +25,7 @@ from mechm_runtime.features.scene import scene_pixels
 from mechm_runtime.fusion import FusionInputs, run_fusion
 from mechm_runtime.media import MediaReader, Segment
 from mechm_runtime.recorded import STILL_S
-from mechm_runtime.senses import DETECTOR_FILE, TOKENIZER_FILE
+from mechm_runtime.senses import TOKENIZER_FILE
 from mechm_runtime.text import ConversationTokenizer, pool_batches
 from mechm_runtime.types import EMOTIONS, MODALITIES, Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
 
@@ -190,7 +190,7 @@ class ByUtterance:
 
     def _read_faces(self, index: int, number: int, frame: npt.NDArray[np.uint8], inputs: FusionInputs) -> None:
         if self._finder is None:
-            self._finder = FaceFinder(self._bundle.path(DETECTOR_FILE), self._bundle.faces)
+            self._finder = FaceFinder(self._parts["detector"], self._bundle.faces)
         n_faces = self._bundle.fusion.max_faces
         for place, face in enumerate(self._finder.find(frame)[:n_faces], number * n_faces):
             pixels = face_pixels(frame, face.box_px, self._finder.config)[None]

@@ -16,7 +16,7 @@ from mechm_runtime.bundle import Bundle
 from mechm_runtime.engine import GraphRunner
 from mechm_runtime.errors import InputError
 
-SIZED = ("scene", "expression")
+SIZED = ("scene", "detector", "expression")
 """Parts whose input always has one size here: one frame, one face."""
 
 

@@ -13,10 +13,10 @@ from typing import Any
 
 import numpy.typing as npt
 
-from mechm.bench.rivals import RivalConfig
+from mechm.bench.rivals import PARTS, RivalConfig
 from mechm.bench.rivals.by_utterance import ByUtterance, Writer
 from mechm.bench.rivals.writers import ServerWriter, question_tokenizer
-from mechm_runtime.bundle import MODALITY_PARTS, Bundle
+from mechm_runtime.bundle import Bundle
 from mechm_runtime.engine import GraphRunner
 
 
@@ -42,7 +42,7 @@ def make(bundle: Bundle, config: RivalConfig) -> ByUtterance:
     """See `mechm.bench.rivals.make_rival`."""
 
     def load() -> tuple[Mapping[str, GraphRunner], Writer | None]:
-        names = [name for name in (*MODALITY_PARTS.values(), "fusion") if name in bundle.parts]
+        names = [name for name in PARTS if name in bundle.parts]
         parts = {name: PlainSession(bundle.path(bundle.parts[name].files["fp32"]), config.n_threads) for name in names}
         if not config.writes or config.server is None:
             return parts, None

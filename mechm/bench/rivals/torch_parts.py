@@ -19,11 +19,10 @@ from mechm.model.build import (
     pretrained_folder,
 )
 from mechm.model.config import preset_config
+from mechm.model.detector import YuNet
 from mechm.model.expression import ExpressionNetwork
 from mechm.weights import weights_path
-from mechm_runtime.bundle import MODALITY_PARTS, Bundle
-
-PARTS = (*MODALITY_PARTS.values(), "fusion")
+from mechm_runtime.bundle import Bundle
 
 
 class TorchRunner:
@@ -58,6 +57,7 @@ def load_modules(bundle: Bundle, trained: Path | None) -> dict[str, nn.Module]:
         "text": network.text.merged(),
         "audio": build_audio_encoder(config, weights_path("audio", preset)),
         "scene": build_scene_encoder(config, weights_path("scene", preset)),
+        "detector": YuNet.from_pretrained(weights_path("detector", preset)),
         "expression": ExpressionNetwork.from_pretrained(weights_path("expression", preset)),
         "fusion": network.fusion,
     }

