@@ -61,11 +61,10 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
 def ask() -> None:
     """Ask an imported MiniGPT-v2, MER-MCE or Emotion-LLaMA in the words that it was trained with.
 
-    It sees a picture, or a recording's first frame, and writes the likeliest tokens. A vLLM server of the imported
-    Llama needs --enable-prompt-embeds, and --max-logprobs 64 for --answers:
+    It sees a picture, or a recording's first frame, and writes the likeliest tokens. A vLLM server can run its Llama:
 
     \b
-    vllm serve mer-mce/llm --enable-prompt-embeds --max-logprobs 64 --served-model-name mechm-llama
+    mechm serve minigpt --model mer-mce
     mechm ask picture --model mer-mce --backend vllm --task emotion dia1utt1.mp4 "Joey: You left me in the rain ."
     """
 

@@ -1,16 +1,68 @@
-"""`mechm serve`: the Llama of a bundle behind vLLM."""
+"""`mechm serve`: the Llama of a bundle, or of an imported MiniGPT-v2, behind vLLM."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from mechm_runtime.serving.command import ServeConfig, ServingPlan
+    from mechm_runtime.serving.process import Client
+    from mechm_runtime.serving.settings import ServerConfig
 
 
 @click.group()
 def serve() -> None:
-    """Serve a part of a bundle to other processes."""
+    """Serve a Llama to other processes."""
+
+
+_SERVER_OPTIONS = (
+    click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens."),
+    click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True),
+    click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
+    click.option(
+        "--concurrency",
+        type=click.IntRange(min=1),
+        default=16,
+        show_default=True,
+        help="Prompts that are read at once.",
+    ),
+    click.option(
+        "--gpu-memory",
+        type=click.FloatRange(0, 1, min_open=True),
+        default=0.9,
+        show_default=True,
+        help="Share of the GPU's memory, with --device cuda.",
+    ),
+    click.option(
+        "--step-tokens",
+        type=click.IntRange(min=32),
+        help="Tokens read in one step: longer conversations are read in several, so that short ones need not wait. "
+        "Default: what vLLM chooses.",
+    ),
+    click.option(
+        "--timeout",
+        "timeout_s",
+        type=click.FloatRange(min=1),
+        default=600.0,
+        show_default=True,
+        help="Seconds to start.",
+    ),
+    click.option("--print", "print_only", is_flag=True, help="Print the plain vLLM command instead of running it."),
+    click.option("--verbose", is_flag=True, help="Show what vLLM writes."),
+)
+
+
+def server_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Add how vLLM is run."""
+    for option in reversed(_SERVER_OPTIONS):
+        command = option(command)
+    return command
 
 
 @serve.command()
@@ -22,30 +74,7 @@ def serve() -> None:
     help="A bundle that `mechm export llm` has completed, or package:NAME for an installed one. Default: MECHM_BUNDLE, "
     "or what make demo built.",
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens.")
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True)
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
-@click.option(
-    "--concurrency", type=click.IntRange(min=1), default=16, show_default=True, help="Prompts that are read at once."
-)
-@click.option(
-    "--gpu-memory",
-    type=click.FloatRange(0, 1, min_open=True),
-    default=0.9,
-    show_default=True,
-    help="Share of the GPU's memory, with --device cuda.",
-)
-@click.option(
-    "--step-tokens",
-    type=click.IntRange(min=32),
-    help="Tokens read in one step: longer conversations are read in several, so that short ones need not wait. "
-    "Default: what vLLM chooses.",
-)
-@click.option(
-    "--timeout", "timeout_s", type=click.FloatRange(min=1), default=600.0, show_default=True, help="Seconds to start."
-)
-@click.option("--print", "print_only", is_flag=True, help="Print the plain vLLM command instead of running it.")
-@click.option("--verbose", is_flag=True, help="Show what vLLM writes.")
+@server_options
 def llm(
     folder: Path | None,
     host: str,
@@ -67,36 +96,109 @@ def llm(
     VLLM_API_KEY=... mechm serve llm --bundle bundle --host 0.0.0.0 --device cuda
     mechm serve llm --bundle bundle --print
     """
-    import shlex
-    import signal
-    import sys
-
     from mechm_runtime.bundle import open_bundle
-    from mechm_runtime.errors import LlmUnavailableError
-    from mechm_runtime.serving.command import API_KEY, ServeConfig, plan_serving, serve_arguments, serve_environment
-    from mechm_runtime.serving.process import running_server
+    from mechm_runtime.serving.command import API_KEY, ServeConfig, plan_serving
+    from mechm_runtime.serving.starting import QuestionClient
 
     config = ServeConfig(host, port, device, concurrency, gpu_memory, os.environ.get(API_KEY), step_tokens)
     bundle = open_bundle(folder)
     plan = plan_serving(bundle, config)
     if print_only:
-        shown = {name: value for name, value in serve_environment(plan, config).items() if name != API_KEY}
-        variables = [f"{name}={shlex.quote(value)}" for name, value in shown.items()]
-        click.echo(" ".join([*variables, "python", "-m", shlex.join(serve_arguments(plan, config))]))
+        _print(plan, config)
         return
+    name = f"the Llama of {bundle.id}"
+    _run(name, plan, config, partial(QuestionClient, bundle), timeout_s=timeout_s, verbose=verbose)
+
+
+@serve.command()
+@click.option(
+    "--model",
+    "folder",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    required=True,
+    metavar="DIR",
+    help="What mechm import minigpt-v2 wrote.",
+)
+@server_options
+def minigpt(
+    folder: Path,
+    host: str,
+    port: int,
+    device: str,
+    concurrency: int,
+    gpu_memory: float,
+    step_tokens: int | None,
+    timeout_s: float,
+    print_only: bool,
+    verbose: bool,
+) -> None:
+    """Start vLLM with the Llama of an imported MiniGPT-v2, until Ctrl-C; `mechm ask --backend vllm` asks it.
+
+    Pictures are turned into tokens where `mechm ask` runs. Where others than this machine shall reach the server, set
+    VLLM_API_KEY to what they must show.
+
+    \b
+    mechm serve minigpt --model mer-mce
+    mechm serve minigpt --model mer-mce --device cuda --concurrency 64
+    """
+    from mechm.minigpt.folder import MAX_TOKENS, imported_folders, stored_precision
+    from mechm_runtime.serving.command import API_KEY, ServeConfig, plan_folder
+    from mechm_runtime.serving.embeddings import EmbeddingTable
+    from mechm_runtime.serving.starting import WritingClient
+
+    config = ServeConfig(host, port, device, concurrency, gpu_memory, os.environ.get(API_KEY), step_tokens)
+    _, llama = imported_folders(folder)
+    plan = plan_folder(llama, stored_precision(llama), MAX_TOKENS, config)
+    if print_only:
+        _print(plan, config)
+        return
+    client = partial(WritingClient, EmbeddingTable(llama))
+    _run(f"the Llama of {folder.name}", plan, config, client, timeout_s=timeout_s, verbose=verbose)
+
+
+def _print(plan: ServingPlan, config: ServeConfig) -> None:
+    """Print the command that would run; a key stays out of it."""
+    import shlex
+
+    from mechm_runtime.serving.command import API_KEY, serve_arguments, serve_environment
+
+    shown = {name: value for name, value in serve_environment(plan, config).items() if name != API_KEY}
+    variables = [f"{name}={shlex.quote(value)}" for name, value in shown.items()]
+    click.echo(" ".join([*variables, "python", "-m", shlex.join(serve_arguments(plan, config))]))
+
+
+def _run(
+    name: str,
+    plan: ServingPlan,
+    config: ServeConfig,
+    client: Callable[[ServerConfig], Client],
+    *,
+    timeout_s: float,
+    verbose: bool,
+) -> None:
+    """Run the server until Ctrl-C or SIGTERM.
+
+    Raises: LlmUnavailableError: it did not start, or ended by itself.
+    """
+    import signal
+    import sys
+
+    from mechm_runtime.errors import LlmUnavailableError
+    from mechm_runtime.serving.process import running_server
+
     needed = plan.memory
     click.echo(
         f"{plan.shape.n_parameters / 1e6:,.0f} M parameters: {needed.total_bytes / 1e9:.2f} GB at least, "
-        f"{needed.weights_bytes / 1e9:.2f} of weights and {needed.cache_bytes / 1e9:.2f} for {concurrency} "
+        f"{needed.weights_bytes / 1e9:.2f} of weights and {needed.cache_bytes / 1e9:.2f} for {config.concurrency} "
         f"conversations of {plan.context} tokens",
         err=True,
     )
     # A service manager stops with SIGTERM: the same way out as Ctrl-C's.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        with running_server(bundle, config, timeout_s=timeout_s, verbose=verbose) as server:
+        with running_server(plan, config, client, timeout_s=timeout_s, verbose=verbose) as server:
             memory = "" if server.memory_bytes is None else f", {server.memory_bytes / 1e9:.2f} GB of memory"
-            click.echo(f"the Llama of {bundle.id} answers at {server.url} after {server.started_s:.0f} s{memory}")
+            click.echo(f"{name} answers at {server.url} after {server.started_s:.0f} s{memory}")
             status = server.wait()
             raise LlmUnavailableError(f"vLLM ended by itself with status {status}")
     except KeyboardInterrupt:

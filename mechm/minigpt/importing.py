@@ -23,6 +23,7 @@ from mechm.llm.merge import DTYPES, DType, Progress
 from mechm.minigpt.checkpoint import check_finite
 from mechm.minigpt.comparison import Difference, compare, reader
 from mechm.minigpt.config import ImageTokensConfig, Variant, VitShape
+from mechm.minigpt.folder import LLAMA_FOLDER, VISION_FOLDER
 from mechm.minigpt.image_tokens import CONFIG_FILE, WEIGHTS_FILE
 from mechm.minigpt.lora import LoraPairs
 from mechm.minigpt.parts import LnVision, llama_shapes, take_apart
@@ -32,7 +33,6 @@ from mechm.quiet import quiet_transformers
 from mechm.weights.from_folder import sha256_of
 from mechm_runtime.errors import VerificationError, WeightsError
 
-LLAMA_FOLDER, VISION_FOLDER = "llm", "vision"
 SHARD = "2GB"
 
 

@@ -11,14 +11,12 @@ import numpy.typing as npt
 import torch
 from transformers import AutoModelForCausalLM
 
-from mechm.llm.base import read_json
+from mechm.minigpt.folder import MAX_TOKENS, imported_folders, stored_precision
 from mechm.minigpt.image_tokens import ImageTokens
-from mechm.minigpt.importing import LLAMA_FOLDER, VISION_FOLDER
 from mechm.minigpt.prompt import PromptReader
 from mechm.minigpt.torch_llama import TorchWriter
 from mechm.quiet import quiet_transformers
-from mechm_runtime.errors import InputError, WeightsError
-from mechm_runtime.serving.command import DTYPES as STORED
+from mechm_runtime.errors import InputError
 from mechm_runtime.serving.command import ServeConfig
 from mechm_runtime.serving.embeddings import EmbeddingTable
 from mechm_runtime.serving.settings import ServerConfig
@@ -28,9 +26,6 @@ Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 Backend = Literal["torch", "vllm", "vllm-local"]
-
-MAX_TOKENS = 2048
-"""Of a prompt with its answer, for an engine of one's own; MiniGPT-v2 cuts what is longer than 2,000."""
 
 MAX_NEW_TOKENS = 20
 """MER-MCE's; Emotion-LLaMA reasons in up to 500."""
@@ -118,12 +113,7 @@ def open_minigpt(
     Raises: WeightsError: the folder is not whole. InputError: a server for another backend. MissingExtraError: no
         client for a server, or no vLLM.
     """
-    vision, llama = folder / VISION_FOLDER, folder / LLAMA_FOLDER
-    if not vision.is_dir() or not llama.is_dir():
-        raise WeightsError(
-            f"{folder} is no imported model",
-            hint=f"mechm import minigpt-v2 --checkpoint FILE --llama DIR --vit FILE --out {folder}",
-        )
+    vision, llama = imported_folders(folder)
     if server is not None and backend != "vllm":
         raise InputError(f"a server for backend {backend}", hint="ask it with backend vllm")
     with quiet_transformers():
@@ -139,11 +129,7 @@ def _writer(llama: Path, backend: Backend, server: ServerConfig | None, dtype: t
     if backend == "vllm-local":
         from mechm_runtime.serving.local import LocalVllmWriter
 
-        stored = read_json(llama / "config.json").get("dtype")
-        kept = next((name for name, value in STORED.items() if value == stored), None)
-        if kept is None:
-            raise WeightsError(f"{llama} is stored as {str(stored)[:40]!r}", hint="import it again")
-        return LocalVllmWriter(llama, kept, MAX_TOKENS, ServeConfig(device=device))
+        return LocalVllmWriter(llama, stored_precision(llama), MAX_TOKENS, ServeConfig(device=device))
     with quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(llama, dtype=dtype, local_files_only=True)
     return TorchWriter(loaded.to(device))

@@ -55,20 +55,7 @@ class VllmServer:
         Raises: LlmUnavailableError: it is not there, or has not finished starting. InputError: it does not serve the
             model, or refuses the key.
         """
-        deadline = time.monotonic() + self.config.connect_timeout_s
-        status, body = self._connection.submit(
-            self._connection.send("GET", "/v1/models", None, deadline, in_turn=False)
-        ).result()
-        require_accepted(self.config, status)
-        try:
-            names = sorted(str(one.get("id")) for one in entries(body, "data"))
-        except ValueError as error:
-            raise LlmUnavailableError(f"what answers at {self.config.url} is no vLLM server: {error}") from error
-        if self.config.model not in names:
-            raise InputError(
-                f"the server at {self.config.url} serves {', '.join(names) or 'nothing'}, not {self.config.model}",
-                hint="mechm serve llm serves a bundle's Llama under this name",
-            )
+        require_served(self._connection, self.config)
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> Outputs:
         """What the graph would answer to `graph_inputs`.
@@ -127,6 +114,26 @@ class VllmServer:
         if prompts:
             self._rest.worked()
         return outputs
+
+
+def require_served(connection: Connection, config: ServerConfig) -> None:
+    """Refuse a server that is not there or serves something else.
+
+    Raises: LlmUnavailableError: it is not there, or has not finished starting. InputError: it does not serve the model,
+        or refuses the key.
+    """
+    deadline = time.monotonic() + config.connect_timeout_s
+    status, body = connection.submit(connection.send("GET", "/v1/models", None, deadline, in_turn=False)).result()
+    require_accepted(config, status)
+    try:
+        names = sorted(str(one.get("id")) for one in entries(body, "data"))
+    except ValueError as error:
+        raise LlmUnavailableError(f"what answers at {config.url} is no vLLM server: {error}") from error
+    if config.model not in names:
+        raise InputError(
+            f"the server at {config.url} serves {', '.join(names) or 'nothing'}, not {config.model}",
+            hint="mechm serve serves under this name",
+        )
 
 
 def require_accepted(config: ServerConfig, status: int) -> None:

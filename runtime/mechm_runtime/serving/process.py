@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Protocol
 
-from mechm_runtime.bundle import LLAMA, Bundle
 from mechm_runtime.errors import InputError, LlmUnavailableError, MissingExtraError
-from mechm_runtime.llama import LlamaReader
-from mechm_runtime.questions import QuestionTokenizer
-from mechm_runtime.serving.client import VllmServer
-from mechm_runtime.serving.command import ServeConfig, plan_serving, serve_arguments, serve_environment
+from mechm_runtime.serving.command import ServeConfig, ServingPlan, serve_arguments, serve_environment
 from mechm_runtime.serving.settings import ServerConfig
-from mechm_runtime.types import Utterance
 
 STOP_S = 20.0
 """How long a server may take to leave before it is killed."""
 POLL_S = 0.25
 TAIL_BYTES = 4000
-WARM_UP = (
-    Utterance(1, "A", "Is anybody there?"),
-    Utterance(2, "B", "Yes, I am. What a surprise to see you here, after all these years!"),
-)
-"""What a server is asked before it counts as ready: the first request takes many times as long as those after it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +51,34 @@ def require_vllm(device: str) -> None:
         raise InputError("the vLLM that is installed here is built for CPUs", hint="pip install vllm; or --device cpu")
 
 
+class Client(Protocol):
+    """Who asks a server that has just been started."""
+
+    def check(self) -> None:
+        """Raises: LlmUnavailableError: it does not answer yet."""
+
+    def warm_up(self) -> None:
+        """Ask it a question: the first request takes many times as long as those after it."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
 @contextmanager
 def running_server(
-    bundle: Bundle, config: ServeConfig, *, timeout_s: float = 600.0, verbose: bool = False
+    plan: ServingPlan,
+    config: ServeConfig,
+    client: Callable[[ServerConfig], Client],
+    *,
+    timeout_s: float = 600.0,
+    verbose: bool = False,
 ) -> Iterator[RunningServer]:
-    """Serve a bundle's Llama while the block runs.
+    """Serve a Llama while the block runs.
 
-    timeout_s: until it answers. verbose: pass on what vLLM writes; otherwise its end is shown where it fails.
-    Raises: LlmUnavailableError: it ended, or did not answer in time. BundleError, InputError, MissingExtraError.
+    client: makes the one that finds out whether it answers. timeout_s: until it does. verbose: pass on what vLLM
+    writes; otherwise its end is shown where it fails.
+    Raises: LlmUnavailableError: it ended, or did not answer in time. InputError, MissingExtraError.
     """
-    plan = plan_serving(bundle, config)
     command = serve_arguments(plan, config)
     require_vllm(config.device)
     started = time.monotonic()
@@ -80,7 +88,9 @@ def running_server(
         try:
             local = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104
             url = f"http://{f'[{local}]' if ':' in local else local}:{config.port}"
-            _wait_until_it_answers(process, bundle, ServerConfig(url, config.api_key, timeout_s=timeout_s), started)
+            server = ServerConfig(url, config.api_key, timeout_s=timeout_s)
+            with closing(client(server)) as asking:
+                _wait_until_it_answers(process, asking, timeout_s, started)
             yield RunningServer(url, time.monotonic() - started, _memory_bytes(process.pid), process)
         except LlmUnavailableError as error:
             if process.poll() is None or verbose:
@@ -101,39 +111,31 @@ def _start(arguments: list[str], environment: dict[str, str], output: int | None
     )
 
 
-def _wait_until_it_answers(
-    process: subprocess.Popen[bytes], bundle: Bundle, server: ServerConfig, started: float
-) -> None:
+def _wait_until_it_answers(process: subprocess.Popen[bytes], client: Client, timeout_s: float, started: float) -> None:
     """Raises: LlmUnavailableError: the process ended, or the time is over."""
-    assert bundle.llama is not None  # noqa: S101  # `plan_serving` has refused such a bundle
-    questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
-    asked = VllmServer(server, questions)
-    try:
-        while True:
-            if process.poll() is not None:
-                raise LlmUnavailableError(f"vLLM ended with status {process.returncode} before it answered")
-            if time.monotonic() - started > server.timeout_s:
-                raise LlmUnavailableError(f"vLLM did not answer within {server.timeout_s:g} s")
-            with contextlib.suppress(LlmUnavailableError):
-                asked.check()
-                break
-            time.sleep(POLL_S)
-        LlamaReader(questions, asked, bundle.parts[LLAMA].width("soft_tokens")).read(WARM_UP)
-    finally:
-        asked.close()
+    while True:
+        if process.poll() is not None:
+            raise LlmUnavailableError(f"vLLM ended with status {process.returncode} before it answered")
+        if time.monotonic() - started > timeout_s:
+            raise LlmUnavailableError(f"vLLM did not answer within {timeout_s:g} s")
+        with suppress(LlmUnavailableError):
+            client.check()
+            break
+        time.sleep(POLL_S)
+    client.warm_up()
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
     """End a server and what it has started: asked first, then killed."""
     group = process.pid
-    with contextlib.suppress(ProcessLookupError):
+    with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGINT)
     try:
         process.wait(STOP_S)
     except subprocess.TimeoutExpired:
         pass
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        with suppress(ProcessLookupError):
             os.killpg(group, signal.SIGKILL)
         process.wait()
 

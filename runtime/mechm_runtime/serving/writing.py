@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm_runtime.errors import LlmUnavailableError
-from mechm_runtime.serving.client import require_accepted
+from mechm_runtime.serving.client import require_accepted, require_served
 from mechm_runtime.serving.completions import PATH, read_choices, read_written, requests, writing_request
 from mechm_runtime.serving.connection import Connection
 from mechm_runtime.serving.embeddings import EmbeddingTable
@@ -39,6 +39,14 @@ class VllmWriter:
     def close(self) -> None:
         """Close the connections; a request on its way fails."""
         self._connection.close()
+
+    def check(self) -> None:
+        """Ask whether the server is there and serves the model.
+
+        Raises: LlmUnavailableError: it is not there, or has not finished starting. InputError: it does not serve the
+            model, or refuses the key.
+        """
+        require_served(self._connection, self.config)
 
     def write(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, max_new_tokens: int) -> list[int]:
         """Token ids that follow, greedily, at least one that is not the end.

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import shutil
 import socket
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import httpx2
 import numpy as np
 import pytest
 from click.testing import CliRunner
@@ -19,19 +16,11 @@ from click.testing import CliRunner
 from mechm.cli import cli
 from mechm.minigpt.importing import import_minigpt
 from mechm.minigpt.model import open_minigpt
-from mechm_runtime.errors import InputError, LlmUnavailableError
-from mechm_runtime.serving.command import QUIET
+from mechm_runtime.errors import InputError, LlmUnavailableError, WeightsError
 from mechm_runtime.serving.settings import MODEL, ServerConfig
 
 TEXT = "Ben: No way, congratulations!"
 START_S = 240
-ENVIRONMENT = {
-    **QUIET,
-    "OMP_NUM_THREADS": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
-}
 
 
 @pytest.fixture(scope="module")
@@ -43,45 +32,45 @@ def folder(shared_files: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def url(folder: Path, vllm_python: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A plain vLLM, started as the help of `mechm ask` says."""
+def url(folder: Path, vllm_python: str) -> Iterator[str]:
+    """A server that `mechm serve minigpt` runs."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    options = ["--enable-prompt-embeds", "--max-logprobs", "64", "--served-model-name", MODEL, "--port", str(port)]
-    on_cpus = ["--dtype", "float32", "--enforce-eager", "--block-size", "32", "--max-model-len", "512"]
-    log = tmp_path_factory.mktemp("vllm") / "log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            [
-                vllm_python,
-                "-m",
-                "vllm.entrypoints.openai.api_server",
-                "--model",
-                str(folder / "llm"),
-                *options,
-                *on_cpus,
-            ],
-            env={**os.environ, **ENVIRONMENT},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
+    command = [vllm_python, "-c", "from mechm.cli import main; main()", "serve", "minigpt", "--model", str(folder)]
+    command += ["--port", str(port), "--timeout", str(START_S), "--concurrency", "4"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
     address = f"http://127.0.0.1:{port}"
     try:
-        give_up = time.monotonic() + START_S
-        while process.poll() is None and time.monotonic() < give_up:
-            try:
-                if httpx2.get(f"{address}/health", timeout=5, trust_env=False).status_code == 200:
-                    break
-            except httpx2.HTTPError:
-                time.sleep(0.5)
-        else:
-            pytest.fail(log.read_text(errors="replace")[-4000:])
+        said = process.stdout.readline()
+        assert f"the Llama of model answers at {address}" in said, said
         yield address
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        process.terminate()
+        assert process.wait(60) == 0
+        process.stdout.close()
+
+
+def test_the_plain_command_is_shown(folder: Path) -> None:
+    shown = CliRunner().invoke(cli, ["serve", "minigpt", "--model", str(folder), "--print"], catch_exceptions=False)
+    assert shown.exit_code == 0
+    words = shown.output.split()
+    assert {"--enable-prompt-embeds", "vllm.entrypoints.openai.api_server"} <= set(words)
+    assert words[words.index("--model") + 1] == str((folder / "llm").absolute())
+    assert words[words.index("--served-model-name") + 1] == MODEL
+    assert words[words.index("--dtype") + 1] == "float32"
+
+
+def test_only_what_was_imported_is_served(tmp_path: Path, folder: Path) -> None:
+    refused = CliRunner().invoke(cli, ["serve", "minigpt", "--model", str(tmp_path), "--print"])
+    assert refused.exit_code != 0
+    assert "mechm import minigpt-v2" in str(refused.exception and getattr(refused.exception, "hint", ""))
+    copied = Path(shutil.copytree(folder, tmp_path / "model"))
+    config = copied / "llm" / "config.json"
+    config.write_text(config.read_text().replace('"float32"', '"int3"'))
+    with pytest.raises(WeightsError, match="stored as 'int3'"):
+        CliRunner().invoke(cli, ["serve", "minigpt", "--model", str(copied), "--print"], catch_exceptions=False)
 
 
 @pytest.mark.vllm
