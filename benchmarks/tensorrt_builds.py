@@ -61,7 +61,7 @@ def main() -> None:
     """Build everything that was asked for and print a table and one JSON line."""
     arguments = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     arguments.add_argument("--bundle", type=Path, required=True)
-    arguments.add_argument("--part", nargs="+", default=["text", "audio", "scene", "expression", "fusion"])
+    arguments.add_argument("--part", nargs="+", default=["text", "audio", "scene", "detector", "expression", "fusion"])
     arguments.add_argument("--precision", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     arguments.add_argument("--sm", default="89")
     given = arguments.parse_args()

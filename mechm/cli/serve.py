@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,10 +59,28 @@ _SERVER_OPTIONS = (
 
 
 def server_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add how vLLM is run."""
+    """Add how vLLM is run, which the command gets as `config`."""
+
+    @wraps(command)
+    def configured(
+        *,
+        host: str,
+        port: int,
+        device: str,
+        concurrency: int,
+        gpu_memory: float,
+        step_tokens: int | None,
+        **others: object,
+    ) -> None:
+        from mechm_runtime.serving.command import API_KEY, ServeConfig
+
+        key = os.environ.get(API_KEY)
+        config = ServeConfig(host, port, device, concurrency, gpu_memory, key, step_tokens)
+        command(config=config, **others)
+
     for option in reversed(_SERVER_OPTIONS):
-        command = option(command)
-    return command
+        configured = option(configured)
+    return configured
 
 
 @serve.command()
@@ -77,12 +95,7 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
 @server_options
 def llm(
     folder: Path | None,
-    host: str,
-    port: int,
-    device: str,
-    concurrency: int,
-    gpu_memory: float,
-    step_tokens: int | None,
+    config: ServeConfig,
     timeout_s: float,
     print_only: bool,
     verbose: bool,
@@ -97,10 +110,9 @@ def llm(
     mechm serve llm --bundle bundle --print
     """
     from mechm_runtime.bundle import open_bundle
-    from mechm_runtime.serving.command import API_KEY, ServeConfig, plan_serving
+    from mechm_runtime.serving.command import plan_serving
     from mechm_runtime.serving.starting import QuestionClient
 
-    config = ServeConfig(host, port, device, concurrency, gpu_memory, os.environ.get(API_KEY), step_tokens)
     bundle = open_bundle(folder)
     plan = plan_serving(bundle, config)
     if print_only:
@@ -122,12 +134,7 @@ def llm(
 @server_options
 def minigpt(
     folder: Path,
-    host: str,
-    port: int,
-    device: str,
-    concurrency: int,
-    gpu_memory: float,
-    step_tokens: int | None,
+    config: ServeConfig,
     timeout_s: float,
     print_only: bool,
     verbose: bool,
@@ -142,11 +149,10 @@ def minigpt(
     mechm serve minigpt --model mer-mce --device cuda --concurrency 64
     """
     from mechm.minigpt.folder import MAX_TOKENS, imported_folders, stored_precision
-    from mechm_runtime.serving.command import API_KEY, ServeConfig, plan_folder
+    from mechm_runtime.serving.command import plan_folder
     from mechm_runtime.serving.embeddings import EmbeddingTable
     from mechm_runtime.serving.starting import WritingClient
 
-    config = ServeConfig(host, port, device, concurrency, gpu_memory, os.environ.get(API_KEY), step_tokens)
     _, llama = imported_folders(folder)
     plan = plan_folder(llama, stored_precision(llama), MAX_TOKENS, config)
     if print_only:
