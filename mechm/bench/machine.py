@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mechm_runtime.cores import usable_cores
 
-PACKAGES = ("mechm", "numpy", "onnxruntime", "openvino", "torch", "transformers", "peft", "av")
+PACKAGES = ("mechm", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "transformers", "peft", "av")
 PROC = Path("/proc")
 
 

@@ -19,8 +19,9 @@ from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from mechm_runtime.cache import cache_dir
 from mechm_runtime.combination import CombinationConfig
+from mechm_runtime.cuda import GPU_ENGINE
 from mechm_runtime.decision import DecisionConfig
-from mechm_runtime.engine import W8, EngineName
+from mechm_runtime.engine import HALF, W8, EngineName
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.features.faces import FaceConfig
 from mechm_runtime.features.log_mel import LogMelConfig
@@ -122,6 +123,8 @@ class PartFiles:
         """The precision that an engine runs where none is asked for."""
         if engine == "openvino":
             return W8 if W8 in self.files else "fp32"
+        if engine == GPU_ENGINE:
+            return next((precision for precision in HALF if precision in self.files), "fp32")
         return self.default
 
 

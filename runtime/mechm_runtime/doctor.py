@@ -29,6 +29,7 @@ from packaging.requirements import Requirement
 from mechm_runtime.bundle import default_bundle_path
 from mechm_runtime.cache import cache_dir
 from mechm_runtime.cores import usable_cores
+from mechm_runtime.cuda import GPU_ENGINE, gpu_install_command
 from mechm_runtime.errors import BundleError, MissingExtraError
 
 ENGINES: tuple[str, ...] = ("cpu", "gpu")
@@ -369,7 +370,10 @@ def examine_extras() -> tuple[Extra, ...]:
     for name, other in zip(ENGINES, reversed(ENGINES), strict=True):
         if name in found and found[name].missing and other in found and not found[other].missing:
             extra = found[name]
-            found[name] = Extra(name, extra.installed, extra.missing, note=f"`{other}` is installed in its place")
+            note = f"`{other}` is installed in its place"
+            if name == "gpu":
+                note += f"; for --engine {GPU_ENGINE}: {gpu_install_command(engine_distributions())}"
+            found[name] = Extra(name, extra.installed, extra.missing, note=note)
     return tuple(found.values())
 
 
@@ -474,7 +478,7 @@ def _fix(reason: str) -> str:
     if "libcuda.so" in reason or "nvcuda" in reason:
         return "this library comes with NVIDIA's driver: install that, or use a machine with an NVIDIA GPU"
     if "libcu" in reason or "libnvrtc" in reason or "cublas" in reason or "cudnn" in reason:
-        return "pip install 'onnxruntime-gpu[cuda,cudnn]'"
+        return gpu_install_command(())
     if "nvinfer" in reason:
         return "install TensorRT 10.13.2 or later, below 11, for CUDA 13 and put its libraries on the loader's path"
     return ""

@@ -16,6 +16,15 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm_runtime.cores import usable_cores
+from mechm_runtime.cuda import (
+    CUDA,
+    CUDA_OPTIONS,
+    GPU_ENGINE,
+    RECORD_ASSIGNMENT,
+    check_assignment,
+    cuda_absent,
+    cuda_did_not_load,
+)
 from mechm_runtime.errors import BundleError, MissingExtraError, ProviderError
 from mechm_runtime.forking import tell_after_fork
 
@@ -24,12 +33,15 @@ Array = npt.NDArray[Any]
 CPU = "CPUExecutionProvider"
 DOCTOR = "mechm doctor tells what works and what to install"
 
-EngineName = Literal["onnxruntime", "openvino", "tensorrt", "tensorrt-rtx"]
+EngineName = Literal["onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"]
 ENGINE_NAMES: tuple[EngineName, ...] = get_args(EngineName)
 
 W8 = "w8"
 """A precision beside fp32 and int8: int8 weights with a scale a channel, in plain ONNX. Where the graph says no scales
 of the activations, how it is computed is the engine's choice."""
+
+HALF: tuple[str, ...] = ("fp16", "bf16")
+"""Precisions of graphs for GPUs, the one that is preferred first; a part has one of them at most."""
 
 MAX_THREADS = 4
 """Threads inside an operator unless more are asked for: graphs of this size gain little from more."""
@@ -42,7 +54,8 @@ UNREADABLE = ("InvalidGraph", "InvalidProtobuf", "NoSuchFile")
 class EngineConfig:
     """How graphs are run.
 
-    engine: what runs them. provider: an onnxruntime execution provider's name.
+    engine: what runs them; `onnxruntime-gpu` is onnxruntime on CUDA, with nothing left to the CPU that takes time.
+    provider: an onnxruntime execution provider's name, for the engine `onnxruntime`.
     n_threads: threads inside an operator; 0 takes one a whole core of this process's share, at most four.
     n_lanes: encoders that run side by side for a pipeline; 0 for as many as threads inside an operator, so that one
         thread means one.
@@ -67,6 +80,11 @@ class EngineConfig:
             raise ValueError(f"{self.provider} is onnxruntime's, and the engine is {self.engine}")
 
     @property
+    def execution_provider(self) -> str:
+        """The onnxruntime execution provider that runs the graphs, where onnxruntime runs them."""
+        return CUDA if self.engine == GPU_ENGINE else self.provider
+
+    @property
     def threads(self) -> int:
         """The number of threads that will be used."""
         return self.n_threads or max(1, min(MAX_THREADS, int(usable_cores())))
@@ -85,12 +103,12 @@ class GraphRunner(Protocol):
 
 
 def load_engine(path: Path, config: EngineConfig) -> GraphRunner:
-    """A graph file on the engine that the config names: onnxruntime or openvino.
+    """A graph file on the engine that the config names: onnxruntime, on CPU or CUDA, or openvino.
 
     Raises: MissingExtraError, ProviderError, BundleError. ValueError: a TensorRT, which runs what was built from a
         bundle (`tensorrt.engine.load_part`).
     """
-    if config.engine == "onnxruntime":
+    if config.engine in ("onnxruntime", GPU_ENGINE):
         return Engine(path, config)
     if config.engine != "openvino":
         raise ValueError(f"{config.engine} runs no ONNX file")
@@ -122,37 +140,45 @@ class Engine:
 
     def _load(self) -> Any:
         path, config = self._path, self._config
+        provider, is_gpu_engine = config.execution_provider, config.engine == GPU_ENGINE
         try:
             import onnxruntime
         except ImportError as error:
-            raise MissingExtraError("onnxruntime", extra="cpu") from error
-        if config.provider not in onnxruntime.get_available_providers():
-            raise ProviderError(
-                f"{config.provider} is not in this onnxruntime",
-                hint=DOCTOR,
-            )
-        if config.provider in ("CUDAExecutionProvider", "TensorrtExecutionProvider"):
+            raise MissingExtraError("onnxruntime", extra="gpu" if is_gpu_engine else "cpu") from error
+        if provider not in onnxruntime.get_available_providers():
+            if is_gpu_engine:
+                raise cuda_absent()
+            raise ProviderError(f"{provider} is not in this onnxruntime", hint=DOCTOR)
+        if provider in (CUDA, "TensorrtExecutionProvider"):
             onnxruntime.preload_dlls()  # CUDA libraries that came as pip packages lie where no linker looks
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = config.threads
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "1" if config.spin else "0")
+        settings: dict[str, str] = {}
+        if is_gpu_engine:
+            settings = dict(CUDA_OPTIONS)
+            options.add_session_config_entry(RECORD_ASSIGNMENT, "1")
         try:
-            session = onnxruntime.InferenceSession(str(path), options, providers=[config.provider])
+            session = onnxruntime.InferenceSession(str(path), options, providers=[(provider, settings)])
         except Exception as error:
             reason = str(error).partition("\n")[0][:200]
-            if config.provider == CPU or type(error).__name__ in UNREADABLE:
+            if provider == CPU or type(error).__name__ in UNREADABLE:
                 raise BundleError(f"{path.name} cannot be loaded: {reason}", hint="make the bundle again") from error
-            raise ProviderError(f"{config.provider} did not load: {reason}", hint=DOCTOR) from error
+            if is_gpu_engine:
+                raise cuda_did_not_load(reason) from error
+            raise ProviderError(f"{provider} did not load: {reason}", hint=DOCTOR) from error
         # onnxruntime falls back to the CPU with only a line on stderr.
-        if session.get_providers()[0] != config.provider:
-            raise ProviderError(f"{config.provider} did not load", hint=DOCTOR)
+        if session.get_providers()[0] != provider:
+            raise cuda_did_not_load("") if is_gpu_engine else ProviderError(f"{provider} did not load", hint=DOCTOR)
+        if is_gpu_engine:
+            check_assignment(session, path.name)
         return session
 
     def after_fork(self) -> None:
         """Do without the threads of the process that this one was forked from."""
         self._lock = threading.Lock()
-        if self._config.provider != CPU or self._config.threads > 1:
+        if self._config.execution_provider != CPU or self._config.threads > 1:
             # Never destroyed here: that would wait for its threads.
             ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._session))
             self._is_elsewhere = True
@@ -164,9 +190,9 @@ class Engine:
         """
         with self._lock:
             if self._is_elsewhere:
-                if self._config.provider != CPU:
+                if self._config.execution_provider != CPU:
                     raise ProviderError(
-                        f"{self._config.provider} does not survive a fork",
+                        f"{self._config.execution_provider} does not survive a fork",
                         hint="start the process with spawn, or make the pipeline in it",
                     )
                 self._session = self._load()

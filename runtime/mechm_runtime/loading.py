@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from mechm_runtime.batching import PADDING, BatchConfig, BatchingRunner
 from mechm_runtime.bundle import Bundle, PartFiles
-from mechm_runtime.engine import EngineConfig, GraphRunner, load_engine
+from mechm_runtime.cuda import GPU_ENGINE
+from mechm_runtime.engine import CPU, W8, EngineConfig, GraphRunner, load_engine
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.output_cache import CachedRunner, OutputCache
 
@@ -61,7 +62,7 @@ class PartLoader:
         if self._batching is not None and rows_are_alone and part.name in PADDING:
             runner = BatchingRunner(runner, self._batching, PADDING[part.name])
         if self._cache is not None and part.name in REMEMBERED:
-            identity = (self._bundle.id, part.name, precision, config.engine, config.provider)
+            identity = (self._bundle.id, part.name, precision, config.engine, config.execution_provider)
             runner = CachedRunner(runner, self._cache, identity, by_row=rows_are_alone and REMEMBERED[part.name])
         return runner
 
@@ -71,22 +72,30 @@ class PartLoader:
             from mechm_runtime.tensorrt.engine import load_part
 
             return load_part(self._bundle, part.name, name)
+        precision = self.precision(part)
+        self._check(part.name, precision)
         config = replace(self._config, n_threads=1) if part.name in SMALL else self._config
-        return load_engine(self._bundle.path(part.files[self.precision(part)]), config)
+        return load_engine(self._bundle.path(part.files[precision]), config)
 
     def precision(self, part: PartFiles) -> str:
         """The precision that is loaded where the engine does not bring its own."""
         return self._precisions.get(part.name, part.precision_on(self._config.engine))
 
     def _check(self, name: str, precision: str) -> None:
-        if precision == "int8" and self._config.engine != "onnxruntime":
+        engine = self._config.engine
+        if engine == GPU_ENGINE and precision in ("int8", W8):
             raise InputError(
-                f"the int8 files are onnxruntime's own, and {self._config.engine} is to run them",
+                f"the {precision} files are for CPUs, and {engine} is to run them",
                 hint="leave the precision out, or the engine",
             )
-        if self._config.engine.startswith("tensorrt"):
+        if precision == "int8" and engine != "onnxruntime":
             raise InputError(
-                f"an engine of {self._config.engine} has the precision it was built in",
+                f"the int8 files are onnxruntime's own, and {engine} is to run them",
+                hint="leave the precision out, or the engine",
+            )
+        if engine.startswith("tensorrt"):
+            raise InputError(
+                f"an engine of {engine} has the precision it was built in",
                 hint="leave the precision out; mechm export engines --precision builds in another",
             )
         files = self._bundle.parts[name].files if name in self._bundle.parts else {}
@@ -94,4 +103,9 @@ class PartLoader:
             raise BundleError(
                 f"the bundle has no {precision} file of its {name} part",
                 hint=f"it has {', '.join(files) or 'no such part'}",
+            )
+        if precision == "bf16" and self._config.execution_provider == CPU and engine == "onnxruntime":
+            raise InputError(
+                f"onnxruntime computes no bf16 on a CPU, and the {name} part is to be run in it",
+                hint=f"run it on a GPU: --engine {GPU_ENGINE}; or use the bundle that it was split from",
             )

@@ -205,7 +205,11 @@ def test_extras_say_what_is_missing_too_old_and_how_to_have_it(tmp_path, monkeyp
     assert extras[""].installed == {"numpy": np.__version__}
     assert extras["cpu"].missing == ()
     assert extras["cpu"].command == ""
-    assert (extras["gpu"].command, extras["gpu"].note) == ("", "`cpu` is installed in its place")
+    assert extras["gpu"].command == ""
+    assert extras["gpu"].note == (
+        "`cpu` is installed in its place; for --engine onnxruntime-gpu: "
+        "pip uninstall -y onnxruntime && pip install 'onnxruntime-gpu[cuda,cudnn]'"
+    )
     assert extras["media"].missing == ("no-such-media-package<3,>=2",)
     assert extras["media"].command == "pip install 'mechm[media]'"
     assert extras["export"].missing == extras["media"].missing

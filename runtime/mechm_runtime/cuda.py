@@ -1,0 +1,92 @@
+"""The engine `onnxruntime-gpu`: what it asks of onnxruntime's CUDA provider, and what is said where that does not run.
+
+onnxruntime runs whatever a provider does not take on the CPU, with a line on stderr at most. Here that is an error.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+from mechm_runtime.errors import ProviderError
+
+GpuEngine = Literal["onnxruntime-gpu"]
+GPU_ENGINE: GpuEngine = "onnxruntime-gpu"
+
+CUDA = "CUDAExecutionProvider"
+
+CUDA_OPTIONS: Mapping[str, str] = {
+    # By default cuDNN times every convolution algorithm for each shape that it meets, and recordings differ in length.
+    "cudnn_conv_algo_search": "HEURISTIC",
+    # By default each graph's memory grows to the next power of two, and there are up to eight graphs on a GPU.
+    "arena_extend_strategy": "kSameAsRequested",
+    # By default products in fp32 keep ten bits of a fraction, as fp16 does: what fp16 changed too much would be changed
+    # all the same.
+    "use_tf32": "0",
+}
+
+RECORD_ASSIGNMENT = "session.record_ep_graph_assignment_info"
+"""The setting of a session with which it tells which provider took which operator (onnxruntime 1.24)."""
+
+COMPUTING = frozenset(
+    ("Attention", "Conv", "Einsum", "FusedConv", "FusedMatMul", "Gemm", "MatMul", "MultiHeadAttention", "NhwcConv")
+)
+"""Operators that take the time. Others may run on the CPU: onnxruntime computes shapes there by choice."""
+
+PROBE_TIMEOUT_S = 60.0
+
+
+def gpu_install_command(installed: Sequence[str]) -> str:
+    """What to type to have onnxruntime with CUDA.
+
+    installed: the distributions that own the import name `onnxruntime` (`doctor.engine_distributions`).
+    """
+    install = f"pip install '{GPU_ENGINE}[cuda,cudnn]'"
+    # They own the same files: the one that goes takes files of the other with it, so both go first.
+    return install if set(installed) <= {GPU_ENGINE} else f"pip uninstall -y {' '.join(installed)} && {install}"
+
+
+def cuda_absent() -> ProviderError:
+    """The error where onnxruntime was built without CUDA."""
+    from mechm_runtime.doctor import engine_distributions
+
+    installed = engine_distributions()
+    return ProviderError(
+        f"the installed onnxruntime ({', '.join(installed) or 'of no distribution'}) has no {CUDA}, and the engine is "
+        f"{GPU_ENGINE}",
+        hint=gpu_install_command(installed),
+    )
+
+
+def cuda_did_not_load(reason: str) -> ProviderError:
+    """The error where CUDA is there and does not run, with what a process of its own finds to be the cause."""
+    from mechm_runtime.doctor import engine_distributions, examine_provider
+
+    found = examine_provider(CUDA, timeout_s=PROBE_TIMEOUT_S)
+    cause = found.reason or reason
+    return ProviderError(
+        f"{CUDA} did not load{': ' if cause else ''}{cause}",
+        hint=found.fix or f"{gpu_install_command(engine_distributions())}; mechm doctor tells what works",
+    )
+
+
+def check_assignment(session: Any, graph: str) -> None:
+    """See that nothing that takes time was left to the CPU.
+
+    session: an InferenceSession that was opened with `RECORD_ASSIGNMENT`. graph: its file's name.
+    Raises: ProviderError.
+    """
+    left: Counter[str] = Counter(
+        node.op_type
+        for subgraph in session.get_provider_graph_assignment_info()
+        if subgraph.ep_name != CUDA
+        for node in subgraph.get_nodes()
+        if node.op_type in COMPUTING
+    )
+    if left:
+        listed = ", ".join(f"{n} {operator}" for operator, n in sorted(left.items()))
+        raise ProviderError(
+            f"{CUDA} left a part of {graph} to the CPU: {listed}",
+            hint=f"pip install --upgrade '{GPU_ENGINE}[cuda,cudnn]'",
+        )
