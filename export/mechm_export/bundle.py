@@ -16,6 +16,7 @@ from typing import Literal
 import onnx
 
 from mechm_export.calibration import even_out_llama, recorded_inputs, recordings_of, text_inputs
+from mechm_export.cuda import write_half_parts
 from mechm_export.diagnose.proposal import Proposal
 from mechm_export.gate.comparison import TaskCheck, ValueCheck, check_values
 from mechm_export.gate.judge import CheckSet, Graph, ask_torch, compare, judge, problems_of, shipped_check_set
@@ -33,11 +34,12 @@ from mechm_export.precision.quantize import quantize_int8, quantize_weights, sam
 from mechm_export.precision.static_int8 import quantize_static_int8
 from mechm_export.staging import check_target, put_in_place, staged, written
 from mechm_runtime.bundle import LLAMA, Bundle, file_sha256, open_bundle
-from mechm_runtime.engine import W8
+from mechm_runtime.cuda import GPU_ENGINE
+from mechm_runtime.engine import HALF, W8
 from mechm_runtime.errors import InputError, MissingExtraError, VerificationError
 from mechm_runtime.senses import TOKENIZER_FILE
 
-Target = Literal["onnxruntime", "openvino"]
+Target = Literal["onnxruntime", "onnxruntime-gpu", "openvino"]
 """What a bundle's graphs are for; engines of TensorRT are added to it (`tensorrt.engines`)."""
 
 DEFAULT_TARGETS: tuple[Target, ...] = ("onnxruntime",)
@@ -79,8 +81,9 @@ def export_bundle(
     adapter: folder of the Llama's trained adapter; None makes a bundle without a Llama.
     llm_base: the Llama it is for; None for the preset's.
     check_set: what precisions are judged on; None for the shipped conversations.
-    targets: engines that the bundle is for; every one of them reads fp32, int8 is onnxruntime's, w8 is for openvino:
-        what is heard and seen is calibrated and judged on the check set's recordings, or on the shipped one.
+    targets: engines that the bundle is for; every one of them reads fp32, int8 is onnxruntime's, fp16 and bf16
+        are for onnxruntime-gpu, w8 is for openvino: for these two what is heard and seen is judged, and for openvino
+        calibrated, on the check set's recordings, or on the shipped one.
     keep: layers that stay in fp32 in the int8 of their parts.
     Raises: InputError: `keep` speaks of another graph, or of a part that has no such layers. MissingExtraError: a
         target is not installed. BundleError: `out` exists and is not a bundle, or cannot be
@@ -118,8 +121,9 @@ def export_bundle(
             shutil.copyfile(source, target)
         write_manifest(staging, model, precisions, values, [])
         refused: dict[Graph, str] = {}
-        if "openvino" in targets:
+        if {"openvino", GPU_ENGINE} & set(targets):
             checks = replace(checks, recorded=recordings_of(checks))
+        if "openvino" in targets:
             for part, found in _write_static(model, staging, checks, step):
                 if isinstance(found, str):
                     refused[part, W8] = found
@@ -128,11 +132,19 @@ def export_bundle(
                     values.append(found)
             write_manifest(staging, model, precisions, values, [])
         step(f"comparing answers on {checks.name}")
-        tasks, failed = judge(open_bundle(staging, check_hashes=False), model, checks)
+        reference = ask_torch(open_bundle(staging, check_hashes=False), model, checks)
+        tasks, failed = judge(open_bundle(staging, check_hashes=False), reference)
         for name, precision in failed:
             precisions[name].remove(precision)
             _graph(staging, name, precision).unlink()
         values = [check for check in values if check.precision in precisions[check.part]]
+        if GPU_ENGINE in targets:
+            half = write_half_parts(model, staging, reference, precisions, step)
+            for name, precision in half.chosen.items():
+                precisions[name].append(precision)
+            values += half.values.values()
+            tasks += half.tasks
+            failed |= half.refused
         write_manifest(staging, model, precisions, values, tasks)
         open_bundle(staging)
         put_in_place(staging, out)
@@ -177,19 +189,25 @@ def verify_bundle(
     step(f"comparing answers on {checks.name}")
     reference = ask_torch(bundle, model, checks)
     tasks = list(compare(bundle, reference, dict.fromkeys(bundle.parts)))
+    # As they were judged: w8 on recordings too, and 16 bits as a GPU's engine would run them, part by part.
+    mixed = []
     if any(W8 in part.files for part in bundle.parts.values()):
-        if not checks.recorded:
-            reference = ask_torch(bundle, model, replace(checks, recorded=recordings_of(checks)))
-        lower = {name: W8 if W8 in part.files else "fp32" for name, part in bundle.parts.items()}
-        tasks += compare(bundle, reference, lower)
+        mixed.append({name: W8 if W8 in part.files else "fp32" for name, part in bundle.parts.items()})
+    if any(set(HALF) & part.files.keys() for part in bundle.parts.values()):
+        mixed.append({name: part.precision_on(GPU_ENGINE) for name, part in bundle.parts.items()})
+    if mixed and not checks.recorded:
+        reference = ask_torch(bundle, model, replace(checks, recorded=recordings_of(checks)))
+    for precisions in mixed:
+        tasks += compare(bundle, reference, precisions)
     return BundleReport(bundle, tuple(values), tuple(tasks))
 
 
 def require_targets(targets: Collection[Target]) -> None:
     """Raises: MissingExtraError: what precisions are to be made with or checked on is not installed."""
-    if "openvino" not in targets:
-        return
-    for package, extra in (("openvino", "openvino"), ("av", "media"), ("PIL", "media")):  # it listens and looks
+    needed = [("openvino", "openvino")] if "openvino" in targets else []
+    if {"openvino", GPU_ENGINE} & set(targets):
+        needed += [("av", "media"), ("PIL", "media")]  # what is heard and seen is judged on recordings
+    for package, extra in needed:
         if find_spec(package) is None:
             raise MissingExtraError(package, extra=extra)
 

@@ -74,13 +74,14 @@ export.add_command(engines)
 @click.option(
     "--target",
     "targets",
-    type=click.Choice(["onnxruntime", "openvino"]),
+    type=click.Choice(["onnxruntime", "onnxruntime-gpu", "openvino"]),
     multiple=True,
     default=("onnxruntime",),
     show_default=True,
     help="An engine that the bundle is for; may be given several times. openvino adds int8 weights (w8), with "
     "which it answers closer to fp32 than onnxruntime in int8 does: mechm analyze --engine openvino. What is heard and "
-    "seen is calibrated on the recordings, or on a shipped one.",
+    "seen is calibrated on the recordings, or on a shipped one. onnxruntime-gpu adds fp16 for NVIDIA GPUs, and bf16 "
+    "where fp16 overflows or changes answers: mechm analyze --engine onnxruntime-gpu. No GPU is needed here.",
 )
 @click.option(
     "--keep",
@@ -104,13 +105,14 @@ def bundle(
 ) -> None:
     """Export a preset in fp32 and below and check every part against torch.
 
-    A part's int8 form, and its w8 form for openvino, is kept where the answers stay the same (99 % of the labels, F1
-    within 0.005) and left out otherwise. An existing bundle is replaced only once the new one is whole. mechm bundle
-    split takes out of it what one deployment needs.
+    A part's int8 form, its w8 form for openvino, and its 16-bit form for onnxruntime-gpu are kept where the answers
+    stay the same (99 % of the labels, F1 within 0.005) and left out otherwise. An existing bundle is replaced only once
+    the new one is whole. mechm bundle split takes out of it what one deployment needs.
 
     \b
     mechm export bundle --preset small --out bundle
     mechm export bundle --out bundle --target onnxruntime --target openvino
+    mechm export bundle --out bundle --target onnxruntime-gpu
     mechm export bundle --out bundle --keep keep.json
     mechm export bundle --out bundle --trained runs/mine --conversations dev.txt --recording call.wav call.stm
     """

@@ -160,9 +160,10 @@ def test_what_was_written_verifies(report: BundleReport, trained: Path) -> None:
 
 def test_the_tiny_bundle_was_judged_fairly(tiny_bundle: Path, tiny_parts: Any, sharp: DecisionConfig) -> None:
     bundle = open_bundle(tiny_bundle)
-    tasks, refused = judging.judge(bundle, tiny_parts, shipped_check_set())
+    tasks, refused = judging.judge(bundle, judging.ask_torch(bundle, tiny_parts, shipped_check_set()))
     assert (refused, [task.problem for task in tasks]) == ({}, ["", ""])
-    tasks, refused = judging.judge(replace(bundle, decision=sharp), tiny_parts, shipped_check_set())
+    sharper = replace(bundle, decision=sharp)
+    tasks, refused = judging.judge(sharper, judging.ask_torch(sharper, tiny_parts, shipped_check_set()))
     assert ("fusion", "int8") in refused
     assert [task.problem for task in tasks] == ["", ""]
 
@@ -196,8 +197,8 @@ def test_the_parts_to_blame_are_found_and_no_others(
                         round(1 - n_changed / 132, 5), 1.0, 0.0)  # fmt: skip
 
     monkeypatch.setattr(judging, "compare", compare)
-    monkeypatch.setattr(judging, "ask_torch", lambda *_: None)
-    tasks, refused = judging.judge(open_bundle(tiny_bundle, check_hashes=False), tiny_parts, shipped_check_set())
+    nothing = judging.Reference(shipped_check_set(), (), ())
+    tasks, refused = judging.judge(open_bundle(tiny_bundle, check_hashes=False), nothing)
     assert refused.keys() == {(name, "int8") for name in expected}
     assert all(refused[name, "int8"].startswith(words) for name, words in expected.items()), refused
     assert [task.precision for task in tasks] == (["fp32"] if len(refused) == 5 else ["fp32", "int8"])
@@ -205,9 +206,10 @@ def test_the_parts_to_blame_are_found_and_no_others(
 
 def test_a_wrong_fp32_graph_is_never_left_in(folder: Path, tiny_parts: Any, sharp: DecisionConfig) -> None:
     plant(folder / "onnx/fusion.fp32.onnx", 1.0)
-    bundle = open_bundle(rewrite(folder, lambda _manifest: None))
+    bundle = replace(open_bundle(rewrite(folder, lambda _manifest: None)), decision=sharp)
+    reference = judging.ask_torch(bundle, tiny_parts, shipped_check_set())
     with pytest.raises(VerificationError, match=r"^fp32: \d+ of 132 labels differ"):
-        judging.judge(replace(bundle, decision=sharp), tiny_parts, shipped_check_set())
+        judging.judge(bundle, reference)
 
 
 # Failures on the way

@@ -152,7 +152,7 @@ def verify(folder: Path | None, key: Path | None) -> None:
 @click.option("--out", type=_File, required=True, metavar="DIR", help="The new bundle; one that is there is replaced.")
 @click.option(
     "--engine",
-    type=click.Choice(["onnxruntime", "openvino"]),
+    type=click.Choice(["onnxruntime", "onnxruntime-gpu", "openvino"]),
     default="onnxruntime",
     show_default=True,
     help="What will run it.",
@@ -184,6 +184,7 @@ def split(
     \b
     mechm bundle split bundle --out edge --precision int8 --llm none
     mechm bundle split bundle --out words --engine openvino --modalities text
+    mechm bundle split bundle --out gpu --engine onnxruntime-gpu
     """
     from mechm.cli.progress import steps_progress
     from mechm_export.deployment.split import Deployment, split_bundle

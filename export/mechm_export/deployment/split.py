@@ -26,7 +26,7 @@ from mechm_runtime.bundle import (
     manifest_id,
     open_bundle,
 )
-from mechm_runtime.engine import W8, EngineName
+from mechm_runtime.engine import HALF, W8, EngineName
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.senses import TOKENIZER_FILE
 
@@ -155,7 +155,7 @@ def _split_part(part: Mapping[str, Any], precision: str) -> dict[str, Any]:
 
 def _checks(checks: Mapping[str, Any], precisions: Mapping[str, str], answers_as_a_whole: bool) -> dict[str, Any]:
     """Checks of what is kept. Answers were checked with all parts: without one of them nobody knows."""
-    lowest = next((p for p in (W8, "int8") if p in precisions.values()), "fp32")
+    lowest = next((p for p in (W8, "int8", *HALF) if p in precisions.values()), "fp32")
     return {
         "values": [check for check in checks.get("values", ()) if precisions.get(check["part"]) == check["precision"]],
         "task": [check for check in checks.get("task", ()) if answers_as_a_whole and check["precision"] == lowest],

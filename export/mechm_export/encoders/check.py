@@ -16,11 +16,11 @@ import onnx
 
 from mechm_export.encoders.axes import Precision
 from mechm_export.encoders.part import MASK
-from mechm_export.encoders.rounded import RoundedRunner
 from mechm_export.gate.comparison import FP32_ATOL, compare_arrays
 from mechm_export.onnx_graph import check_signature
 from mechm_export.part import ExportPart, Feeds
 from mechm_export.precision.half import ELEMENT_TYPES
+from mechm_export.precision.rounded import RoundedRunner
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
 from mechm_runtime.errors import VerificationError
 

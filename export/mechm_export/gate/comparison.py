@@ -20,8 +20,9 @@ from mechm.evaluation import score_emotions, score_pairs
 from mechm_export.onnx_graph import check_signature
 from mechm_export.part import ExportPart
 from mechm_export.parts import ModelParts
+from mechm_export.precision.rounded import RoundedRunner
 from mechm_runtime.bundle import Bundle, PartFiles
-from mechm_runtime.engine import W8, EngineConfig, load_engine
+from mechm_runtime.engine import HALF, W8, EngineConfig, GraphRunner, load_engine
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import Analysis, Conversation, LabelledConversation
@@ -106,23 +107,27 @@ class TorchRunner:
 
 
 def check_values(part: ExportPart, path: Path, precision: str) -> ValueCheck:
-    """Compare a graph file with its module.
+    """Compare a graph file with its module: on the engine that runs it, or, in 16 bits, rounded as a GPU rounds it.
 
+    fp16 is run by onnxruntime on the CPU besides.
     Raises: VerificationError: names, axes or shapes differ, an output is not finite, or fp32 values differ by more than
         FP32_ATOL.
     """
     check_signature(part, path)
-    engine = load_engine(path, replace(engine_for(precision), n_threads=1))
+    runners: list[GraphRunner] = [RoundedRunner(path)] if precision in HALF else []
+    if precision != "bf16":  # of which onnxruntime has no kernels for CPUs
+        runners.append(load_engine(path, replace(engine_for(precision), n_threads=1)))
     random = np.random.default_rng(0)
     largest, cosine = 0.0, 1.0
     for sizes in part.trial_sizes:
         feeds = part.trial_inputs(sizes, random)
-        answers = engine.run(feeds)
         with one_torch_thread():
             reference = part.reference(feeds)
-        for name, expected in reference.items():
-            difference, alike = compare_arrays(f"{path.name}: {name} at {dict(sizes)}", expected, answers[name])
-            largest, cosine = max(largest, difference), min(cosine, alike)
+        for runner in runners:
+            answers = runner.run(feeds)
+            for name, expected in reference.items():
+                difference, alike = compare_arrays(f"{path.name}: {name} at {dict(sizes)}", expected, answers[name])
+                largest, cosine = max(largest, difference), min(cosine, alike)
     if precision == "fp32" and largest > FP32_ATOL:
         raise VerificationError(f"{path.name} differs from torch by {largest:.2e}, more than {FP32_ATOL:.0e}")
     return ValueCheck(part.name, precision, _significant(largest), round(cosine, 6), len(part.trial_sizes))

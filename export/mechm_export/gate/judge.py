@@ -11,15 +11,17 @@ from dataclasses import dataclass
 from mechm_export.data import check_conversations
 from mechm_export.gate.comparison import TaskCheck, check_task, engine_for, torch_pipeline
 from mechm_export.parts import ModelParts
-from mechm_runtime.bundle import Bundle
-from mechm_runtime.engine import W8
+from mechm_export.precision.rounded import RoundedRunner
+from mechm_runtime.bundle import Bundle, PartFiles
+from mechm_runtime.engine import HALF, W8, GraphRunner
 from mechm_runtime.errors import VerificationError
+from mechm_runtime.loading import PartLoader
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import Analysis, Conversation, LabelledConversation
 
 SHIPPED_SPLIT = "mechm check conversations"
 
-LOWER = ("int8", W8)
+LOWER = ("int8", W8, *HALF)
 """Precisions below fp32."""
 
 Graph = tuple[str, str]
@@ -62,35 +64,39 @@ def ask_torch(bundle: Bundle, model: ModelParts, checks: CheckSet) -> Reference:
     )
 
 
-def judge(bundle: Bundle, model: ModelParts, checks: CheckSet) -> tuple[list[TaskCheck], dict[Graph, str]]:
-    """Judge every precision; where a lower one as a whole is not good enough, find the parts to blame.
+def judge(bundle: Bundle, reference: Reference) -> tuple[list[TaskCheck], dict[Graph, str]]:
+    """Judge fp32, int8 and w8; where a lower one as a whole is not good enough, find the parts to blame.
 
     Returns: the checks of what is kept, and why the graphs that are refused are.
     Raises: VerificationError: fp32 changes answers.
     """
-    reference = ask_torch(bundle, model, checks)
     tasks = list(compare(bundle, reference, dict.fromkeys(bundle.parts, "fp32")))
     if wrong := problems_of(tasks):
         raise VerificationError(f"fp32: {'; '.join(wrong)}")
     refused: dict[Graph, str] = {}
-    for precision in (p for p in LOWER if any(p in part.files for part in bundle.parts.values())):
-        lower, reasons = _sift(bundle, reference, precision)
+    for precision in ("int8", W8):
+        lower, reasons = sift(
+            bundle, reference, {name: precision for name, part in bundle.parts.items() if precision in part.files}
+        )
         tasks += lower
         refused |= {(name, precision): reason for name, reason in reasons.items()}
     return tasks, refused
 
 
-def _sift(bundle: Bundle, reference: Reference, precision: str) -> tuple[list[TaskCheck], dict[str, str]]:
-    """Checks of the parts that may have this precision together, and part -> why others may not."""
-    names = [name for name, part in bundle.parts.items() if precision in part.files]
+def sift(bundle: Bundle, reference: Reference, wanted: Mapping[str, str]) -> tuple[list[TaskCheck], dict[str, str]]:
+    """Checks of the parts that may have these precisions together, and part -> why others may not.
+
+    wanted: part -> precision; all other parts are in fp32.
+    """
+    names = list(wanted)
     refused: dict[str, str] = {}
     alone: dict[str, list[TaskCheck]] = {}
     while len(refused) < len(names):
-        lower = list(compare(bundle, reference, _only(bundle, [n for n in names if n not in refused], precision)))
+        lower = list(compare(bundle, reference, _only(bundle, wanted, [n for n in names if n not in refused])))
         problems = problems_of(lower)
         if not problems:
             return lower, refused
-        alone = alone or {name: list(compare(bundle, reference, _only(bundle, [name], precision))) for name in names}
+        alone = alone or {name: list(compare(bundle, reference, _only(bundle, wanted, [name]))) for name in names}
         left = {name: checks for name, checks in alone.items() if name not in refused}
         blamed = {name: found[0] for name, checks in left.items() if (found := problems_of(checks))}
         if not blamed:  # each passes alone, together they are too much: the one that changes most goes
@@ -100,8 +106,8 @@ def _sift(bundle: Bundle, reference: Reference, precision: str) -> tuple[list[Ta
     return [], refused
 
 
-def _only(bundle: Bundle, names: Sequence[str], precision: str) -> dict[str, str]:
-    return {other: precision if other in names else "fp32" for other in bundle.parts}
+def _only(bundle: Bundle, wanted: Mapping[str, str], names: Sequence[str]) -> dict[str, str]:
+    return {other: wanted[other] if other in names else "fp32" for other in bundle.parts}
 
 
 def problems_of(tasks: Iterable[TaskCheck]) -> list[str]:
@@ -110,12 +116,31 @@ def problems_of(tasks: Iterable[TaskCheck]) -> list[str]:
 
 
 def compare(bundle: Bundle, reference: Reference, precisions: Mapping[str, str | None]) -> Iterator[TaskCheck]:
-    """Torch against the bundle's graphs, text first, recordings second; a precision of None is the part's default."""
+    """Torch against the bundle's graphs, text first, recordings second; a precision of None is the part's default.
+
+    What has 16 bits is rounded as a GPU rounds it. A check is named by the first of `LOWER` that is among the
+    precisions.
+    """
     name = next((lower for lower in LOWER if lower in precisions.values()), "fp32")
     name = "default" if None in precisions.values() else name
+    chosen = {part: precision or bundle.parts[part].default for part, precision in precisions.items()}
+    halves = {part: precision for part, precision in chosen.items() if precision in HALF}
+    engine = engine_for(name)
+    others = {part: precision for part, precision in chosen.items() if part not in halves}
+    loader = PartLoader(bundle, others, engine)
+
+    def load(part: PartFiles) -> GraphRunner:
+        half = halves.get(part.name)
+        return loader(part) if half is None else RoundedRunner(bundle.path(part.files[half]))
+
     # Reads all that it can and asks about everything, so that everything is judged.
     candidate = Pipeline(
-        bundle, precisions=precisions, engine=engine_for(name), modalities=bundle.modalities, asked_below=1.0
+        bundle,
+        precisions=others,
+        engine=engine,
+        modalities=bundle.modalities,
+        asked_below=1.0,
+        load_part=load if halves else None,
     )
     checks = reference.checks
     conversations = [one.conversation for one in checks.labelled]

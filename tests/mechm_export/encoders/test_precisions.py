@@ -21,10 +21,10 @@ from mechm_export.encoders.axes import Axes, check_opset, parse_axes
 from mechm_export.encoders.check import EncoderCheck, check_encoder, padding_difference
 from mechm_export.encoders.export import FILES, REPORT, EncoderReport, convert_graph, export_encoder
 from mechm_export.encoders.part import encoder_part
-from mechm_export.encoders.rounded import RoundedRunner
 from mechm_export.encoders.source import find_source
 from mechm_export.onnx_graph import export_graph
 from mechm_export.precision.lowering import lower_graph
+from mechm_export.precision.rounded import RoundedRunner
 from mechm_export.precision.tensor_types import element_types
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError

@@ -13,9 +13,9 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mechm_export.encoders.rounded import rounded
 from mechm_export.precision.half import LARGEST, HalfPrecision, lowerable, round_to, to_half
 from mechm_export.precision.lowering import LowerPrecision, lower_graph
+from mechm_export.precision.rounded import rounded
 from mechm_export.precision.static_int8 import quantizable, smoothed
 from mechm_runtime.engine import Engine, EngineConfig
 from mechm_runtime.errors import VerificationError
