@@ -203,6 +203,29 @@ def test_a_mean_over_time_stays_in_fp32() -> None:
     assert session.run(None, {"x": x})[0] == pytest.approx(np.ones((1, 4)), rel=1e-2)
 
 
+def test_inputs_and_outputs_of_16_bits_keep_them_where_roundings_are_computed() -> None:
+    """A Llama's memory of what it has read comes and goes in fp16."""
+    described = [helper.make_tensor_value_info(name, TensorProto.FLOAT16, ["n"]) for name in ("past", "twice", "more")]
+    nodes = [
+        helper.make_node("Add", ["past", "past"], ["twice"]),
+        helper.make_node("Add", ["twice", "past"], ["more"]),
+    ]
+    model = helper.make_model(
+        helper.make_graph(nodes, "memory", described[:1], described[1:]),
+        opset_imports=[helper.make_opsetid("", 18)],
+        ir_version=10,
+    )
+    twin = rounded(model)
+    assert [value.type.tensor_type.elem_type for value in (*twin.graph.input, *twin.graph.output)] == [10, 10, 10]
+    session = onnxruntime.InferenceSession(twin.SerializeToString(), providers=["CPUExecutionProvider"])
+    past = np.array([0.1, 1 / 3, 30000.0], np.float16)
+    twice, more = (np.asarray(value) for value in session.run(None, {"past": past}))
+    assert twice.dtype == more.dtype == np.float16
+    assert np.array_equal(twice, past + past)
+    with np.errstate(over="ignore"):
+        assert np.array_equal(more, past + past + past), "beyond its range it is infinite, as on a GPU"
+
+
 def test_branches_stay_in_fp32_and_read_what_is_lowered_around_them() -> None:
     bodies = {
         name: helper.make_graph(
