@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +31,10 @@ class OpenVinoEngine:
 
     def __init__(self, path: Path, config: EngineConfig) -> None:
         try:
-            from openvino import Core, Type
+            from openvino import Type
         except ImportError as error:
             raise MissingExtraError("openvino", extra="openvino") from error
-        core = Core()
+        core = _core()
         try:
             model = core.read_model(path)
             # Before it is compiled: afterwards a tensor has the names of all that it was found to equal.
@@ -78,3 +79,16 @@ class OpenVinoEngine:
             return {name: np.array(found[index]) for index, name in enumerate(self.output_names)}
         finally:
             self._requests.put(request)
+
+
+@cache
+def _core() -> Any:
+    """The process's one Core, which is never destroyed.
+
+    Where a processor has AMX, OpenVINO's CPU plugin gives the thread that loads it a stack for signals, and takes it
+    back where the last Core ends. Where that is in another thread, the first keeps what is no memory any more: the next
+    signal that Python handles, such as SIGTERM, ends the process with SIGSEGV (OpenVINO 2026.4).
+    """
+    from openvino import Core
+
+    return Core()

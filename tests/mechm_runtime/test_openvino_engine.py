@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -109,3 +110,25 @@ def test_a_bundle_that_was_not_made_for_it_runs_in_fp32_and_int8_is_refused(tiny
         assert one.probabilities == pytest.approx(other.probabilities, abs=1e-4)
     with pytest.raises(InputError, match="onnxruntime's own"):
         Pipeline.from_bundle(tiny_bundle, engine=OPENVINO, precision="int8")
+
+
+def test_an_engine_that_ends_in_another_thread_leaves_signals_alone(graph: Path) -> None:
+    """In a process of its own, since it dies of SIGSEGV otherwise, on processors with AMX."""
+    program = f"""
+import gc, signal, threading
+from pathlib import Path
+from mechm_runtime.engine import EngineConfig
+from mechm_runtime.openvino_engine import OpenVinoEngine
+
+handled = []
+signal.signal(signal.SIGTERM, lambda *_: handled.append(1))
+engines = [OpenVinoEngine(Path({str(graph)!r}), EngineConfig(n_threads=1, engine="openvino"))]
+thread = threading.Thread(target=lambda: (engines.clear(), gc.collect()))
+thread.start()
+thread.join()
+signal.raise_signal(signal.SIGTERM)
+assert handled == [1]
+"""
+    # With faulthandler Python handles signals on a stack of their own, as pytest and many services have it.
+    done = subprocess.run([sys.executable, "-X", "faulthandler", "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
