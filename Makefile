@@ -99,8 +99,8 @@ types: env ## mypy, strict: the packages, and the benchmarks as scripts
 contracts: env ## import-linter: which package may import which
 	$(BIN)/lint-imports --no-logo
 
-# One thread per process: the workers share the cores already, and thread pools on top of them only wait. OpenVINO has a
-# process of its own: where it was loaded, torch 2.13 crashed in bf16 training later (OpenVINO 2026.4).
+# One thread per process: the workers share the cores already, and thread pools on top of them only wait. OpenVINO
+# takes threads of its own for each graph, so it has a process for itself.
 pytest: env ## the tests alone; ARGS="-k name" to choose
 	$(if $(wildcard $(VLLM)/.installed),MECHM_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python) \
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(or $(ARGS),-m "not openvino")

@@ -19,7 +19,7 @@ SMALL = frozenset(("detector", "expression"))
 """Parts that compute in one thread: a second one takes a core from the encoders beside them and brings next to nothing
 (a frame of the detector 2.6 ms in one, 2.4 in two, measured)."""
 
-REMEMBERED = {"text": False, "audio": False, "scene": True, "expression": True}
+REMEMBERED = {"text": False, "audio": False, "scene": True, "detector": True, "expression": True}
 """Encoders whose answers are remembered where that is asked for, and whether frame by frame."""
 
 

@@ -112,7 +112,7 @@ class Pipeline:
         self.llm: Llm = self._chosen_llm(llm)
         if self.llm == "vllm-local" and self._engine_config.engine == "openvino":
             raise InputError(
-                "vLLM's torch and OpenVINO do not share a process safely", hint="run the graphs on onnxruntime"
+                "vLLM and OpenVINO have not been tried in one process", hint="run the graphs on onnxruntime"
             )
         self._adviser: Adviser | None = make_adviser(bundle, self.llm, server, self._fusion, self._engine, asked_below)
 
