@@ -85,7 +85,7 @@ def test_two_exports_are_one_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
     steps = done.stderr.splitlines()
     assert steps[0] == "loading weights"
     assert steps[-1] == f"comparing answers on {shipped_check_set().name}"
-    assert len(steps) == 12
+    assert len(steps) == 14
 
 
 def test_a_bundle_that_is_what_it_says(tiny_bundle: Path, run: Run) -> None:

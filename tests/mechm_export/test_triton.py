@@ -32,6 +32,7 @@ from mechm_runtime.perception import TEXT_WINDOWS_PER_RUN
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import Conversation
 
+PARTS = ("text", "audio", "scene", "detector", "expression", "fusion")
 ONE_THREAD = EngineConfig(n_threads=1)
 NUMPY = {"TYPE_FP32": np.float32, "TYPE_INT64": np.int64, "TYPE_BOOL": np.bool_}
 
@@ -58,7 +59,7 @@ def test_every_configuration_describes_its_graph(precision: str, repository_of: 
     """Names, dtypes and axes are the file's own: Triton refuses a model where they are not."""
     models = repository_of[precision]
     found = configs(models)
-    assert set(found) == {"mechm", *(f"mechm_{part}" for part in ("text", "audio", "scene", "expression", "fusion"))}
+    assert set(found) == {"mechm", *(f"mechm_{part}" for part in PARTS)}
     for name, config in found.items():
         assert config.name == name
         if name == "mechm":
@@ -104,7 +105,7 @@ def test_who_else_is_in_a_batch_changes_no_answer(repository_of: dict[str, Path]
             batched.setdefault(precision, set()).add(name)
             engine = Engine(models / name / "1" / "model.onnx", ONE_THREAD)
             feeds = {
-                tensor.name: some(random, 3, [d if d > 0 else 7 for d in tensor.dims], tensor)
+                tensor.name: some(random, 3, [d if d > 0 else 32 for d in tensor.dims], tensor)
                 for tensor in config.input
             }
             together = engine.run(feeds)
@@ -112,7 +113,7 @@ def test_who_else_is_in_a_batch_changes_no_answer(repository_of: dict[str, Path]
                 alone = engine.run({key: value[row : row + 1] for key, value in feeds.items()})
                 for output, values in alone.items():
                     np.testing.assert_allclose(values[0], together[output][row], rtol=1e-4, atol=1e-5)
-    assert batched == {"fp32": {f"mechm_{p}" for p in ("text", "audio", "scene", "expression", "fusion")}}
+    assert batched == {"fp32": {f"mechm_{p}" for p in PARTS}}
 
 
 def some(random: np.random.Generator, n: int, dims: Sequence[int], tensor: Any) -> Any:
