@@ -27,8 +27,6 @@ from mechm_runtime.types import Conversation, Utterance
 TURNS = (5, 20, 100)
 STREAMED_TURNS = 20
 """The last turn of a session whose utterances are streamed in."""
-AROUND = 2
-"""Turns before and after one of those that its latency is the median of; at the end, those before."""
 VOICE_S = 3.0
 HEARD_S = 0.5
 """Seconds of voice that are streamed in at once."""
@@ -51,7 +49,8 @@ class Spoken:
 
 @dataclass(frozen=True, slots=True)
 class Newest:
-    """Milliseconds from the end of an utterance to its answer. turn_ms: medians around each of `TURNS`, by turn."""
+    """Milliseconds from the end of an utterance to its answer. turn_ms: medians around each of `TURNS`, by turn; each
+    is over as many turns as the conversation has utterances, so that all of them are in each."""
 
     turn_ms: dict[str, float]
     latency: Latency
@@ -155,12 +154,17 @@ def _newest(own: Own, said: Sequence[Spoken], turns: Sequence[int], *, streamed:
         taken.append(_append(session, said[(turn - 1) % len(said)], turn, streamed=streamed))
         time.sleep(PAUSE_S)
         on_progress(name, turn, turns[-1])
-    around = {str(turn): taken[max(0, turn - 1 - AROUND) : turn + AROUND] for turn in turns}
     return Newest(
-        {turn: round(float(np.median(ms)), 3) for turn, ms in around.items()},
+        {str(turn): round(float(np.median(around(taken, turn, len(said)))), 3) for turn in turns},
         Latency.of(taken),
         round(session.n_bytes / 1e3, 1),
     )
+
+
+def around(taken: Sequence[float], turn: int, n: int) -> Sequence[float]:
+    """The n turns around one, or the n at the start or the end where it is near."""
+    first = max(0, min(turn - (n + 1) // 2, len(taken) - n))
+    return taken[first : first + n]
 
 
 def _together(own: Own, said: Sequence[Spoken], n_sessions: int) -> Together:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 
 from mechm_runtime.batching import PADDING, BatchConfig, BatchingRunner
 from mechm_runtime.bundle import Bundle, PartFiles
@@ -14,6 +15,7 @@ from mechm_runtime.cuda import GPU_ENGINE
 from mechm_runtime.engine import CPU, W8, EngineConfig, GraphRunner, load_engine
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.output_cache import CachedRunner, OutputCache
+from mechm_runtime.short_runs import MEL, SHORT_MEL_FRAMES, ShortRuns
 
 SMALL = frozenset(("detector", "expression"))
 """Parts that compute in one thread: a second one takes a core from the encoders beside them and brings next to nothing
@@ -74,8 +76,16 @@ class PartLoader:
             return load_part(self._bundle, part.name, name)
         precision = self.precision(part)
         self._check(part.name, precision)
-        config = replace(self._config, n_threads=1) if part.name in SMALL else self._config
-        return load_engine(self._bundle.path(part.files[precision]), config)
+        path, config = self._bundle.path(part.files[precision]), self._config
+        alone = replace(config, n_threads=1)
+        if part.name in SMALL:
+            return load_engine(path, alone)
+        reads_mel = any(tensor.name == MEL for tensor in part.inputs)
+        if reads_mel and config.threads > 1 and config.engine == "onnxruntime" and config.provider == CPU:
+            return ShortRuns(
+                partial(load_engine, path, alone), partial(load_engine, path, config), MEL, SHORT_MEL_FRAMES
+            )
+        return load_engine(path, config)
 
     def precision(self, part: PartFiles) -> str:
         """The precision that is loaded where the engine does not bring its own."""

@@ -12,6 +12,7 @@ import pytest
 from mechm.bench import scaling, session
 from mechm.bench.offline import run_offline
 from mechm.bench.server import MIN_QUERIES, arrival_times, run_server
+from mechm.bench.session import around
 from mechm.bench.single_stream import run_single_stream
 from mechm.bench.systems import Own, OwnConfig
 from mechm.bench.timing import Latency
@@ -212,7 +213,7 @@ def test_sessions_are_timed_turn_by_turn_and_at_once(tiny_bundle: Path, monkeypa
     assert measured.streamed is not None
     for newest in (measured.whole, measured.streamed):
         assert newest.latency.n == 6
-        assert newest.turn_ms["2"] == pytest.approx(np.median(newest.latency.samples_ms[:4]), abs=1e-3)
+        assert newest.turn_ms["2"] == pytest.approx(np.median(newest.latency.samples_ms[:3]), abs=1e-3)
         assert newest.turn_ms["6"] == pytest.approx(np.median(newest.latency.samples_ms[3:]), abs=1e-3)
         assert newest.session_kb > 1
     assert [at.n_sessions for at in measured.together] == [1, 3]
@@ -235,3 +236,12 @@ def test_what_is_said_in_a_session_lasts_three_seconds_and_never_repeats() -> No
     assert (first.utterance.id, second.utterance.id) == (1, 2)
     assert not np.array_equal(first.samples, second.samples)
     assert not np.array_equal(first.frames, second.frames)
+
+
+def test_turns_are_compared_over_the_same_utterances() -> None:
+    taken = list(range(1, 101))  # turn n took n ms
+    assert around(taken, 5, 10) == list(range(1, 11))
+    assert around(taken, 20, 10) == list(range(16, 26))
+    assert around(taken, 100, 10) == list(range(91, 101))
+    assert around(taken, 2, 10) == list(range(1, 11))
+    assert around(taken[:4], 3, 10) == [1, 2, 3, 4]
