@@ -4,9 +4,10 @@ Analyses one recording again and again with different numbers of threads inside 
 by side), in turns, and compares with the sum of the model runs: every graph run once more on the inputs it got, one
 after the other, with all threads inside the operators and nothing else going on.
 
-Limit to expect: with one lane the analysis takes the sum of the model runs plus features and faces, which are looked
-for by OpenCV, and what of the decoding is not hidden; with as many lanes as cores it can take less than the sum, since
-operators gain less from a second thread than encoders do from a second core. Prints a table and one JSON line.
+Limit to expect: with one lane the analysis takes the sum of the model runs, the face detector's among them, plus
+features, the scaling of frames and cutting out of faces, and what of the decoding is not hidden; with as many lanes as
+cores it can take less than the sum, since operators gain less from a second thread than encoders do from a second core.
+Prints a table and one JSON line.
 
     python benchmarks/overlap.py --bundle DIR sample/conversation.mp4 --transcript sample/conversation.srt
 """
