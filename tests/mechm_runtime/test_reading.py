@@ -158,7 +158,7 @@ def test_threads_and_processes_end_with_the_pipeline(tiny_bundle: Path, recordin
         until = time.monotonic() + 10
         while len(lanes_alive()) > before and time.monotonic() < until:
             time.sleep(0.01)
-        assert len(lanes_alive()) == before
+        assert len(lanes_alive()) <= before, "those of an earlier test may end meanwhile"
     assert all(process.poll() is not None for process in processes)
 
 
