@@ -100,7 +100,8 @@ contracts: env ## import-linter: which package may import which
 	$(BIN)/lint-imports --no-logo
 
 # One thread per process: the workers share the cores already, and thread pools on top of them only wait. OpenVINO
-# takes threads of its own for each graph, so it has a process for itself.
+# has a process for itself: it once ended others (mechm_runtime.openvino_engine says how), and all of it beside them was
+# not tried since.
 pytest: env ## the tests alone; ARGS="-k name" to choose
 	$(if $(wildcard $(VLLM)/.installed),MECHM_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python) \
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(or $(ARGS),-m "not openvino")

@@ -19,7 +19,7 @@ from mechm_runtime.short_runs import MEL, SHORT_MEL_FRAMES, ShortRuns
 
 SMALL = frozenset(("detector", "expression"))
 """Parts that compute in one thread: a second one takes a core from the encoders beside them and brings next to nothing
-(a frame of the detector 2.6 ms in one, 2.4 in two, measured)."""
+(a frame of the detector 2.4 ms in one and 2.3 in two, `benchmarks/second_thread.py`, Intel Xeon, onnxruntime 1.32)."""
 
 REMEMBERED = {"text": False, "audio": False, "scene": True, "detector": True, "expression": True}
 """Encoders whose answers are remembered where that is asked for, and whether frame by frame."""

@@ -1,7 +1,8 @@
 """A graph that computes short inputs in one thread and long ones in several.
 
-Short ones take no longer so, and leave the other cores to the encoders beside: a voice of 3 s takes 7.0 ms in one
-thread, 7.5 ms and half as much of the processor's time again in two (small, int8, two cores).
+Short ones take no longer so, and leave the other cores to the encoders beside: a voice of 3 s takes 6.8 ms in one
+thread, 7.3 ms and half as much of the processor's time again in two (`benchmarks/second_thread.py`, preset small, int8,
+Intel Xeon with two cores, onnxruntime 1.32).
 """
 
 from __future__ import annotations

@@ -137,12 +137,16 @@ def lanes_alive() -> list[threading.Thread]:
 
 
 def test_threads_and_processes_end_with_the_pipeline(tiny_bundle: Path, recording: Conversation) -> None:
-    before = len(lanes_alive())
+    before = set(lanes_alive())  # an earlier test's pipeline may be collected, and its lanes end, while this one runs
+
+    def started() -> set[threading.Thread]:
+        return set(lanes_alive()) - before
+
     processes = []
     for forget in (False, True):
         pipeline = Pipeline.from_bundle(tiny_bundle, engine=EngineConfig(n_threads=1, n_lanes=2))
         pipeline.analyze(recording)
-        assert len(lanes_alive()) > before
+        assert started()
         (reader,) = pipeline._readers._idle
         assert reader._process is not None
         processes.append(reader._process)
@@ -156,9 +160,9 @@ def test_threads_and_processes_end_with_the_pipeline(tiny_bundle: Path, recordin
             assert answer(pipeline.analyze(recording)), "it serves again after it was closed"
             pipeline.close()
         until = time.monotonic() + 10
-        while len(lanes_alive()) > before and time.monotonic() < until:
+        while started() and time.monotonic() < until:
             time.sleep(0.01)
-        assert len(lanes_alive()) <= before, "those of an earlier test may end meanwhile"
+        assert started() == set()
     assert all(process.poll() is not None for process in processes)
 
 

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
+from mechm.data.features import TorchPart
 from mechm.model.build import (
     build_audio_encoder,
     build_network,
@@ -23,24 +22,6 @@ from mechm.model.detector import YuNet
 from mechm.model.expression import ExpressionNetwork
 from mechm.weights import weights_path
 from mechm_runtime.bundle import Bundle
-
-
-class TorchRunner:
-    """A module run as a graph is: arrays by input name to arrays by output name, without gradients.
-
-    inputs, outputs: names, in the order of the module's arguments and of what it returns.
-    """
-
-    def __init__(self, module: Any, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
-        self._module, self._inputs, self._outputs = module, inputs, outputs
-
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Run it once."""
-        tensors = [torch.from_numpy(np.ascontiguousarray(inputs[name])) for name in self._inputs]
-        with torch.inference_mode():
-            answer = self._module(*tensors)
-        given = (answer,) if isinstance(answer, torch.Tensor) else tuple(answer)
-        return {name: value.numpy() for name, value in zip(self._outputs, given, strict=False)}
 
 
 def load_modules(bundle: Bundle, trained: Path | None) -> dict[str, nn.Module]:
@@ -64,13 +45,14 @@ def load_modules(bundle: Bundle, trained: Path | None) -> dict[str, nn.Module]:
     return {name: module.eval() for name, module in modules.items()}
 
 
-def as_runners(bundle: Bundle, modules: Mapping[str, Any]) -> dict[str, TorchRunner]:
+def as_runners(bundle: Bundle, modules: Mapping[str, Any]) -> dict[str, TorchPart]:
     """The modules with the names of the bundle's inputs and outputs."""
     return {
-        name: TorchRunner(
+        name: TorchPart(
             module,
-            tuple(one.name for one in bundle.parts[name].inputs),
-            tuple(one.name for one in bundle.parts[name].outputs),
+            [one.name for one in bundle.parts[name].inputs],
+            [one.name for one in bundle.parts[name].outputs],
+            torch.device("cpu"),
         )
         for name, module in modules.items()
     }

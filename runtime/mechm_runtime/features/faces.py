@@ -36,7 +36,8 @@ class FaceConfig:
     max_faces: the largest this many are kept.
     min_score: detections below are dropped. Measured on group photographs and a phone video at `detection_side` 480:
         every face scored 0.87 or more, the only false alarm 0.62.
-    detection_side: pixels to which a larger frame's longer side is scaled for the search; 480 costs half of 640.
+    detection_side: pixels to which a larger frame's longer side is scaled for the search; the network takes 2.4 ms at
+        480 and 4.3 at 640 (`benchmarks/second_thread.py`, one thread of an Intel Xeon).
     min_side_px: faces whose box has a shorter side in the frame are dropped: they hold no expression.
     overlap: intersection over union above which two detections are one face.
     margin: added on every side of the squared box, as a part of its side (fer adds 10 pixels to about 100).

@@ -11,8 +11,8 @@ class SessionConfig:
 
     turns: utterances that a later one can still change; older ones are final and forgotten.
     text_tokens: tokens of the newest utterances that the text encoder reads together with each new one. With 80 the
-        hundredth utterance takes as long as the fifth (`mechm bench`). With 128 it takes 1.2 times as long, and on ECF
-        `dev` F1 is 0.002 higher at once, 0.006 at the end (`benchmarks/streaming.py`, int8, with the Llama).
+        hundredth utterance takes as long as the fifth (`mechm bench`). With 128, which cost more in long conversations,
+        F1 on ECF `dev` is 0.002 higher at once, 0.006 at the end (`benchmarks/streaming.py`, int8, with the Llama).
     llm_tokens: tokens that the Llama's view may grow to, the questions included; then it starts anew.
     llm_turns: the utterances that it starts anew with.
     revised_turns: utterances before the newest that the Llama is asked about again. On ECF `dev` answers are as good
