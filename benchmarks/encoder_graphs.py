@@ -30,6 +30,7 @@ from mechm_export.precision.static_int8 import quantize_static_int8
 from mechm_runtime.bundle import Bundle
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner, load_engine
 from mechm_runtime.errors import MechmError
+from mechm_runtime.openvino_engine import shared_core
 
 EVA: dict[str, Any] = {
     "hidden_size": 1408,
@@ -231,12 +232,11 @@ class OpenVinoBf16:
     """An fp32 graph, computed in bfloat16 where the processor does that."""
 
     def __init__(self, path: Path, n_threads: int) -> None:
-        from openvino import Core
-
+        core = shared_core()
         config = {"INFERENCE_NUM_THREADS": n_threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": "bf16"}
-        model = Core().read_model(path)
+        model = core.read_model(path)
         self.names = [[v.get_any_name() for v in values] for values in (model.inputs, model.outputs)]
-        self.request = Core().compile_model(model, "CPU", config | {"ENABLE_CPU_PINNING": False}).create_infer_request()
+        self.request = core.compile_model(model, "CPU", config | {"ENABLE_CPU_PINNING": False}).create_infer_request()
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
         """Arrays by input name to arrays by output name."""

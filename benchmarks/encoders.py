@@ -1,6 +1,7 @@
 """How fast, how large and how alike is an exported encoder, against torch eager and torch.compile in one process?
 
     python benchmarks/encoders.py [--encoder NAME ...] [--bundle DIR] [--optimum .venv-optimum/bin/python] [--quick]
+                                  [--out benchmarks/results/encoders.json]
 
 A row is a graph: of onnxruntime in the precisions of `mechm export encoder`; of OpenVINO in bfloat16, with int8 weights
 and activations quantized as they come, and with scales from real inputs (static); and, with --optimum, of optimum-cli
@@ -15,7 +16,8 @@ A latency is the median of --repeats calls, the engines taking turns; a ratio is
 same input. Where a rival's graph takes one size alone, as optimum's Whisper does 30 s, its input is padded to that.
 torch.compile needs a C++ compiler, and compiles for every size anew (--no-compile leaves it out). eva-clip-g has 1 B
 parameters and is measured only where it is named: 8 GB of disk, and in fp32 8.5 GB of memory at its peak with
---no-latency. --quick takes those with real weights, batch 1, one thread and 3 repeats.
+--no-latency. --quick takes those with real weights, batch 1, one thread and 3 repeats. --out keeps the rows, encoder by
+encoder, and writes a page of tables beside them.
 
 Limits to expect, AVX512-VNNI: int8 3.5 times torch eager.
 """
@@ -50,6 +52,7 @@ from encoder_graphs import (
     optimum_graphs,
     padded,
 )
+from encoder_results import keep
 
 from mechm_export.encoders.axes import PRECISIONS
 from mechm_export.encoders.part import MASK
@@ -59,6 +62,7 @@ from mechm_runtime.engine import GraphRunner
 
 REAL = tuple(name for name, encoder in ENCODERS.items() if encoder.part)
 TARGETS = ("onnxruntime", "openvino")
+COMMAND = "python benchmarks/encoders.py --bundle DIR --optimum .venv-optimum/bin/python"
 
 
 def main() -> None:
@@ -79,7 +83,11 @@ def main() -> None:
             if given.optimum is not None:
                 print(f"{name}: optimum-cli", file=sys.stderr)
                 candidates += optimum_graphs(subject, given.optimum, Path(folder), notes)
-            rows += [c.row for c in candidates] if given.no_latency else _timed(subject, candidates, given)
+            measured = [c.row for c in candidates] if given.no_latency else _timed(subject, candidates, given)
+        rows += measured
+        if given.out is not None:
+            of_it = [note for note in notes if note.startswith(f"{name}:")]
+            print(f"wrote {keep(given.out, measured, of_it, COMMAND)}", file=sys.stderr)
     _print(rows, notes, bundle)
 
 
@@ -96,6 +104,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument("--no-latency", action="store_true")
     parser.add_argument("--quick", action="store_true")
+    parser.add_argument("--out", type=Path, metavar="FILE.json", help="keep the rows, beside those of other encoders")
     given = parser.parse_args()
     given.encoder = given.encoder or (REAL if given.quick else [*list(ENCODERS)[:-1]])
     given.batch = given.batch or ([1] if given.quick else [1, 8])

@@ -34,7 +34,7 @@ class OpenVinoEngine:
             from openvino import Type
         except ImportError as error:
             raise MissingExtraError("openvino", extra="openvino") from error
-        core = _core()
+        core = shared_core()
         try:
             model = core.read_model(path)
             # Before it is compiled: afterwards a tensor has the names of all that it was found to equal.
@@ -82,7 +82,7 @@ class OpenVinoEngine:
 
 
 @cache
-def _core() -> Any:
+def shared_core() -> Any:
     """The process's one Core, which is never destroyed.
 
     Where a processor has AMX, OpenVINO's CPU plugin gives the thread that loads it a stack for signals, and takes it
