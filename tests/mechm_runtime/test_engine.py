@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 
@@ -130,3 +132,23 @@ def test_a_graph_needs_no_file_once_it_is_loaded(graph: Path, faces: np.ndarray,
     before = engine.run({"pixel_values": faces})["expression_logits"]
     copy.unlink()
     assert np.array_equal(engine.run({"pixel_values": faces})["expression_logits"], before)
+
+
+def test_a_sum_and_the_normalization_behind_it_stay_apart(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    optimized = tmp_path / "optimized.onnx"
+    load = onnxruntime.InferenceSession
+
+    def operators(*, as_asked: bool) -> set[str]:
+        def and_save(path: str, options: onnxruntime.SessionOptions, **asked: Any) -> onnxruntime.InferenceSession:
+            options.optimized_model_filepath = str(optimized)
+            return load(path, options, **asked | ({} if as_asked else {"disabled_optimizers": None}))
+
+        monkeypatch.setattr(onnxruntime, "InferenceSession", and_save)
+        Engine(tiny_bundle / "onnx/text.fp32.onnx", EngineConfig(n_threads=1))
+        return {node.op_type for node in onnx.load(optimized).graph.node}
+
+    joined, apart = operators(as_asked=False), operators(as_asked=True)
+    assert joined - apart == {"SkipLayerNormalization"}, "onnxruntime still joins them by itself, under the same name"
+    assert "LayerNormalization" in apart
