@@ -237,6 +237,25 @@ def test_an_unfinished_iterator_blocks_neither_its_thread_nor_the_end(sound: Pat
         next(segments)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a pipe holds what it holds")
+def test_decoding_goes_on_while_its_reader_does_something_else(sound: Path) -> None:
+    import fcntl
+    import termios
+
+    n_bytes = 2 * 16_000 * 4
+    with MediaReader() as reader:
+        segments = reader.iter_segments(sound, [(0.0, 2.0)] * 6)
+        next(segments)
+        assert reader._process is not None
+        assert reader._process.stdout is not None
+        until_s = time.monotonic() + 10
+        waiting = 0
+        while waiting < 5 * n_bytes - 8192 and time.monotonic() < until_s:
+            (waiting,) = struct.unpack("i", fcntl.ioctl(reader._process.stdout, termios.FIONREAD, b"1234"))
+        assert waiting >= 5 * n_bytes - 8192, "all of the rest but what the reader has buffered"
+        assert len(list(segments)) == 5
+
+
 def worker_pid_of(reader: MediaReader) -> int:
     """The running process of a reader that is in the middle of an answer (`start` would wait for it)."""
     assert reader._process is not None

@@ -20,7 +20,7 @@ from contextlib import contextmanager, suppress
 from io import BufferedIOBase
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import IO, Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,6 +41,9 @@ from mechm_runtime.media.segments import SAMPLE_RATE, MediaInfo, MediaSegments, 
 
 MAX_FRAMES_PER_SPAN = 64
 MAX_TEXT = 300
+PIPE_BYTES = 1 << 20
+"""What the decoding process may be ahead of its reader, where the system lets a pipe hold it (Linux: 64 KiB by itself).
+Three frames are 2 MB: with less, each of them waits many times for the other on busy cores."""
 EXIT_S = 1.0  # a process whose pipe has closed needs milliseconds to end
 
 PASSED_ON = (
@@ -262,6 +265,7 @@ class MediaReader:
                 stderr=subprocess.DEVNULL,
                 env=environment,
             )
+            _widen(self._process.stdout)
         return self._process
 
     def _kill(self) -> None:
@@ -274,6 +278,15 @@ class MediaReader:
                 with suppress(BrokenPipeError):  # a request that it did not live to read
                     stream.close()
         process.wait()
+
+
+def _widen(pipe: IO[bytes] | None) -> None:
+    """Let a pipe hold `PIPE_BYTES`, where there is that and the user's pipes may."""
+    with suppress(ImportError, AttributeError, OSError):
+        import fcntl
+
+        if pipe is not None:
+            fcntl.fcntl(pipe.fileno(), fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 class _RefusalError(Exception):
