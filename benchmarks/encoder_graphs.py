@@ -29,7 +29,7 @@ from mechm_export.precision.quantize import quantize_weights
 from mechm_export.precision.static_int8 import quantize_static_int8
 from mechm_runtime.bundle import Bundle
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner, load_engine
-from mechm_runtime.errors import MechmError
+from mechm_runtime.errors import MechmError, VerificationError
 from mechm_runtime.openvino_engine import shared_core
 
 EVA: dict[str, Any] = {
@@ -277,7 +277,7 @@ def _candidate(
 ) -> Candidate:
     """Compare a graph with torch on what is judged.
 
-    Raises: MechmError: it does not load.
+    Raises: MechmError: it does not load, or answers something else.
     """
     runner, part, name = engine(1), subject.part, subject.part.outputs[0].name
     random = np.random.default_rng(0)
@@ -286,6 +286,8 @@ def _candidate(
     for feeds in judged:
         asked = padded(part, feeds, fixed or {})
         expected, found = (np.asarray(one.run(asked)[name], np.float32) for one in (TorchRunner(part), runner))
+        if expected.shape != found.shape:
+            raise VerificationError(f"it answers {found.shape[-1]} values, torch {expected.shape[-1]}")
         dots = np.einsum("bd,bd->b", expected, found)
         lengths = np.linalg.norm(expected, axis=1) * np.linalg.norm(found, axis=1)
         largest = max(largest, float(np.abs(expected - found).max()))
