@@ -1,6 +1,8 @@
 """MLPerf's single stream: one query after the other, each as soon as the last is answered; ours and rivals in turns.
 
 A round has every rival once and ours several times between them, so that a machine that slows down slows them all.
+After a rival there is a pause: vLLM's server goes on spinning for about a second after it has answered, on the cores of
+whoever comes next.
 Speed against a rival is the median over the rounds of its time over the median of ours in the same round.
 """
 
@@ -17,6 +19,8 @@ from mechm.bench.timing import Latency
 from mechm_runtime.types import Conversation
 
 Progress = Callable[[str, int, int], None]
+
+PAUSE_S = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +87,11 @@ def run_single_stream(
     n_rounds: int,
     n_repeats: int,
     on_progress: Progress,
+    pause_s: float = PAUSE_S,
 ) -> SingleStream:
     """Measure prepared systems.
 
-    n_rounds: queries a rival. n_repeats: queries of each of ours, at least one a round.
+    n_rounds: queries a rival. n_repeats: queries of each of ours, at least one a round. pause_s: after a rival's.
     """
     measured = []
     for done, system in enumerate((*own, *rivals)):
@@ -96,6 +101,8 @@ def run_single_stream(
         first_ms = 1000 * (time.perf_counter() - start)
         labels = tuple(u.emotion for u in analysis.utterances)
         measured.append(_Measured(system, round(first_ms, 3), labels, [], {}))
+        if system in rivals:
+            time.sleep(pause_s)
     ours, theirs = measured[: len(own)], measured[len(own) :]
     share = max(1, -(-n_repeats // n_rounds))
     for number in range(n_rounds):
@@ -109,6 +116,7 @@ def run_single_stream(
             # The rivals' turns lie evenly between ours.
             while waiting and (len(theirs) - len(waiting) + 1) * share <= (turn + 1) * len(theirs):
                 waiting.pop(0).run(conversation)
+                time.sleep(pause_s)
     on_progress("single stream", n_rounds, n_rounds)
     return SingleStream(
         described,

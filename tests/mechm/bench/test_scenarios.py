@@ -91,7 +91,9 @@ def test_what_is_analysed_is_said() -> None:
 def test_rivals_take_their_turns_between_ours_and_are_compared_round_by_round() -> None:
     log: list[str] = []
     quick, slow, slower = Sleeper("quick", 0.004, log), Sleeper("slow", 0.02, log), Sleeper("slower", 0.04, log)
-    measured = run_single_stream([quick], [slow, slower], TALK, "x", n_rounds=2, n_repeats=8, on_progress=silent)
+    measured = run_single_stream(
+        [quick], [slow, slower], TALK, "x", n_rounds=2, n_repeats=8, on_progress=silent, pause_s=0.0
+    )
     assert log[:3] == ["quick", "slow", "slower"]  # the first queries, not counted
     one_round = ["quick", "quick", "slow", "quick", "quick", "slower"]
     assert log[3:] == one_round * 2
@@ -107,10 +109,19 @@ def test_rivals_take_their_turns_between_ours_and_are_compared_round_by_round() 
 
 
 def test_labels_are_compared_with_those_of_ours() -> None:
-    measured = run_single_stream(
-        [Sleeper("a", 0.0)], [Sleeper("b", 0.0, label="anger")], TALK, "x", n_rounds=1, n_repeats=1, on_progress=silent
-    )
+    sleepers = [Sleeper("a", 0.0)], [Sleeper("b", 0.0, label="anger")]
+    measured = run_single_stream(*sleepers, TALK, "x", n_rounds=1, n_repeats=1, on_progress=silent, pause_s=0.0)
     assert [(one.same_labels, one.n_utterances) for one in measured.systems] == [(3, 3), (0, 3)]
+
+
+def test_a_rivals_server_is_given_time_to_come_to_rest() -> None:
+    def seconds(pause_s: float) -> float:
+        sleepers = [Sleeper("a", 0.0)], [Sleeper("b", 0.0), Sleeper("c", 0.0)]
+        start = time.perf_counter()
+        run_single_stream(*sleepers, TALK, "x", n_rounds=2, n_repeats=2, on_progress=silent, pause_s=pause_s)
+        return time.perf_counter() - start
+
+    assert seconds(0.1) > 0.6 > seconds(0.0)  # after each of two rivals: its first query, and two rounds
 
 
 def test_offline_counts_what_all_workers_get_done() -> None:
