@@ -1,7 +1,7 @@
 """How fast, how large and how alike is an exported encoder, against torch eager and torch.compile in one process?
 
     python benchmarks/encoders.py [--encoder NAME ...] [--bundle DIR] [--optimum .venv-optimum/bin/python] [--quick]
-                                  [--out benchmarks/results/encoders.json]
+                                  [--out benchmarks/results/encoders/2-cores.json]
 
 A row is a graph: of onnxruntime in the precisions of `mechm export encoder`; of OpenVINO in bfloat16, with int8 weights
 and activations quantized as they come, and with scales from real inputs (static); and, with --optimum, of optimum-cli
