@@ -7,17 +7,18 @@ one compute capability with TensorRT-RTX. Seconds are wall-clock of `build_engin
 conversion is beside them. There is no limit to expect but the disk's for the size: an engine holds its weights. int8 is
 built of the parts that words reach.
 
-The preset `small` for compute capability 89, TensorRT-RTX 1.7.1.116, onnxruntime 1.32, two cores of an AMD EPYC that
-other work kept busy; engine in MB, and seconds to build:
+The preset `small` for compute capability 89, TensorRT-RTX 1.7.1.116, onnxruntime 1.32, two cores of an Intel Xeon;
+engine in MB, and seconds to build:
 
-    part            fp32           fp16           bf16           int8
-    text         443.8  10.8    226.0   8.9                   190.0  17.8
-    audio         37.5   2.0     20.4   1.8     20.4   2.2
-    scene         69.9   4.8     35.8   3.4     36.1   3.6
-    expression     0.5   0.3      0.4   0.4      1.1   0.2
-    fusion        12.5   2.5      8.5   2.4      8.5   2.4      8.5   3.2
+    part            fp32          fp16          bf16          int8
+    text         443.8  3.0    226.0  2.1    226.0  2.1    190.0  2.3
+    audio         37.5  0.6     19.2  0.5     19.2  0.6
+    scene         69.9  1.1     35.8  1.0     36.1  1.0
+    detector       1.2  0.4      1.1  0.4      1.5  0.4
+    expression     0.5  0.1      0.4  0.1      1.1  0.1
+    fusion        12.5  0.7      8.5  0.7      8.5  0.7      8.5  0.8
 
-The text encoder's int8 has its embeddings in fp32 and took 107 s to convert, its calibration above all.
+The text encoder's int8 has its embeddings in fp32 and took 20 s to convert, its calibration above all.
 """
 
 from __future__ import annotations
