@@ -30,6 +30,8 @@ from mechm_export.precision.static_int8 import quantize_static_int8
 from mechm_runtime.bundle import Bundle
 from mechm_runtime.engine import Engine, EngineConfig, GraphRunner, load_engine
 from mechm_runtime.errors import MechmError, VerificationError
+from mechm_runtime.features.scene import SceneConfig, scene_pixels
+from mechm_runtime.media import read_segments
 from mechm_runtime.openvino_engine import shared_core
 
 EVA: dict[str, Any] = {
@@ -153,13 +155,32 @@ def export_subject(name: str, folder: Path, precisions: Sequence[Any], bundle: B
         on_progress=peak.on_progress,
     )
     source = find_source(str(model), modality=encoder.modality)
-    real = real_inputs(source, report.part, conversations) or _recorded(encoder.part, bundle)
+    real = real_inputs(source, report.part, conversations)
+    if not real:
+        real = _recorded(encoder.part, bundle) if encoder.part else _of_recordings(report.part)
     return Subject(name, source, report, peak.gb, out, real[::2], real[1::2])
+
+
+def _of_recordings(part: ExportPart) -> list[Feeds]:
+    """Voices, normalized, or a frame of each utterance of the shipped recording."""
+    given = part.inputs[0]
+    feeds: list[Feeds] = []
+    for conversation in check_recordings():
+        assert conversation.media is not None  # noqa: S101 (they are recordings)
+        spans = [(u.start_s or 0.0, u.end_s or 0.0) for u in conversation.utterances]
+        for segment in read_segments(conversation.media, spans, n_frames=1).segments:
+            if given.name == "pixel_values" and segment.frames is not None:
+                pixels = scene_pixels(segment.frames[0], SceneConfig(image_size=int(given.axes[-1])))
+                feeds.append({given.name: pixels[None]})
+            elif given.name == "input_values" and segment.samples is not None:
+                samples = (segment.samples - segment.samples.mean()) / segment.samples.std()
+                feeds.append({given.name: samples[None], MASK: np.ones((1, len(samples)), np.int64)})
+    return feeds
 
 
 def _recorded(part: str, bundle: Bundle | None) -> list[Feeds]:
     """What the bundle's voice and picture parts are given of the shipped recording, as an encoder's inputs."""
-    if bundle is None or not part:
+    if bundle is None:
         return []
     found = recorded_inputs(bundle, check_recordings(), [part])[part]
     if part != "audio":
@@ -187,7 +208,7 @@ def openvino_graphs(subject: Subject, notes: list[str]) -> Iterator[Candidate]:
         "int8": lambda path: quantize_weights(fp32, path, replace(part.int8, tokens=False), subject.calibration)
     }
     if subject.calibration:
-        makers["static"] = lambda path: quantize_static_int8(fp32, path, subject.calibration)
+        makers["static"] = lambda path: quantize_static_int8(fp32, path, subject.calibration, _waveform_layers(subject))
     else:
         notes.append(f"{subject.name}: no static int8 without real inputs")
     for precision, make in makers.items():
@@ -198,6 +219,14 @@ def openvino_graphs(subject: Subject, notes: list[str]) -> Iterator[Candidate]:
         made_s = time.perf_counter() - start
         engine = _loader(path, "openvino")
         yield _candidate(subject, "openvino", precision, path, seconds + made_s, max(gb, peak.read()), engine)
+
+
+def _waveform_layers(subject: Subject) -> list[str]:
+    """The convolutions of an encoder that reads samples: one scale for all of a waveform rounds quiet ones to zero."""
+    if subject.part.inputs[0].name != "input_values":
+        return []
+    graph = onnx.load(subject.out / FILES["fp32"], load_external_data=False).graph
+    return [node.name for node in graph.node if node.op_type == "Conv"]
 
 
 def optimum_graphs(subject: Subject, python: Path, folder: Path, notes: list[str]) -> Iterator[Candidate]:

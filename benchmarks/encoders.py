@@ -9,8 +9,8 @@ in fp32 and int8, made in an environment of its own (`make optimum`), run by the
 
 mpnet, whisper-tiny and dinov2-small have real weights (`mechm weights fetch --preset small`); clip-base, siglip-base,
 hubert-base, wavlm-base and eva-clip-g random ones at their real shapes, which makes cosines optimistic: only the former
-say what a precision costs. Graphs are compared with torch on real inputs where there are any (sentences for mpnet; what
-the bundle --bundle makes of the shipped recording for the other two), on random ones else; calibrated on other ones.
+say what a precision costs. Graphs are compared with torch on real inputs, and calibrated on others: sentences for mpnet
+or the shipped recording (for whisper-tiny and dinov2-small as the bundle --bundle prepares it; random without one).
 
 A latency is the median of --repeats calls, the engines taking turns; a ratio is torch eager's over the graph's, at the
 same input. Where a rival's graph takes one size alone, as optimum's Whisper does 30 s, its input is padded to that.

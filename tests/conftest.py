@@ -26,10 +26,14 @@ BUNDLE_SOURCES = (
     "runtime/mechm_runtime/features",
     *(
         f"runtime/mechm_runtime/{module}.py"
-        for module in ("bundle", "combination", "decision", "pipeline", "questions", "text", "types")
+        for module in (
+            *("bundle", "combination", "decision", "engine", "fusion", "perception", "pipeline", "questions", "text"),
+            "types",
+        )
     ),
 )
-"""What a bundle's content depends on, besides base weights (pinned), trained weights and `BUNDLE_PACKAGES`."""
+"""What a bundle's content depends on, measurements of it too, besides base weights (pinned), trained weights and
+`BUNDLE_PACKAGES`."""
 
 BUNDLE_PACKAGES = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 KEPT_BUNDLES_S = 2 * 3600
