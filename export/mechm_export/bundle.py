@@ -33,7 +33,7 @@ from mechm_export.parts import ModelParts, build_parts
 from mechm_export.precision.quantize import quantize_int8, quantize_weights, same_layers
 from mechm_export.precision.static_int8 import quantize_static_int8
 from mechm_export.staging import check_target, put_in_place, staged, written
-from mechm_runtime.bundle import LLAMA, Bundle, file_sha256, open_bundle
+from mechm_runtime.bundle import ACCEPTED, LLAMA, Bundle, file_sha256, open_bundle
 from mechm_runtime.cuda import GPU_ENGINE
 from mechm_runtime.engine import HALF, W8
 from mechm_runtime.errors import InputError, MissingExtraError, VerificationError
@@ -62,6 +62,12 @@ class BundleReport:
         """Where answers differ from torch's by more than the gate allows."""
         return problems_of(self.tasks)
 
+    @property
+    def accepted(self) -> dict[Graph, str]:
+        """What is wrong with graphs that were written all the same."""
+        found = self.bundle.manifest["checks"].get(ACCEPTED, ())
+        return {(one["part"], one["precision"]): one["reason"] for one in found}
+
 
 def export_bundle(
     preset: str,
@@ -73,6 +79,7 @@ def export_bundle(
     check_set: CheckSet | None = None,
     targets: Collection[Target] = DEFAULT_TARGETS,
     keep: Sequence[Proposal] = (),
+    accept_quality_loss: bool = False,
     on_step: Step | None = None,
 ) -> BundleReport:
     """Export a preset to a bundle folder.
@@ -85,6 +92,7 @@ def export_bundle(
         are for onnxruntime-gpu, w8 is for openvino: for these two what is heard and seen is judged, and for openvino
         calibrated, on the check set's recordings, or on the shipped one.
     keep: layers that stay in fp32 in the int8 of their parts.
+    accept_quality_loss: write precisions that change too many answers too, and what they change into the manifest.
     Raises: InputError: `keep` speaks of another graph, or of a part that has no such layers. MissingExtraError: a
         target is not installed. BundleError: `out` exists and is not a bundle, or cannot be
         written. WeightsError: weights are missing. VerificationError: fp32 does not match torch.
@@ -133,19 +141,26 @@ def export_bundle(
             write_manifest(staging, model, precisions, values, [])
         step(f"comparing answers on {checks.name}")
         reference = ask_torch(open_bundle(staging, check_hashes=False), model, checks)
-        tasks, failed = judge(open_bundle(staging, check_hashes=False), reference)
+        opened = open_bundle(staging, check_hashes=False)
+        tasks, failed = judge(opened, reference, accept_quality_loss=accept_quality_loss)
+        accepted: dict[Graph, str] = {}
+        if accept_quality_loss:
+            accepted, failed = failed, {}
         for name, precision in failed:
             precisions[name].remove(precision)
             _graph(staging, name, precision).unlink()
         values = [check for check in values if check.precision in precisions[check.part]]
         if GPU_ENGINE in targets:
-            half = write_half_parts(model, staging, reference, precisions, step)
+            half = write_half_parts(
+                model, staging, reference, precisions, step, accept_quality_loss=accept_quality_loss
+            )
             for name, precision in half.chosen.items():
                 precisions[name].append(precision)
             values += half.values.values()
             tasks += half.tasks
             failed |= half.refused
-        write_manifest(staging, model, precisions, values, tasks)
+            accepted |= half.accepted
+        write_manifest(staging, model, precisions, values, tasks, accepted)
         open_bundle(staging)
         put_in_place(staging, out)
     return BundleReport(open_bundle(out, check_hashes=False), tuple(values), tuple(tasks), refused | failed)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,6 +94,16 @@ export.add_command(engines)
     help="Layers to leave in fp32 in onnxruntime's int8, as mechm export diagnose --precision int8 --write proposed "
     "them for a part; may be given several times.",
 )
+@click.option(
+    "--accept-quality-loss",
+    is_flag=True,
+    help="Write precisions that change too many answers too; the bundle says which, and what they change.",
+)
+@click.option(
+    "--split",
+    is_flag=True,
+    help="Write only what the one --target runs by itself, and nothing else; mechm bundle split has more choices.",
+)
 def bundle(
     preset: str,
     out: Path,
@@ -102,17 +114,20 @@ def bundle(
     recordings: tuple[tuple[Path, Path], ...],
     targets: tuple[Target, ...],
     keeps: tuple[Path, ...],
+    accept_quality_loss: bool,
+    split: bool,
 ) -> None:
     """Export a preset in fp32 and below and check every part against torch.
 
     A part's int8 form, its w8 form for openvino, and its 16-bit form for onnxruntime-gpu are kept where the answers
     stay the same (99 % of the labels, F1 within 0.005) and left out otherwise. An existing bundle is replaced only once
-    the new one is whole. mechm bundle split takes out of it what one deployment needs.
+    the new one is whole. --split, or later mechm bundle split, takes out of it what one deployment needs.
 
     \b
     mechm export bundle --preset small --out bundle
     mechm export bundle --out bundle --target onnxruntime --target openvino
     mechm export bundle --out bundle --target onnxruntime-gpu
+    mechm export bundle --out edge --target openvino --split
     mechm export bundle --out bundle --keep keep.json
     mechm export bundle --out bundle --trained runs/mine --conversations dev.txt --recording call.wav call.stm
     """
@@ -120,9 +135,12 @@ def bundle(
     from rich.console import Console
 
     from mechm_export.bundle import export_bundle, require_targets
+    from mechm_export.deployment.split import Deployment, split_bundle
     from mechm_export.diagnose.proposal import read_int8_proposals
     from mechm_export.staging import check_target
 
+    if split and len(targets) != 1:
+        raise click.UsageError("--split is for one --target")
     check_target(out)
     require_targets(targets)
     keep = read_int8_proposals(keeps)
@@ -130,20 +148,35 @@ def bundle(
     console = Console(stderr=True)
     trained = _trained_folder(preset, trained)
     llama = _adapter_folder(trained, adapter)
-    with _steps(console) as on_step:
+    with _steps(console) as on_step, _whole_bundle(out, split=split) as whole:
         report = export_bundle(
             preset,
-            out,
+            whole,
             trained=trained,
             adapter=llama,
             llm_base=llm_base,
             check_set=check_set,
             targets=targets,
             keep=keep,
+            accept_quality_loss=accept_quality_loss,
             on_step=on_step,
         )
+        if split:
+            on_step(f"taking out what {targets[0]} runs")
+            report = replace(report, bundle=split_bundle(whole, out, Deployment(engine=targets[0])))
     _print(report)
     click.echo(f"wrote {out} ({report.bundle.id})")
+
+
+@contextmanager
+def _whole_bundle(out: Path, *, split: bool) -> Iterator[Path]:
+    """Where the whole bundle goes: to its place, or beside it for as long as it is split."""
+    if not split:
+        yield out
+        return
+    out.absolute().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.absolute().name}.", dir=out.absolute().parent) as folder:
+        yield Path(folder) / "whole"
 
 
 @export.command()
@@ -271,7 +304,7 @@ def verify(
             folder, trained=trained, adapter=llama, llm_base=llm_base, check_set=check_set, on_step=on_step
         )
     _print(report)
-    if report.problems:
+    if report.problems and not report.accepted:
         raise VerificationError("; ".join(report.problems))
     click.echo(f"{folder} is what it says ({report.bundle.id})")
 
@@ -337,7 +370,9 @@ def _print(report: BundleReport) -> None:
     for heading in ("largest difference", "lowest cosine"):
         values.add_column(heading, justify="right")
     for check in report.values:
-        part = report.bundle.parts[check.part]
+        part = report.bundle.parts.get(check.part)
+        if part is None or check.precision not in part.files:
+            continue  # split off
         marked = f"{check.precision} *" if part.default == check.precision else check.precision
         size = sizes[part.files[check.precision]] / 1e6
         values.add_row(check.part, marked, f"{size:.1f}", f"{check.largest_difference:.1e}", f"{check.cosine:.5f}")
@@ -360,6 +395,8 @@ def _print(report: BundleReport) -> None:
     console.print(values)
     console.print("* what the runtime runs by default")
     console.print(tasks)
+    for (name, precision), reason in report.accepted.items():
+        console.print(f"{name}: {precision} was written although {reason}", highlight=False, soft_wrap=True)
     for (name, precision), reason in report.refused.items():
         console.print(f"{name}: {precision} was left out: {reason}", highlight=False, soft_wrap=True)
     console.print(f"bundle: {sum(sizes.values()) / 1e6:.1f} MB", highlight=False)

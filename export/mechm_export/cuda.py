@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 
 from mechm_export.gate.comparison import TaskCheck, ValueCheck, check_values
-from mechm_export.gate.judge import Graph, Reference, sift
+from mechm_export.gate.judge import Graph, Reference, compare, sift
 from mechm_export.manifest import graph_name, write_manifest
 from mechm_export.parts import ModelParts
 from mechm_export.precision.half import HalfPrecision
@@ -36,12 +36,17 @@ CUDA_LACKS: Mapping[HalfPrecision, frozenset[str]] = {
 
 @dataclass(slots=True)
 class HalfParts:
-    """What was made. chosen: part -> its 16-bit precision. refused: why a graph was left out."""
+    """What was made.
+
+    chosen: part -> its 16-bit precision. refused: why a graph was left out. accepted: what is wrong with one that is
+    kept all the same.
+    """
 
     chosen: dict[str, HalfPrecision] = field(default_factory=dict)
     values: dict[str, ValueCheck] = field(default_factory=dict)
     tasks: list[TaskCheck] = field(default_factory=list)
     refused: dict[Graph, str] = field(default_factory=dict)
+    accepted: dict[Graph, str] = field(default_factory=dict)
 
 
 def write_half_parts(
@@ -50,11 +55,13 @@ def write_half_parts(
     reference: Reference,
     written: Mapping[str, list[str]],
     step: Callable[[str], None],
+    *,
+    accept_quality_loss: bool = False,
 ) -> HalfParts:
     """Write one 16-bit graph a part where one is good enough, beside those in fp32.
 
     staging: the bundle's folder, with a manifest of what was written before. reference: torch's answers. written: part
-    -> the precisions that were.
+    -> the precisions that were. accept_quality_loss: what overflows nowhere is good enough.
     """
     made = HalfParts()
     waiting: dict[str, HalfPrecision] = {part.name: "fp16" for part in model}
@@ -73,7 +80,13 @@ def write_half_parts(
             [],
         )
         step(f"comparing answers in 16 bits on {reference.checks.name}")
-        made.tasks, failed = sift(open_bundle(staging, check_hashes=False), reference, made.chosen)
+        bundle = open_bundle(staging, check_hashes=False)
+        made.tasks, failed = sift(bundle, reference, made.chosen)
+        if failed and accept_quality_loss:
+            made.accepted = {(name, made.chosen[name]): reason for name, reason in failed.items()}
+            precisions = {name: made.chosen.get(name, "fp32") for name in bundle.parts}
+            made.tasks = list(compare(bundle, reference, precisions))
+            break
         waiting = {}
         for name, reason in failed.items():
             precision = made.chosen[name]

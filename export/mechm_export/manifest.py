@@ -23,6 +23,7 @@ from mechm.weights.fetch import read_provenance
 from mechm_export.gate.comparison import TaskCheck, ValueCheck
 from mechm_export.parts import ModelParts
 from mechm_runtime.bundle import (
+    ACCEPTED,
     LLAMA,
     MANIFEST,
     PROJECTOR,
@@ -54,10 +55,12 @@ def write_manifest(
     precisions: Mapping[str, Sequence[str]],
     values: Sequence[ValueCheck],
     tasks: Sequence[TaskCheck],
+    accepted: Mapping[tuple[str, str], str] | None = None,
 ) -> None:
     """Write the manifest of a folder that holds everything else.
 
-    precisions: part -> the precisions whose graphs are there.
+    precisions: part -> the precisions whose graphs are there. accepted: part and precision -> what is wrong with a
+    graph that is there all the same.
     """
     config = model.config
     files = sorted(path for path in staging.rglob("*") if path.is_file() and path.name != MANIFEST)
@@ -90,6 +93,10 @@ def write_manifest(
         "versions": {name: version(name) for name in VERSIONED},
         "files": {path.relative_to(staging).as_posix(): file_facts(path) for path in files},
     }
+    if accepted:
+        manifest["checks"][ACCEPTED] = [
+            {"part": part, "precision": precision, "reason": reason} for (part, precision), reason in accepted.items()
+        ]
     if (files_of_llama := llama_files(model)) is not None and model.llama is not None:
         manifest[LLAMA] = {
             **asdict(files_of_llama),

@@ -16,18 +16,21 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 from onnx import numpy_helper
 
+from mechm.cli import cli
 from mechm.model.build import build_network, save_trained
 from mechm.model.config import preset_config
-from mechm_export.bundle import BundleReport, export_bundle, verify_bundle
+from mechm_export import cuda
+from mechm_export.bundle import BundleReport, Target, export_bundle, verify_bundle
 from mechm_export.data import check_conversations
 from mechm_export.diagnose.proposal import Proposal
 from mechm_export.gate import judge as judging
 from mechm_export.gate.comparison import TaskCheck
 from mechm_export.gate.judge import CheckSet, shipped_check_set
 from mechm_export.staging import check_target, put_in_place
-from mechm_runtime.bundle import MANIFEST, file_sha256, manifest_id, open_bundle
+from mechm_runtime.bundle import ACCEPTED, MANIFEST, file_sha256, manifest_id, open_bundle
 from mechm_runtime.decision import DecisionConfig
 from mechm_runtime.engine import EngineConfig
 from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError
@@ -116,6 +119,48 @@ def test_what_changes_labels_is_left_out_and_reported(report: BundleReport) -> N
         (name, precision) for name, part in bundle.parts.items() for precision in part.files
     }
     assert [(task.precision, task.problem) for task in report.tasks] == [("fp32", ""), ("int8", "")]
+
+
+def test_a_loss_that_is_accepted_is_written_and_said_wherever_the_bundle_goes(trained: Path, tmp_path: Path) -> None:
+    whole, edge = tmp_path / "whole", tmp_path / "edge"
+    asked = ["--preset", "tiny", "--trained", str(trained), "--out", str(whole), "--accept-quality-loss"]
+    done = CliRunner().invoke(cli, ["export", "bundle", *asked])
+    assert done.exit_code == 0, done.output
+    bundle = open_bundle(whole)
+    found = {one["part"]: one for one in bundle.manifest["checks"][ACCEPTED]}
+    assert {"fusion"} <= set(found) <= {"fusion", "text"}
+    assert bundle.parts["fusion"].default == "int8"
+    assert "labels differ from torch" in found["fusion"]["reason"]
+    words = f"fusion: int8 was written although {found['fusion']['reason']}"
+    assert words in done.output
+    (int8,) = (task for task in bundle.manifest["checks"]["task"] if task["precision"] == "int8")
+    assert int8["labels_kept"] < 0.99, "measured with it, not without"
+
+    verified = CliRunner().invoke(cli, ["export", "verify", str(whole), "--trained", str(trained)])
+    assert verified.exit_code == 0, verified.output
+    assert words in verified.output
+    assert words in CliRunner().invoke(cli, ["bundle", "inspect", str(whole)]).output
+    split = ["bundle", "split", str(whole), "--out", str(edge)]
+    assert CliRunner().invoke(cli, split).exit_code == 0
+    assert open_bundle(edge).manifest["checks"][ACCEPTED] == bundle.manifest["checks"][ACCEPTED]
+    assert CliRunner().invoke(cli, [*split, "--precision", "fp32"]).exit_code == 0
+    assert ACCEPTED not in open_bundle(edge).manifest["checks"]
+
+
+def test_what_one_target_runs_is_exported_alone(tmp_path: Path) -> None:
+    out = tmp_path / "new" / "edge"
+    asked = ["export", "bundle", "--preset", "tiny", "--out", str(out), "--split"]
+    done = CliRunner().invoke(cli, asked)
+    assert done.exit_code == 0, done.output
+    bundle = open_bundle(out)
+    assert bundle.id in done.output
+    assert {name: list(part.files) for name, part in bundle.parts.items()} == {
+        name: ["fp32" if name in ("expression", "detector") else "int8"] for name in bundle.parts
+    }
+    assert [path.name for path in out.parent.iterdir()] == ["edge"], "the whole one is gone"
+    both = CliRunner().invoke(cli, [*asked, "--target", "openvino", "--target", "onnxruntime"])
+    assert both.exit_code == 2
+    assert "one --target" in both.output
 
 
 def test_the_manifest_says_what_was_found(report: BundleReport, trained: Path, sharp: DecisionConfig) -> None:
@@ -392,3 +437,26 @@ def test_layers_of_another_graph_are_refused(trained: Path, tmp_path: Path) -> N
         with pytest.raises(InputError, match=words):
             export_bundle("tiny", tmp_path / "out", trained=trained, keep=[proposal])
         assert not (tmp_path / "out").exists()
+
+
+def test_sixteen_bits_that_change_answers_are_accepted_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if fp16 of the fusion changed nine labels."""
+
+    def compare(_bundle: object, _reference: object, precisions: dict[str, str]) -> Any:
+        n_changed = 9 * (precisions["fusion"] == "fp16")
+        name = "fp16" if "fp16" in precisions.values() else "fp32"
+        yield TaskCheck("made-up", name, 12, 132, round(1 - n_changed / 132, 5), 1.0, 0.0)
+
+    monkeypatch.setattr(judging, "compare", compare)
+    monkeypatch.setattr(cuda, "compare", compare)
+    targets: tuple[Target, ...] = ("onnxruntime-gpu",)
+    strict, lenient = (
+        export_bundle("tiny", tmp_path / str(accepts), trained=None, targets=targets, accept_quality_loss=accepts)
+        for accepts in (False, True)
+    )
+    reason = "9 of 132 labels differ from torch on made-up"
+    assert (strict.refused, strict.accepted) == ({("fusion", "fp16"): reason}, {})
+    assert (lenient.refused, lenient.accepted) == ({}, {("fusion", "fp16"): reason})
+    assert strict.bundle.parts["fusion"].precision_on("onnxruntime-gpu") == "bf16"
+    assert lenient.bundle.parts["fusion"].precision_on("onnxruntime-gpu") == "fp16"
+    assert [task.problem for task in lenient.tasks] == ["", reason]

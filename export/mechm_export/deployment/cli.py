@@ -367,6 +367,8 @@ def _print_inspection(found: Inspection) -> None:
         console.print(scores)
     else:
         console.print("Answers: not checked for what is in this bundle")
+    for one in found.accepted:
+        console.print(f"{one['part']}: {one['precision']} was written although {one['reason']}", soft_wrap=True)
     for title, values in (("Licences", found.licences), ("Made with", found.versions)):
         table = Table(title=title, title_justify="left", box=None, pad_edge=False, show_header=False)
         for name, value in values.items():

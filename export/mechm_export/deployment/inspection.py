@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mechm_runtime.bundle import Bundle, Tensor
+from mechm_runtime.bundle import ACCEPTED, Bundle, Tensor
 from mechm_runtime.signature import read_signature
 
 
@@ -43,7 +43,7 @@ class Inspection:
     split_from: id of the bundle that this one was split from, an empty string where it was exported so.
     modalities: that it has parts for. default_modalities: those that are read unless others are asked for.
     llama: how the Llama is there: `onnx` for a graph, `served` for weights that a server loads.
-    scores: the answers' checks, as the manifest has them.
+    scores: the answers' checks, as the manifest has them. accepted: graphs that were written although they failed.
     """
 
     id: str
@@ -57,6 +57,7 @@ class Inspection:
     parts: tuple[Part, ...]
     llama: tuple[str, ...]
     scores: tuple[Mapping[str, Any], ...]
+    accepted: tuple[Mapping[str, str], ...]
     licences: Mapping[str, str]
     versions: Mapping[str, str]
     card: Mapping[str, Any]
@@ -104,6 +105,7 @@ def inspect_bundle(bundle: Bundle) -> Inspection:
         parts=tuple(parts),
         llama=llama,
         scores=tuple(checks.get("task", ())),
+        accepted=tuple(checks.get(ACCEPTED, ())),
         licences=manifest.get("licences", {}),
         versions=manifest.get("versions", {}),
         card=manifest.get("card", {}),

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from mechm_export.deployment.contents import Contents
 from mechm_export.staging import check_target, put_in_place, staged, written
 from mechm_runtime.bundle import (
+    ACCEPTED,
     LLAMA,
     MANIFEST,
     MODALITY_PARTS,
@@ -156,10 +157,12 @@ def _split_part(part: Mapping[str, Any], precision: str) -> dict[str, Any]:
 def _checks(checks: Mapping[str, Any], precisions: Mapping[str, str], answers_as_a_whole: bool) -> dict[str, Any]:
     """Checks of what is kept. Answers were checked with all parts: without one of them nobody knows."""
     lowest = next((p for p in (W8, "int8", *HALF) if p in precisions.values()), "fp32")
-    return {
-        "values": [check for check in checks.get("values", ()) if precisions.get(check["part"]) == check["precision"]],
-        "task": [check for check in checks.get("task", ()) if answers_as_a_whole and check["precision"] == lowest],
+    of_graphs = {
+        kind: [check for check in checks.get(kind, ()) if precisions.get(check["part"]) == check["precision"]]
+        for kind in ("values", ACCEPTED)
     }
+    answers = [check for check in checks.get("task", ()) if answers_as_a_whole and check["precision"] == lowest]
+    return {"task": answers, **{kind: found for kind, found in of_graphs.items() if found or kind == "values"}}
 
 
 def _licences(licences: Mapping[str, str], kept: set[str], modalities: Sequence[str]) -> dict[str, str]:

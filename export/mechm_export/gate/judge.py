@@ -64,10 +64,13 @@ def ask_torch(bundle: Bundle, model: ModelParts, checks: CheckSet) -> Reference:
     )
 
 
-def judge(bundle: Bundle, reference: Reference) -> tuple[list[TaskCheck], dict[Graph, str]]:
+def judge(
+    bundle: Bundle, reference: Reference, *, accept_quality_loss: bool = False
+) -> tuple[list[TaskCheck], dict[Graph, str]]:
     """Judge fp32, int8 and w8; where a lower one as a whole is not good enough, find the parts to blame.
 
-    Returns: the checks of what is kept, and why the graphs that are refused are.
+    accept_quality_loss: what is to blame is kept all the same.
+    Returns: the checks of what is kept, and why graphs are to blame.
     Raises: VerificationError: fp32 changes answers.
     """
     tasks = list(compare(bundle, reference, dict.fromkeys(bundle.parts, "fp32")))
@@ -75,9 +78,10 @@ def judge(bundle: Bundle, reference: Reference) -> tuple[list[TaskCheck], dict[G
         raise VerificationError(f"fp32: {'; '.join(wrong)}")
     refused: dict[Graph, str] = {}
     for precision in ("int8", W8):
-        lower, reasons = sift(
-            bundle, reference, {name: precision for name, part in bundle.parts.items() if precision in part.files}
-        )
+        wanted = {name: precision for name, part in bundle.parts.items() if precision in part.files}
+        lower, reasons = sift(bundle, reference, wanted)
+        if reasons and accept_quality_loss:
+            lower = list(compare(bundle, reference, _only(bundle, wanted, list(wanted))))
         tasks += lower
         refused |= {(name, precision): reason for name, reason in reasons.items()}
     return tasks, refused
