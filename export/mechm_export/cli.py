@@ -174,8 +174,10 @@ def _whole_bundle(out: Path, *, split: bool) -> Iterator[Path]:
     if not split:
         yield out
         return
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.absolute().name}.", dir=out.absolute().parent) as folder:
+    from mechm_export.staging import written
+
+    out = out.absolute()
+    with written(out), tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent) as folder:
         yield Path(folder) / "whole"
 
 

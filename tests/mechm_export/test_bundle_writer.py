@@ -158,6 +158,9 @@ def test_what_one_target_runs_is_exported_alone(tmp_path: Path) -> None:
         name: ["fp32" if name in ("expression", "detector") else "int8"] for name in bundle.parts
     }
     assert [path.name for path in out.parent.iterdir()] == ["edge"], "the whole one is gone"
+    (tmp_path / "file").touch()
+    nowhere = ["export", "bundle", "--preset", "tiny", "--out", str(tmp_path / "file" / "edge"), "--split"]
+    assert isinstance(CliRunner().invoke(cli, nowhere).exception, BundleError)
     both = CliRunner().invoke(cli, [*asked, "--target", "openvino", "--target", "onnxruntime"])
     assert both.exit_code == 2
     assert "one --target" in both.output
