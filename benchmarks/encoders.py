@@ -62,7 +62,7 @@ from mechm_runtime.engine import GraphRunner
 
 REAL = tuple(name for name, encoder in ENCODERS.items() if encoder.part)
 TARGETS = ("onnxruntime", "openvino")
-COMMAND = "python benchmarks/encoders.py --bundle DIR --optimum .venv-optimum/bin/python"
+COMMAND = "python benchmarks/encoders.py --bundle DIR --optimum .venv-optimum/bin/python --out FILE.json"
 
 
 def main() -> None:

@@ -306,7 +306,7 @@ def verify(
             folder, trained=trained, adapter=llama, llm_base=llm_base, check_set=check_set, on_step=on_step
         )
     _print(report)
-    if report.problems and not report.accepted:
+    if report.problems:
         raise VerificationError("; ".join(report.problems))
     click.echo(f"{folder} is what it says ({report.bundle.id})")
 

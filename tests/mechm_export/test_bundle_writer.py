@@ -463,3 +463,6 @@ def test_sixteen_bits_that_change_answers_are_accepted_too(tmp_path: Path, monke
     assert strict.bundle.parts["fusion"].precision_on("onnxruntime-gpu") == "bf16"
     assert lenient.bundle.parts["fusion"].precision_on("onnxruntime-gpu") == "fp16"
     assert [task.problem for task in lenient.tasks] == ["", reason]
+    assert lenient.problems == []
+    lossy = tuple(replace(task, precision="w8") for task in lenient.tasks)
+    assert replace(lenient, tasks=lossy).problems == [reason], "that was accepted of another precision"
