@@ -18,7 +18,7 @@ OPTIMUM := .venv-optimum
 LLM := $(if $(wildcard mechm/pretrained/small/llm/combination.json),--llm)
 
 # What a bundle is made from: when one of these is newer than the bundle, `make bundle` exports again.
-BUNDLE_SOURCES := mechm/model mechm/llm mechm/weights mechm/pretrained export/mechm_export runtime/mechm_runtime/features
+BUNDLE_SOURCES := mechm/model mechm/llm mechm/weights mechm/pretrained export/mechm_export runtime/mechm_runtime/modalities
 
 .PHONY: help env vllm optimum weights bundle demo test lint format types contracts pytest clean
 .DEFAULT_GOAL := help
@@ -59,7 +59,7 @@ weights: env ## the base weights of the preset small, into the cache folder
 	$(MECHM) weights fetch --preset small $(LLM)
 
 bundle: env ## the default bundle, into the cache folder, unless it is newer than what it is made from
-	@bundle="$$($(BIN)/python -c 'from mechm_runtime.cache import cache_dir; print(cache_dir() / "bundles" / "small")')" && \
+	@bundle="$$($(BIN)/python -c 'from mechm_runtime.system.cache_dir import cache_dir; print(cache_dir() / "bundles" / "small")')" && \
 	if [ -f "$$bundle/bundle.json" ] && \
 		[ -z "$$(find $(BUNDLE_SOURCES) -type f ! -name '*.pyc' -newer "$$bundle/bundle.json" 2>/dev/null)" ]; then \
 		echo "The bundle in $$bundle is up to date."; \
@@ -100,7 +100,7 @@ contracts: env ## import-linter: which package may import which
 	$(BIN)/lint-imports --no-logo
 
 # One thread per process: the workers share the cores already, and thread pools on top of them only wait. OpenVINO
-# has a process for itself: it once ended others (mechm_runtime.openvino_engine says how), and all of it beside them was
+# has a process for itself: it once ended others (mechm_runtime.engines.openvino_engine says how), and all of it beside them was
 # not tried since.
 pytest: env ## the tests alone; ARGS="-k name" to choose
 	$(if $(wildcard $(VLLM)/.installed),MECHM_VLLM_PYTHON=$(CURDIR)/$(VLLM)/bin/python) \

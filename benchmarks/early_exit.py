@@ -23,10 +23,10 @@ import numpy.typing as npt
 from rich.progress import track
 
 from mechm.evaluation import score_emotions, score_pairs
-from mechm_runtime.bundle import LLAMA, PartFiles, open_bundle
-from mechm_runtime.engine import EngineConfig, GraphRunner
+from mechm_runtime.bundle.open import LLAMA, PartFiles, open_bundle
+from mechm_runtime.engines.onnxruntime_engine import EngineConfig, GraphRunner
+from mechm_runtime.engines.part_loader import PartLoader
 from mechm_runtime.errors import BundleError
-from mechm_runtime.loading import PartLoader
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.readers import read_labelled
 from mechm_runtime.types import Analysis

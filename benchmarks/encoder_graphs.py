@@ -15,24 +15,24 @@ import torch
 import transformers as tf
 from optimum_cli import OptimumError, export_rivals
 
-from mechm.quiet import quiet_transformers
+from mechm.model.transformers_output import quiet_transformers
 from mechm.weights import weights_path
-from mechm_export.calibration import recorded_inputs
-from mechm_export.data import check_conversations, check_recordings
+from mechm_export.bundle.calibration import recorded_inputs
+from mechm_export.check_data import check_conversations, check_recordings
 from mechm_export.encoders.axes import parse_axes
 from mechm_export.encoders.export import FILES, EncoderReport, export_encoder, real_inputs
 from mechm_export.encoders.part import MASK
 from mechm_export.encoders.source import EncoderSource, find_source
 from mechm_export.gate.comparison import TorchRunner
-from mechm_export.part import ExportPart, Feeds
-from mechm_export.precision.quantize import quantize_weights
+from mechm_export.graphs.part import ExportPart, Feeds
+from mechm_export.precision.dynamic_int8 import quantize_weights
 from mechm_export.precision.static_int8 import quantize_static_int8
-from mechm_runtime.bundle import Bundle
-from mechm_runtime.engine import Engine, EngineConfig, GraphRunner, load_engine
+from mechm_runtime.bundle.open import Bundle
+from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig, GraphRunner, load_engine
+from mechm_runtime.engines.openvino_engine import shared_core
 from mechm_runtime.errors import MechmError, VerificationError
-from mechm_runtime.features.scene import SceneConfig, scene_pixels
 from mechm_runtime.media import read_segments
-from mechm_runtime.openvino_engine import shared_core
+from mechm_runtime.modalities.frame_pixels import SceneConfig, scene_pixels
 
 EVA: dict[str, Any] = {
     "hidden_size": 1408,

@@ -56,9 +56,9 @@ from encoder_results import keep
 
 from mechm_export.encoders.axes import PRECISIONS
 from mechm_export.encoders.part import MASK
-from mechm_export.part import Feeds
-from mechm_runtime.bundle import Bundle, open_bundle
-from mechm_runtime.engine import GraphRunner
+from mechm_export.graphs.part import Feeds
+from mechm_runtime.bundle.open import Bundle, open_bundle
+from mechm_runtime.engines.onnxruntime_engine import GraphRunner
 
 REAL = tuple(name for name, encoder in ENCODERS.items() if encoder.part)
 TARGETS = ("onnxruntime", "openvino")

@@ -24,14 +24,14 @@ import numpy.typing as npt
 
 from mechm.model.build import pretrained_folder
 from mechm.weights import weights_path
-from mechm_export.calibration import even_out_llama
+from mechm_export.bundle.calibration import even_out_llama
 from mechm_export.gate.judge import shipped_check_set
+from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_export.llama.graph import TOKEN_SCALED, write_llama_graph
 from mechm_export.llama.part import llama_parts, load_llama_source, question_inputs
-from mechm_export.part import ExportPart, Feeds
-from mechm_runtime.bundle import LLAMA, PartFiles
-from mechm_runtime.engine import Engine, EngineConfig
-from mechm_runtime.llama_graph import LlamaGraph
+from mechm_runtime.bundle.open import LLAMA, PartFiles
+from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.llm.graph import LlamaGraph
 from mechm_runtime.readers import read_labelled
 
 RECIPES: dict[str, tuple[bool, frozenset[str]]] = {

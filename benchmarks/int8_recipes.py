@@ -18,16 +18,16 @@ from pathlib import Path
 
 from mechm.evaluation import score_pairs
 from mechm.model.build import pretrained_folder
-from mechm_export.data import check_conversations
-from mechm_export.onnx_graph import export_graph
+from mechm_export.check_data import check_conversations
+from mechm_export.graphs.files import export_graph
 from mechm_export.parts import build_parts
-from mechm_export.precision.quantize import Int8Recipe, quantize_int8
-from mechm_runtime.decision import decide
-from mechm_runtime.engine import Engine, EngineConfig
-from mechm_runtime.fusion import FusionInputs, run_fusion
-from mechm_runtime.perception import TextReader
+from mechm_export.precision.dynamic_int8 import Int8Recipe, quantize_int8
+from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.fusion.decision import decide
+from mechm_runtime.fusion.run import FusionInputs, run_fusion
+from mechm_runtime.modalities.text_windows import ConversationTokenizer, TextConfig
+from mechm_runtime.modalities.voice import TextReader
 from mechm_runtime.readers import read_labelled
-from mechm_runtime.text import ConversationTokenizer, TextConfig
 from mechm_runtime.types import EMOTIONS, Pair
 
 RECIPES = {

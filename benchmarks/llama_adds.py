@@ -21,12 +21,12 @@ from pathlib import Path
 import numpy as np
 
 from mechm.evaluation import score_emotions, score_pairs
-from mechm_runtime.advice import Llm
-from mechm_runtime.bundle import open_bundle
-from mechm_runtime.engine import W8, EngineConfig, EngineName
+from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.engines.onnxruntime_engine import W8, EngineConfig, EngineName
+from mechm_runtime.llm.rescoring import Llm
+from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.readers import read_labelled
-from mechm_runtime.serving.settings import ServerConfig
 from mechm_runtime.types import Analysis
 
 SYSTEMS: tuple[tuple[Llm, EngineName, str], ...] = (

@@ -28,14 +28,14 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm.bench.rivals.writers import ServerWriter, TransformersWriter, written_prompt
-from mechm_runtime.bundle import LLAMA, Bundle, open_bundle
-from mechm_runtime.engine import W8, EngineConfig, EngineName, GraphRunner, load_engine
-from mechm_runtime.llama import graph_inputs
-from mechm_runtime.llama_graph import LlamaGraph
-from mechm_runtime.questions import QuestionTokenizer
+from mechm_runtime.bundle.open import LLAMA, Bundle, open_bundle
+from mechm_runtime.engines.onnxruntime_engine import W8, EngineConfig, EngineName, GraphRunner, load_engine
+from mechm_runtime.llm.graph import LlamaGraph
+from mechm_runtime.llm.questions import QuestionTokenizer
+from mechm_runtime.llm.scorer import graph_inputs
+from mechm_runtime.llm.vllm.client import VllmServer
+from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.readers import read_labelled
-from mechm_runtime.serving.client import VllmServer
-from mechm_runtime.serving.settings import ServerConfig
 from mechm_runtime.types import Utterance
 
 UTTERANCES = 10

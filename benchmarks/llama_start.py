@@ -22,13 +22,13 @@ import sys
 import time
 from pathlib import Path
 
-from mechm_runtime.bundle import LLAMA, open_bundle
-from mechm_runtime.engine import W8, EngineConfig, GraphRunner, load_engine
-from mechm_runtime.llama import LlamaReader
-from mechm_runtime.llama_graph import LlamaGraph
-from mechm_runtime.questions import QuestionTokenizer
-from mechm_runtime.serving.command import ServeConfig
-from mechm_runtime.serving.local import LocalVllm
+from mechm_runtime.bundle.open import LLAMA, open_bundle
+from mechm_runtime.engines.onnxruntime_engine import W8, EngineConfig, GraphRunner, load_engine
+from mechm_runtime.llm.graph import LlamaGraph
+from mechm_runtime.llm.questions import QuestionTokenizer
+from mechm_runtime.llm.scorer import LlamaReader
+from mechm_runtime.llm.vllm.in_process import LocalVllm
+from mechm_runtime.llm.vllm.launch_plan import ServeConfig
 from mechm_runtime.types import Utterance
 
 REPEATS = 3

@@ -27,14 +27,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mechm.llm.base import read_json
 from mechm.llm.merge import DTYPES
+from mechm.llm.stored_base import read_json
 from mechm.minigpt.checkpoint import read_torch_file, tensors_in
 from mechm.minigpt.keys import LORA, LORA_TARGETS
 from mechm.minigpt.lora import lora_alpha
 from mechm.minigpt.model import MAX_NEW_TOKENS, MiniGptV2, Writer, open_minigpt
-from mechm.quiet import quiet_transformers
-from mechm_runtime.serving.settings import ServerConfig
+from mechm.model.transformers_output import quiet_transformers
+from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.types import EMOTIONS
 
 BATCH = 20  # MER-MCE's

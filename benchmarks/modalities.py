@@ -4,13 +4,13 @@
         [--llm DIR]
 
 ECF has no recordings here, so voices are real recordings of the annotated emotion (or of any emotion: "random") and
-faces are simulated readings, as in training (`mechm.data.evidence`). The voices are of speakers that the voice head
-never heard: it is fitted anew on the others, and where it is fitted nothing else learns from recordings. What matching
-ones gain still is the most that a voice can give, since acted speech says plainly what it means; what random ones cost
-is what to look at. With --frames the scene encoder reads frames of those recordings or pictures, and every utterance is
-shown some of them by chance: what weights that learned nothing from frames make of real ones. With --llm the Llama
-hears and sees the same (`mechm.llm.projection`) and both are weighed as in a bundle; it has nothing to read in a voice
-alone. Torch, fp32.
+faces are simulated readings, as in training (`mechm.data.simulated_modalities`). The voices are of speakers that the
+voice head never heard: it is fitted anew on the others, and where it is fitted nothing else learns from recordings.
+What matching ones gain still is the most that a voice can give, since acted speech says plainly what it means; what
+random ones cost is what to look at. With --frames the scene encoder reads frames of those recordings or pictures, and
+every utterance is shown some of them by chance: what weights that learned nothing from frames make of real ones. With
+--llm the Llama hears and sees the same (`mechm.llm.projection`) and both are weighed as in a bundle; it has nothing to
+read in a voice alone. Torch, fp32.
 """
 
 from __future__ import annotations
@@ -27,12 +27,11 @@ import numpy.typing as npt
 import torch
 
 from mechm.data.batches import group_by_size, make_batch
-from mechm.data.evidence import Evidence, EvidenceConfig, EvidenceSampler, no_evidence
+from mechm.data.simulated_modalities import Evidence, EvidenceConfig, EvidenceSampler, no_evidence
 from mechm.llm.combination import read_combination
 from mechm.llm.projection import Projection, speakers_of
 from mechm.llm.scorer import AnswerScores, load_merged
 from mechm.llm.stored_projector import load_projector
-from mechm.llm.training import score_with_llama
 from mechm.model.build import (
     build_audio_encoder,
     build_network,
@@ -46,17 +45,18 @@ from mechm.model.preprocessing import scene_config
 from mechm.training.calibration import ScoredConversation
 from mechm.training.combination import combined
 from mechm.training.fusion import decision_scores
+from mechm.training.llm import score_with_llama
 from mechm.training.speech import N_COPIES, read_speech, read_speech_corpus, speech_lines
-from mechm.training.voice import VoiceConfig, fit_voice
+from mechm.training.voice_head import VoiceConfig, fit_voice
 from mechm.weights import weights_path
+from mechm_runtime.analysis.decoding import STILL_S
 from mechm_runtime.errors import InputError
-from mechm_runtime.features.scene import scene_pixels
-from mechm_runtime.llama import SoftTokens
+from mechm_runtime.llm.questions import QuestionConfig, QuestionTokenizer
+from mechm_runtime.llm.scorer import SoftTokens
 from mechm_runtime.media import MediaReader
-from mechm_runtime.questions import QuestionConfig, QuestionTokenizer
+from mechm_runtime.modalities.frame_pixels import scene_pixels
+from mechm_runtime.modalities.text_windows import ConversationTokenizer, TextConfig
 from mechm_runtime.readers import read_labelled
-from mechm_runtime.recorded import STILL_S
-from mechm_runtime.text import ConversationTokenizer, TextConfig
 from mechm_runtime.types import LabelledConversation
 
 CASES = {

@@ -6,7 +6,8 @@ Every graph of the bundle's default precision is run in one thread and in severa
 (their values do not matter): voices of 1 to 30 s, 20 to 256 tokens of words, a frame at 480 and at 640 pixels, four
 faces, three whole frames. Reports milliseconds and the processor's time, p50. The limit to expect: a graph whose
 operators are short waits for its threads longer than it computes; then one thread takes as long, and leaves the other
-cores to what runs beside (`mechm_runtime.loading.SMALL`, `mechm_runtime.short_runs`). Prints a table and one JSON line.
+cores to what runs beside (`mechm_runtime.engines.part_loader.SMALL`, `mechm_runtime.engines.threads_by_length`). Prints
+a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -23,8 +24,8 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from mechm_runtime.bundle import Bundle, open_bundle
-from mechm_runtime.engine import EngineConfig, GraphRunner, load_engine
+from mechm_runtime.bundle.open import Bundle, open_bundle
+from mechm_runtime.engines.onnxruntime_engine import EngineConfig, GraphRunner, load_engine
 
 SECONDS = (1, 2, 3, 4, 5, 6, 8, 12, 30)
 TOKENS = (20, 60, 80, 128, 256)

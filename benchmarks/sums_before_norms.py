@@ -4,9 +4,9 @@
 
 It does so with every graph that it loads (SkipLayerNormFusion), but its joint operator computes number by number, where
 a normalization by itself computes with vectors. Text and audio of the bundle's default precision are run as onnxruntime
-would load them and as the runtime does (`mechm_runtime.engine.LEFT_OUT`), in turns, in one thread, on inputs of usual
-sizes. The limit to expect: two normalizations a layer are a hundredth of a transformer's arithmetic, so none of them
-should show. Prints a table and one JSON line.
+would load them and as the runtime does (`mechm_runtime.engines.onnxruntime_engine.LEFT_OUT`), in turns, in one thread,
+on inputs of usual sizes. The limit to expect: two normalizations a layer are a hundredth of a transformer's arithmetic,
+so none of them should show. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import numpy as np
 import onnxruntime
 from second_thread import inputs
 
-from mechm_runtime.bundle import open_bundle
-from mechm_runtime.engine import CPU, LEFT_OUT
+from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.engines.onnxruntime_engine import CPU, LEFT_OUT
 
 PARTS = ("text", "audio")
 

@@ -33,14 +33,14 @@ from pathlib import Path
 
 from mechm_export.gate.fp32_reference import Fp32Reference
 from mechm_export.gate.judge import shipped_check_set
-from mechm_export.precision.lowering import lower_graph
+from mechm_export.precision.lower import lower_graph
 from mechm_export.tensorrt.memory import estimate_memory
 from mechm_export.tensorrt.shapes import shape_ranges
-from mechm_runtime.bundle import file_sha256, open_bundle
+from mechm_runtime.bundle.engine_file import EngineKey
+from mechm_runtime.bundle.open import file_sha256, open_bundle
+from mechm_runtime.engines.tensorrt.build import build_engine
+from mechm_runtime.engines.tensorrt.library import load_library, system_name
 from mechm_runtime.errors import VerificationError
-from mechm_runtime.tensorrt.build import build_engine
-from mechm_runtime.tensorrt.key import EngineKey
-from mechm_runtime.tensorrt.library import load_library, system_name
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 

@@ -28,7 +28,7 @@ from torch import nn
 
 from mechm.data.augmentation import DEGRADATIONS
 from mechm.data.corpora import SpeechRecording
-from mechm.data.evidence import no_evidence
+from mechm.data.simulated_modalities import no_evidence
 from mechm.model.build import build_audio_encoder, build_network, load_trained, pretrained_folder
 from mechm.model.config import SMALL
 from mechm.model.fusion import Fusion
@@ -41,9 +41,9 @@ from mechm.training.speech import (
     read_speech_corpus,
     speech_lines,
 )
-from mechm.training.voice import VoiceConfig, fit_voice
+from mechm.training.voice_head import VoiceConfig, fit_voice
 from mechm.weights import weights_path
-from mechm_runtime.decision import DecisionConfig, decide
+from mechm_runtime.fusion.decision import DecisionConfig, decide
 from mechm_runtime.types import EMOTIONS
 
 Labels = npt.NDArray[np.int64]

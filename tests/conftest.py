@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from filelock import FileLock
 
-from mechm_runtime.cache import cache_dir
+from mechm_runtime.system.cache_dir import cache_dir
 
 REPOSITORY = Path(__file__).parent.parent
 
@@ -23,14 +23,9 @@ BUNDLE_SOURCES = (
     "mechm/model",
     "mechm/weights/parts.py",
     "export/mechm_export",
-    "runtime/mechm_runtime/features",
-    *(
-        f"runtime/mechm_runtime/{module}.py"
-        for module in (
-            *("bundle", "combination", "decision", "engine", "fusion", "perception", "pipeline", "questions", "text"),
-            "types",
-        )
-    ),
+    *(f"runtime/mechm_runtime/{name}" for name in ("bundle", "fusion", "modalities", "pipeline.py", "types.py")),
+    "runtime/mechm_runtime/engines/onnxruntime_engine.py",
+    "runtime/mechm_runtime/llm/questions.py",
 )
 """What a bundle's content depends on, measurements of it too, besides base weights (pinned), trained weights and
 `BUNDLE_PACKAGES`."""
@@ -201,7 +196,7 @@ def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A WordPiece `tokenizer.json` of a few hundred pieces, learnt from the conversations exports are checked on."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
 
-    from mechm_export.data import check_conversations
+    from mechm_export.check_data import check_conversations
 
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))  # noqa: S106 - a word piece, no password
     tokenizer.normalizer = normalizers.BertNormalizer()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from hatchling.builders.wheel import WheelBuilder
 
-from mechm_export import data
+from mechm_export import check_data
 from mechm_runtime import errors
 
 PACKAGES = {"mechm": "mechm", "mechm_export": "export/mechm_export", "mechm_runtime": "runtime/mechm_runtime"}
@@ -121,8 +121,8 @@ def test_the_wheel_carries_every_file_of_the_packages(repository, tmp_path):
         (entry_points,) = (name for name in carried if name.endswith("entry_points.txt"))
         assert "mechm = mechm.cli:main" in archive.read(entry_points).decode()
         # What OpenVINO's int8 is calibrated on lies in `sample/`, and in a wheel beside the module that reads it.
-        for name in (data.RECORDING, data.TRANSCRIPT):
-            shipped = Path(data.__file__).parent.relative_to(repository / "export") / name
+        for name in (check_data.RECORDING, check_data.TRANSCRIPT):
+            shipped = Path(check_data.__file__).parent.relative_to(repository / "export") / name
             assert archive.read(shipped.as_posix()) == (repository / "sample" / name).read_bytes()
     for name, package in PACKAGES.items():
         folder = repository / package

@@ -50,7 +50,7 @@ def test_the_commands_take_the_options_that_are_shown(repository: Path) -> None:
 
 
 def test_the_numbers_are_filled_in(repository: Path) -> None:
-    assert "@@" not in (repository / "README.md").read_text(encoding="utf-8")
+    assert "" not in (repository / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_file_map_names_what_is_there(repository: Path) -> None:

@@ -20,12 +20,12 @@ from mechm.model.detector import YuNet
 from mechm.model.expression import ExpressionConfig, ExpressionNetwork
 from mechm.model.preprocessing import fusion_windows
 from mechm.weights import weights_path
+from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_export.llama.part import LlamaSource, llama_parts, load_llama_source
-from mechm_export.part import ExportPart, Feeds
-from mechm_export.precision.quantize import Int8Recipe
-from mechm_runtime.bundle import FusionWindows, Tensor
-from mechm_runtime.decision import DecisionConfig
+from mechm_export.precision.dynamic_int8 import Int8Recipe
+from mechm_runtime.bundle.open import FusionWindows, Tensor
 from mechm_runtime.errors import WeightsError
+from mechm_runtime.fusion.decision import DecisionConfig
 from mechm_runtime.types import EMOTIONS
 
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from mechm_runtime.cores import usable_cores
+from mechm_runtime.system.cores import usable_cores
 
 PACKAGES = ("mechm", "numpy", "onnxruntime", "onnxruntime-gpu", "openvino", "torch", "transformers", "peft", "av")
 PROC = Path("/proc")

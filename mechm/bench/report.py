@@ -15,7 +15,7 @@ from mechm.bench.scaling import Point
 from mechm.bench.session import SessionTimes
 from mechm.bench.single_stream import SingleStream
 from mechm.bench.stages import StageShares
-from mechm_runtime.wording import printable
+from mechm_runtime.output.formatting import printable
 
 
 def render(results: Results) -> RenderableType:

@@ -18,9 +18,9 @@ import numpy.typing as npt
 from mechm.bench.machine import resident_bytes
 from mechm.bench.systems import Own
 from mechm.bench.timing import Latency
+from mechm_runtime.analysis.decoding import is_recorded
 from mechm_runtime.media import MediaReader
 from mechm_runtime.media.segments import SAMPLE_RATE
-from mechm_runtime.recorded import is_recorded
 from mechm_runtime.session.session import Session
 from mechm_runtime.types import Conversation, Utterance
 

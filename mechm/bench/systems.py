@@ -6,13 +6,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from mechm_runtime.advice import Llm
-from mechm_runtime.bundle import Bundle, PartFiles
-from mechm_runtime.engine import EngineConfig, EngineName, GraphRunner
+from mechm_runtime.bundle.open import Bundle, PartFiles
+from mechm_runtime.engines.onnxruntime_engine import EngineConfig, EngineName, GraphRunner
+from mechm_runtime.engines.part_loader import PartLoader
 from mechm_runtime.errors import LlmUnavailableError
-from mechm_runtime.loading import PartLoader
+from mechm_runtime.llm.rescoring import Llm
+from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.pipeline import Pipeline, Precision
-from mechm_runtime.serving.settings import ServerConfig
 from mechm_runtime.types import Analysis, Conversation
 
 LoadPart = Callable[[PartFiles], GraphRunner]

@@ -11,8 +11,8 @@ from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 
+from mechm_runtime.analysis.decoding import is_recorded
 from mechm_runtime.errors import InputError
-from mechm_runtime.recorded import is_recorded
 from mechm_runtime.types import Conversation
 
 SAMPLE = Path(__file__).resolve().parents[2] / "sample"

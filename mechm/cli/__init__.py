@@ -17,14 +17,18 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "analyze": ("mechm.cli.analyze", "analyze", "Find emotions and their causes in a recording or transcript."),
     "ask": ("mechm.cli.ask", "ask", "Ask an imported MiniGPT-v2 about pictures and recordings."),
     "bench": ("mechm.cli.bench", "bench", "Measure a bundle on this machine, beside rivals."),
-    "bundle": ("mechm_export.deployment.cli", "bundle", "Inspect, compare, sign, split and pack bundles."),
+    "bundle": ("mechm_export.cli.deployment", "bundle", "Inspect, compare, sign, split and pack bundles."),
     "doctor": ("mechm.cli.doctor", "doctor", "Say what is installed, what works here and what to install."),
     "evaluate": ("mechm.cli.evaluate", "evaluate", "Score a bundle, weights or a submission on annotated data."),
-    "export": ("mechm_export.cli", "export", "Turn weights into a verified bundle."),
+    "export": ("mechm_export.cli.bundle", "export", "Turn weights into a verified bundle."),
     "import": ("mechm.cli.importing", "import_group", "Read a model of other projects' into our layout."),
     "merge": ("mechm.cli.merge", "merge", "Merge the Llama's adapter into its base: a plain Hugging Face model."),
     "serve": ("mechm.cli.serve", "serve", "Serve a bundle's Llama with vLLM."),
-    "train": ("mechm.cli.train", "train", "Train the fusion and its heads, or the Llama's adapter, and weigh the two."),
+    "train": (
+        "mechm.cli.train.fusion",
+        "train",
+        "Train the fusion and its heads, or the Llama's adapter, and weigh the two.",
+    ),
     "weights": ("mechm.cli.weights", "weights", "Fetch, list and locate base weights."),
 }
 

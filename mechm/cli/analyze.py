@@ -14,19 +14,19 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mechm.cli.engine import engine_option
-from mechm.cli.llm import llm_options
+from mechm.cli.options.engine import engine_option
+from mechm.cli.options.llm import llm_options
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
-    from mechm.cli.outputs import Outputs
-    from mechm_runtime.advice import Llm
-    from mechm_runtime.engine import EngineConfig, EngineName
+    from mechm.cli.options.outputs import Outputs
+    from mechm_runtime.engines.onnxruntime_engine import EngineConfig, EngineName
     from mechm_runtime.errors import InputError
+    from mechm_runtime.llm.rescoring import Llm
+    from mechm_runtime.llm.vllm.config import ServerConfig
     from mechm_runtime.media import MediaLimits
     from mechm_runtime.pipeline import Pipeline, Precision
-    from mechm_runtime.serving.settings import ServerConfig
     from mechm_runtime.types import Analysis, Conversation
 
 EXAMPLES = """\b
@@ -132,8 +132,8 @@ def analyze(
     or not at all. Nothing leaves this machine, but the words for a server elsewhere that --llm-url names.
     """
     try:
-        from mechm.cli.outputs import Outputs
-        from mechm_runtime.engine import EngineConfig
+        from mechm.cli.options.outputs import Outputs
+        from mechm_runtime.engines.onnxruntime_engine import EngineConfig
         from mechm_runtime.media import MediaLimits
         from mechm_runtime.types import MODALITIES
 
@@ -160,7 +160,7 @@ def read_input(
 
     Raises: InputError and its kinds: the input, an output, or modalities that the input cannot have.
     """
-    from mechm.cli.inputs import load_conversations
+    from mechm.cli.options.inputs import load_conversations
     from mechm_runtime.errors import InputError
 
     conversations = load_conversations(source, transcript, limits=limits)
@@ -279,8 +279,8 @@ class Printer:
             ) from self._failure
 
     def _table(self, analysis: Analysis) -> None:
-        from mechm_runtime.table import render_table
-        from mechm_runtime.wording import printable
+        from mechm_runtime.output.formatting import printable
+        from mechm_runtime.output.table import render_table
 
         text = render_table(analysis)
         if self._heading:
@@ -304,7 +304,7 @@ def finish(
     Raises: InputError: a conversation could not be analysed or a file not be written; everything else is done.
     """
     from mechm_runtime.errors import InputError
-    from mechm_runtime.wording import count, printable
+    from mechm_runtime.output.formatting import count, printable
 
     written, unwritten = outputs.write(analyses, conversations, title=printable(title)) if analyses else ((), ())
     if not quiet:

@@ -156,7 +156,7 @@ def questions(
     \b
     mechm ask questions --model mer-mce --task emotion --clips videos --out answers.txt submit_now-n_w-e.json
     """
-    from mechm.cli.progress import steps_progress
+    from mechm.cli.options.progress import steps_progress
     from mechm.minigpt.questions import answer_questions, read_questions, write_answers
     from mechm_runtime.errors import InputError
 
@@ -186,8 +186,8 @@ def open_model(
 
     from mechm.llm.merge import DTYPES
     from mechm.minigpt.model import open_minigpt
-    from mechm_runtime.serving.command import API_KEY
-    from mechm_runtime.serving.settings import MODEL, ServerConfig
+    from mechm_runtime.llm.vllm.config import MODEL, ServerConfig
+    from mechm_runtime.llm.vllm.launch_plan import API_KEY
 
     if backend != "vllm" and (llm_url or llm_model):
         raise click.UsageError("--llm-url and --llm-model are for --backend vllm")

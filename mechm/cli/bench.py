@@ -10,16 +10,16 @@ from typing import TYPE_CHECKING, cast
 
 import click
 
-from mechm.cli.engine import engine_option
-from mechm.cli.llm import server_config
+from mechm.cli.options.engine import engine_option
+from mechm.cli.options.llm import server_config
 
 if TYPE_CHECKING:
     from mechm.bench.rivals import Baseline, RivalConfig
     from mechm.bench.run import Scenario
     from mechm.bench.systems import OwnConfig
-    from mechm_runtime.advice import Llm
-    from mechm_runtime.bundle import Bundle
-    from mechm_runtime.engine import EngineName
+    from mechm_runtime.bundle.open import Bundle
+    from mechm_runtime.engines.onnxruntime_engine import EngineName
+    from mechm_runtime.llm.rescoring import Llm
     from mechm_runtime.pipeline import Precision
     from mechm_runtime.types import Conversation, LabelledConversation
 
@@ -188,11 +188,11 @@ def bench(
     from mechm.bench.report import render
     from mechm.bench.run import BenchConfig, run_bench
     from mechm.bench.session import TURNS
-    from mechm.cli.progress import steps_progress
-    from mechm_runtime.bundle import open_bundle
-    from mechm_runtime.engine import EngineConfig
+    from mechm.cli.options.progress import steps_progress
+    from mechm_runtime.bundle.open import open_bundle
+    from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+    from mechm_runtime.output.writers import write_bytes
     from mechm_runtime.types import MODALITIES
-    from mechm_runtime.writers import write_bytes
 
     conversation = _conversation(source, transcript, n_utterances)
     labelled = _gold(gold, limit)
@@ -236,7 +236,7 @@ def bench(
 
 def _conversation(source: Path | None, transcript: Path | None, n_utterances: int) -> Conversation:
     from mechm.bench.workload import of_length, sample_conversation
-    from mechm.cli.inputs import load_conversations
+    from mechm.cli.options.inputs import load_conversations
 
     if source is None:
         if transcript is not None:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from mechm.cli.engine import engine_option
-from mechm.cli.llm import llm_options
+from mechm.cli.options.engine import engine_option
+from mechm.cli.options.llm import llm_options
 
 if TYPE_CHECKING:
     from mechm.evaluation.report import ScoreReport
-    from mechm_runtime.advice import Llm
-    from mechm_runtime.engine import EngineName
+    from mechm_runtime.engines.onnxruntime_engine import EngineName
+    from mechm_runtime.llm.rescoring import Llm
+    from mechm_runtime.llm.vllm.config import ServerConfig
     from mechm_runtime.pipeline import Precision
-    from mechm_runtime.serving.settings import ServerConfig
     from mechm_runtime.types import LabelledConversation
 
 
@@ -97,8 +97,8 @@ def evaluate(
     from mechm.evaluation.report import render
     from mechm.evaluation.run import score_submission
     from mechm_runtime.errors import InputError
+    from mechm_runtime.output.writers import write_bytes
     from mechm_runtime.readers import read_labelled, read_submission
-    from mechm_runtime.writers import write_bytes
 
     # Before the work, not after it: analysing a test set can take an hour.
     if json_path is not None and not json_path.parent.is_dir():
@@ -155,7 +155,7 @@ def _run_bundle(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mechm.evaluation.run import evaluate as run_evaluation
-    from mechm_runtime.engine import EngineConfig
+    from mechm_runtime.engines.onnxruntime_engine import EngineConfig
     from mechm_runtime.pipeline import Pipeline
     from mechm_runtime.readers import clip_names, clips_for
 

@@ -77,7 +77,7 @@ def minigpt_v2(
     mechm import minigpt-v2 --checkpoint checkpoint_6.pth --llama Llama-2-7b-chat-hf --vit eva_vit_g.pth --out mer-mce
     mechm ask picture --model mer-mce --task emotion dia1utt1.mp4 "Joey: You left me in the rain ."
     """
-    from mechm.cli.progress import steps_progress
+    from mechm.cli.options.progress import steps_progress
     from mechm.minigpt.comparison import describe
     from mechm.minigpt.importing import import_minigpt
 

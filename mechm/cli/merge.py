@@ -101,9 +101,9 @@ def merge(
     mechm merge --adapter runs/llm --out runs/llm-merged
     mechm merge --adapter runs/llm --base Llama-2-7b-chat-hf --dtype fp16 --out runs/llama2-merged
     """
-    from mechm.cli.progress import steps_progress
-    from mechm.llm.fit import read_adapter
+    from mechm.cli.options.progress import steps_progress
     from mechm.llm.merge import merge_adapter
+    from mechm.llm.stored_adapter import read_adapter
     from mechm.weights import weights_path
     from mechm_runtime.errors import WeightsError
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import click
 
 if TYPE_CHECKING:
-    from mechm_runtime.serving.command import ServeConfig, ServingPlan
-    from mechm_runtime.serving.process import Client
-    from mechm_runtime.serving.settings import ServerConfig
+    from mechm_runtime.llm.vllm.config import ServerConfig
+    from mechm_runtime.llm.vllm.launch_plan import ServeConfig, ServingPlan
+    from mechm_runtime.llm.vllm.process import Client
 
 
 @click.group()
@@ -72,7 +72,7 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
         step_tokens: int | None,
         **others: object,
     ) -> None:
-        from mechm_runtime.serving.command import API_KEY, ServeConfig
+        from mechm_runtime.llm.vllm.launch_plan import API_KEY, ServeConfig
 
         key = os.environ.get(API_KEY)
         config = ServeConfig(host, port, device, concurrency, gpu_memory, key, step_tokens)
@@ -109,9 +109,9 @@ def llm(
     VLLM_API_KEY=... mechm serve llm --bundle bundle --host 0.0.0.0 --device cuda
     mechm serve llm --bundle bundle --print
     """
-    from mechm_runtime.bundle import open_bundle
-    from mechm_runtime.serving.command import plan_serving
-    from mechm_runtime.serving.starting import QuestionClient
+    from mechm_runtime.bundle.open import open_bundle
+    from mechm_runtime.llm.vllm.launch_plan import plan_serving
+    from mechm_runtime.llm.vllm.warm_up import QuestionClient
 
     bundle = open_bundle(folder)
     plan = plan_serving(bundle, config)
@@ -149,9 +149,9 @@ def minigpt(
     mechm serve minigpt --model mer-mce --device cuda --concurrency 64
     """
     from mechm.minigpt.folder import MAX_TOKENS, imported_folders, stored_precision
-    from mechm_runtime.serving.command import plan_folder
-    from mechm_runtime.serving.embeddings import EmbeddingTable
-    from mechm_runtime.serving.starting import WritingClient
+    from mechm_runtime.llm.vllm.embeddings import EmbeddingTable
+    from mechm_runtime.llm.vllm.launch_plan import plan_folder
+    from mechm_runtime.llm.vllm.warm_up import WritingClient
 
     _, llama = imported_folders(folder)
     plan = plan_folder(llama, stored_precision(llama), MAX_TOKENS, config)
@@ -166,7 +166,7 @@ def _print(plan: ServingPlan, config: ServeConfig) -> None:
     """Print the command that would run; a key stays out of it."""
     import shlex
 
-    from mechm_runtime.serving.command import API_KEY, serve_arguments, serve_environment
+    from mechm_runtime.llm.vllm.launch_plan import API_KEY, serve_arguments, serve_environment
 
     shown = {name: value for name, value in serve_environment(plan, config).items() if name != API_KEY}
     variables = [f"{name}={shlex.quote(value)}" for name, value in shown.items()]
@@ -190,7 +190,7 @@ def _run(
     import sys
 
     from mechm_runtime.errors import LlmUnavailableError
-    from mechm_runtime.serving.process import running_server
+    from mechm_runtime.llm.vllm.process import running_server
 
     needed = plan.memory
     click.echo(

@@ -30,7 +30,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from mechm.data.corpora.types import Problem
-from mechm.data.features import FeatureExtractor, Features, Span
+from mechm.data.feature_extraction import FeatureExtractor, Features, Span
 from mechm_runtime.errors import InputError, MediaError
 from mechm_runtime.media import MediaLimits, MediaReader
 

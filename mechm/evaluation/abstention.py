@@ -14,8 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm.evaluation.scorer import score_emotions, score_pairs
+from mechm_runtime.output.formatting import strongest
 from mechm_runtime.types import Analysis, LabelledConversation
-from mechm_runtime.wording import strongest
 
 COVERAGES = (0.5, 0.8, 0.9)
 """At which coverages the accuracy is stated."""

@@ -16,8 +16,8 @@ from mechm.evaluation.reliability import score_reliability
 from mechm.evaluation.report import Calibration, ScoreReport, Speed
 from mechm.evaluation.scorer import Pairs, score_emotions, score_pairs
 from mechm_runtime.errors import InputError, LabelError
+from mechm_runtime.output.formatting import strongest
 from mechm_runtime.types import Analysis, Conversation, LabelledConversation
-from mechm_runtime.wording import strongest
 
 
 def score_submission(

@@ -1,6 +1,6 @@
 """How a trained adapter's scores and a fusion's become one: what was fitted, kept beside the adapter.
 
-Fitting is `mechm.training.combination`, using it `mechm_runtime.combination`.
+Fitting is `mechm.training.combination`, using it `mechm_runtime.fusion.combination`.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from mechm.model.build import WEIGHTS_FILE, read_decision
-from mechm_runtime.bundle import file_sha256
-from mechm_runtime.combination import CombinationConfig
-from mechm_runtime.decision import DecisionConfig
+from mechm_runtime.bundle.open import file_sha256
 from mechm_runtime.errors import WeightsError
+from mechm_runtime.fusion.combination import CombinationConfig
+from mechm_runtime.fusion.decision import DecisionConfig
 
 LLAMA_FOLDER = "llm"
 """Where an adapter lies beside the fusion's trained weights that it goes with."""

@@ -20,18 +20,18 @@ from typing import Any, Literal
 
 import torch
 
-from mechm.llm.base import StoredBase, read_base
 from mechm.llm.combination import ADAPTER_FILE, COMBINATION_FILE
 from mechm.llm.comparison import AnswerDifference, Answers, answer, compare_answers
-from mechm.llm.fit import StoredAdapter, check_fit, read_adapter
-from mechm.llm.folder import MAX_SHARD, check_space, check_vocabulary, copy_companions, written_beside
+from mechm.llm.model_folder import MAX_SHARD, check_space, check_vocabulary, copy_companions, written_beside
 from mechm.llm.scorer import AnswerScores, load_llama
+from mechm.llm.stored_adapter import StoredAdapter, check_fit, read_adapter
+from mechm.llm.stored_base import StoredBase, read_base
 from mechm.llm.stored_projector import PROJECTOR_FOLDER, has_projector
 from mechm.model.build import CARD_FILE, DECISION_FILE
-from mechm.quiet import quiet_transformers
+from mechm.model.transformers_output import quiet_transformers
 from mechm.weights.from_folder import sha256_of
 from mechm_runtime.errors import InputError, VerificationError, WeightsError
-from mechm_runtime.questions import QuestionTokenizer
+from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.readers import read_transcript
 from mechm_runtime.types import Conversation
 
@@ -55,7 +55,7 @@ class MergeReport:
     """What was merged and how well it answers.
 
     conversations: the name of the set that the answers were compared on. merged: fp32 merged against unmerged.
-    written: the files, loaded in `dtype`, against fp32 unmerged. base_fingerprint: see `mechm.llm.base`.
+    written: the files, loaded in `dtype`, against fp32 unmerged. base_fingerprint: see `mechm.llm.stored_base`.
     """
 
     dtype: DType

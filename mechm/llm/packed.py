@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mechm.llm.scorer import AnswerScores, QuestionBatch
-from mechm_runtime.questions import CONVERSATION
+from mechm_runtime.llm.questions import CONVERSATION
 
 
 class PackedLlama(nn.Module):
@@ -83,7 +83,7 @@ class PackedLlama(nn.Module):
 
 
 class TorchLlama:
-    """Runs in torch what `mechm_runtime.llama.LlamaReader` would run in an engine."""
+    """Runs in torch what `mechm_runtime.llm.scorer.LlamaReader` would run in an engine."""
 
     def __init__(self, scores: AnswerScores) -> None:
         self._packed = PackedLlama(scores)

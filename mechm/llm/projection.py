@@ -1,6 +1,6 @@
 """From voices, faces and frames to the Llama's soft tokens: the fusion without words, then the projector.
 
-`mechm_runtime.projector` does the same with exported graphs.
+`mechm_runtime.llm.soft_tokens` does the same with exported graphs.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mechm.data.evidence import Evidence
+from mechm.data.simulated_modalities import Evidence
 from mechm.model.fusion import Fusion, FusionOutput
 from mechm.model.projector import SoftTokenProjector
-from mechm_runtime.fusion import speaker_numbers
+from mechm_runtime.fusion.run import speaker_numbers
 from mechm_runtime.types import Conversation
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from mechm.model.fusion import MASKED
-from mechm_runtime.questions import PackedQuestions, QuestionTokenizer
+from mechm_runtime.llm.questions import PackedQuestions, QuestionTokenizer
 
 LORA_RANK = 16
 

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from mechm.llm.combination import ADAPTER_FILE, fusion_sha256
 from mechm.model.build import CARD_FILE
 from mechm.model.projector import ProjectorConfig, SoftTokenProjector
-from mechm_runtime.bundle import file_sha256
+from mechm_runtime.bundle.open import file_sha256
 from mechm_runtime.errors import WeightsError
 
 PROJECTOR_FOLDER = "projector"

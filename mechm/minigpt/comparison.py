@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mechm.llm.base import StoredBase, read_base
 from mechm.llm.blockwise import log_probabilities
 from mechm.llm.merge import MAX_KL, DType, Progress
+from mechm.llm.stored_base import StoredBase, read_base
 from mechm.minigpt.lora import LoraPairs
 from mechm.minigpt.prompt import PromptReader
 from mechm_runtime.errors import VerificationError

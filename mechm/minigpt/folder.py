@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from mechm_runtime.errors import WeightsError
-from mechm_runtime.serving.command import DTYPES
+from mechm_runtime.llm.vllm.launch_plan import DTYPES
 
 LLAMA_FOLDER, VISION_FOLDER = "llm", "vision"
 
@@ -29,7 +29,7 @@ def imported_folders(folder: Path) -> tuple[Path, Path]:
 
 
 def stored_precision(llama: Path) -> str:
-    """The precision of a Llama's weights, a key of `mechm_runtime.serving.command.DTYPES`.
+    """The precision of a Llama's weights, a key of `mechm_runtime.llm.vllm.launch_plan.DTYPES`.
 
     Raises: WeightsError: its config cannot be read, or names another.
     """

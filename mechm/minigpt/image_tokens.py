@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
-from mechm.llm.base import read_text
+from mechm.llm.stored_base import read_text
 from mechm.minigpt.config import N_FEATURES, PATCHES_PER_TOKEN, ImageTokensConfig
 from mechm_runtime.errors import InputError, WeightsError
 

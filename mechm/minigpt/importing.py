@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mechm.llm.base import StoredBase, read_base
-from mechm.llm.folder import check_space, check_vocabulary, copy_companions, written_beside
 from mechm.llm.merge import DTYPES, DType, Progress
+from mechm.llm.model_folder import check_space, check_vocabulary, copy_companions, written_beside
+from mechm.llm.stored_base import StoredBase, read_base
 from mechm.minigpt.checkpoint import check_finite
 from mechm.minigpt.comparison import Difference, compare, reader
 from mechm.minigpt.config import ImageTokensConfig, Variant, VitShape
@@ -29,7 +29,7 @@ from mechm.minigpt.lora import LoraPairs
 from mechm.minigpt.parts import LnVision, llama_shapes, take_apart
 from mechm.minigpt.prompt import PromptReader
 from mechm.model.build import CARD_FILE
-from mechm.quiet import quiet_transformers
+from mechm.model.transformers_output import quiet_transformers
 from mechm.weights.from_folder import sha256_of
 from mechm_runtime.errors import VerificationError, WeightsError
 

@@ -15,12 +15,12 @@ from mechm.minigpt.folder import MAX_TOKENS, imported_folders, stored_precision
 from mechm.minigpt.image_tokens import ImageTokens
 from mechm.minigpt.prompt import PromptReader
 from mechm.minigpt.torch_llama import TorchWriter
-from mechm.quiet import quiet_transformers
+from mechm.model.transformers_output import quiet_transformers
 from mechm_runtime.errors import InputError
-from mechm_runtime.serving.command import ServeConfig
-from mechm_runtime.serving.embeddings import EmbeddingTable
-from mechm_runtime.serving.settings import ServerConfig
-from mechm_runtime.serving.writing import VllmWriter
+from mechm_runtime.llm.vllm.config import ServerConfig
+from mechm_runtime.llm.vllm.embeddings import EmbeddingTable
+from mechm_runtime.llm.vllm.generation import VllmWriter
+from mechm_runtime.llm.vllm.launch_plan import ServeConfig
 
 Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
@@ -61,7 +61,7 @@ class MiniGptV2:
     def look(self, pixel_values: Floats, features: Floats | None = None) -> Floats:
         """A picture's tokens, float32 (n_tokens, D), to be asked about as often as wanted.
 
-        pixel_values: float32 (3, image_size, image_size), see `mechm_runtime.features.scene.squeezed_pixels`.
+        pixel_values: float32 (3, image_size, image_size), see `mechm_runtime.modalities.frame_pixels.squeezed_pixels`.
         features: float32 (3, feature_size), for Emotion-LLaMA.
         Raises: InputError: another shape, or features where none are wanted.
         """
@@ -127,7 +127,7 @@ def _writer(llama: Path, backend: Backend, server: ServerConfig | None, dtype: t
     if backend == "vllm":
         return VllmWriter(server or ServerConfig(), EmbeddingTable(llama))
     if backend == "vllm-local":
-        from mechm_runtime.serving.local import LocalVllmWriter
+        from mechm_runtime.llm.vllm.in_process import LocalVllmWriter
 
         return LocalVllmWriter(llama, stored_precision(llama), MAX_TOKENS, ServeConfig(device=device))
     with quiet_transformers():

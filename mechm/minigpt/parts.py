@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from mechm.llm.base import StoredBase
+from mechm.llm.stored_base import StoredBase
 from mechm.minigpt import keys
 from mechm.minigpt.checkpoint import (
     check_finite,

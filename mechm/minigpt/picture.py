@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm_runtime.errors import InputError, MediaError
-from mechm_runtime.features.scene import clip_config, squeezed_pixels
 from mechm_runtime.media import MediaLimits, read_segments
+from mechm_runtime.modalities.frame_pixels import clip_config, squeezed_pixels
 
 OWN_SIZE = MediaLimits(max_side=8192)
 

@@ -19,7 +19,7 @@ from transformers.models.whisper.modeling_whisper import WhisperEncoder
 
 from mechm.model.config import AudioEncoderConfig
 from mechm.model.fusion import MASKED
-from mechm.quiet import quiet_transformers
+from mechm.model.transformers_output import quiet_transformers
 from mechm_runtime.errors import WeightsError
 
 

@@ -3,7 +3,7 @@
 The architecture is that of W. Wu, H. Peng and S. Yu, "YuNet: A Tiny Millisecond-level Face Detector" (2023), with the
 weights of OpenCV's model zoo (face_detection_yunet_2023mar.onnx), whose batch norms lie in its convolutions already.
 The landmarks' branch is left out: nobody reads it. Which boxes are faces, and which of those that overlap is kept, is
-decided by `mechm_runtime.features.faces`.
+decided by `mechm_runtime.modalities.face_detection`.
 """
 
 from __future__ import annotations

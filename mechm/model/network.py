@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from mechm.data.batches import TextBatch
-from mechm.data.evidence import Evidence
+from mechm.data.simulated_modalities import Evidence
 from mechm.model.config import ModelConfig
 from mechm.model.fusion import Fusion, FusionOutput
 from mechm.model.text import TextEncoder
@@ -54,7 +54,7 @@ class Network(nn.Module):
 
 
 def pool_tokens(states: Tensor, token_utterance: Tensor, text_mask: Tensor) -> Tensor:
-    """Mean token state an utterance, as `mechm_runtime.text.pool_utterances` does it.
+    """Mean token state an utterance, as `mechm_runtime.modalities.text_windows.pool_utterances` does it.
 
     states: float (W, T, D). token_utterance: int64 (W, T), B * U where a token counts for none. text_mask: (B, U).
     Returns: float32 (B, U, D), zeros for an utterance without tokens.

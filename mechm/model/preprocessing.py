@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from mechm.model.config import ModelConfig
-from mechm_runtime.bundle import FusionWindows
-from mechm_runtime.features.log_mel import LogMelConfig
-from mechm_runtime.features.scene import SceneConfig, clip_config
+from mechm_runtime.bundle.open import FusionWindows
+from mechm_runtime.modalities.frame_pixels import SceneConfig, clip_config
+from mechm_runtime.modalities.log_mel import LogMelConfig
 
 
 def log_mel_config(config: ModelConfig) -> LogMelConfig:

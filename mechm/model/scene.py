@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from transformers import Blip2VisionConfig, Blip2VisionModel, Dinov2Config, Dinov2Model
 
 from mechm.model.config import SceneEncoderConfig
-from mechm.quiet import quiet_transformers
+from mechm.model.transformers_output import quiet_transformers
 from mechm_runtime.errors import WeightsError
 
 

@@ -14,7 +14,7 @@ from transformers import BertConfig, BertModel, MPNetConfig
 
 from mechm.model.config import TextEncoderConfig
 from mechm.model.mpnet import MPNetEncoder
-from mechm.quiet import quiet_transformers
+from mechm.model.transformers_output import quiet_transformers
 from mechm_runtime.errors import WeightsError
 
 LORA = ".lora_"
@@ -22,7 +22,8 @@ LORA = ".lora_"
 
 
 class TextEncoder(nn.Module):
-    """Token states of conversation windows; `mechm_runtime.text` makes the windows and pools the states.
+    """Token states of conversation windows; `mechm_runtime.modalities.text_windows` makes the windows and pools the
+    states.
 
     encoder: an encoder of `config`'s sizes; None for a random one.
     """

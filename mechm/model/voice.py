@@ -1,8 +1,8 @@
 """What a voice says by itself, and how its opinion meets the fusion's.
 
 One linear map from standardised audio tokens to emotions, fitted in closed form on emotional speech before the fusion
-is trained (`mechm.training.voice`). Its weights are buffers: no step of the fusion's training moves them, and a head
-that was never fitted says nothing.
+is trained (`mechm.training.voice_head`). Its weights are buffers: no step of the fusion's training moves them, and a
+head that was never fitted says nothing.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mechm_runtime.decision import DecisionConfig
+from mechm_runtime.fusion.decision import DecisionConfig
 
 UNHEARD = -1e4
 """Logit of an emotion that was in no recording: far below any real one, still finite in fp16."""

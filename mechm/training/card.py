@@ -13,12 +13,12 @@ from mechm.training.calibration import (
     expected_calibration_error,
 )
 from mechm.training.stages import absent_emotions
-from mechm_runtime.decision import DecisionConfig, decide
+from mechm_runtime.fusion.decision import DecisionConfig, decide
 from mechm_runtime.types import EMOTIONS, LabelledConversation, Pair
 
 if TYPE_CHECKING:
-    from mechm.llm.projector_training import ProjectorTrainingConfig
     from mechm.training.fusion import FusionTrainingConfig
+    from mechm.training.projector import ProjectorTrainingConfig
 
 LICENCES = {
     "ecf": "ECF 1.0 (NUSTM/MECPE, GPL-3.0 repository), research use only",

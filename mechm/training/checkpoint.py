@@ -2,7 +2,7 @@
 
 It holds what training changes (weights, their average, the optimizer's moments) and where it was. No random state: the
 randomness of a batch follows from the seed and the batch's number. It is no result; those are written by
-`mechm.model.build` and `mechm.llm.adapter`.
+`mechm.model.build` and `mechm.training.llm_adapter`.
 """
 
 from __future__ import annotations

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 
 from mechm.training.calibration import NOISE, ScoredConversation, fit_decision, pair_counts, weighted_f1
-from mechm_runtime.combination import CombinationConfig, combine
-from mechm_runtime.decision import DecisionConfig, decide, emotion_probabilities, recalibrated
+from mechm_runtime.fusion.combination import CombinationConfig, combine
+from mechm_runtime.fusion.decision import DecisionConfig, decide, emotion_probabilities, recalibrated
 from mechm_runtime.types import EMOTIONS
 
 SHARES = tuple(round(0.1 * i, 1) for i in range(11))
@@ -133,7 +133,7 @@ def exited(
     decision: DecisionConfig,
     asked_below: float,
 ) -> ScoredConversation:
-    """Combined scores with the fusion's own where it is sure, as `mechm_runtime.advice` has them."""
+    """Combined scores with the fusion's own where it is sure, as `mechm_runtime.llm.rescoring` has them."""
     if asked_below >= 1.0:
         return both
     sure = emotion_probabilities(fusion.emotion_logits, own).max(-1) >= asked_below

@@ -18,12 +18,13 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from mechm.data.batches import group_by_size, make_batch
-from mechm.data.evidence import EvidenceConfig, EvidenceSource, no_evidence
+from mechm.data.simulated_modalities import EvidenceConfig, EvidenceSource, no_evidence
 from mechm.model.build import save_trained
 from mechm.model.fusion import FusionOutput
 from mechm.model.network import Network
 from mechm.training.calibration import ScoredConversation, fit_decision, pair_counts, weighted_f1
 from mechm.training.checkpoint import Learner, corpora_digests
+from mechm.training.distributed import in_parts, start_processes
 from mechm.training.loop import (
     DevScores,
     EpochReport,
@@ -34,15 +35,14 @@ from mechm.training.loop import (
     run_training,
 )
 from mechm.training.losses import class_weights, fusion_loss
-from mechm.training.processes import in_parts, start_processes
 from mechm.training.speakers import rename_speakers
 from mechm.training.stages import Group, Stage, check_corpora, plan_epochs
-from mechm_runtime.decision import DecisionConfig, decide
-from mechm_runtime.text import ConversationTokenizer
+from mechm_runtime.fusion.decision import DecisionConfig, decide
+from mechm_runtime.modalities.text_windows import ConversationTokenizer
 from mechm_runtime.types import LabelledConversation
 
 if TYPE_CHECKING:
-    from mechm.data.clips import ClipEvidence
+    from mechm.data.recorded_modalities import ClipEvidence
 
 
 @dataclass(frozen=True, slots=True)

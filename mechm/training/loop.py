@@ -29,14 +29,14 @@ from mechm.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from mechm.training.distributed import check_agreement, sum_gradients
 from mechm.training.interrupt import deferred_signals
-from mechm.training.processes import check_agreement, sum_gradients
-from mechm.training.record import run_record, update_card
+from mechm.training.run_record import run_record, update_card
 from mechm.training.schedule import learning_rate
 from mechm.training.stages import Epoch, Group, Stage
 from mechm.training.tracking import TrackingConfig, tracking
-from mechm_runtime.decision import DecisionConfig
 from mechm_runtime.errors import MechmError
+from mechm_runtime.fusion.decision import DecisionConfig
 
 MAX_GRADIENT_NORM = 1.0
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mechm.data.batches import IGNORED, TextBatch
-from mechm.data.evidence import Evidence
+from mechm.data.simulated_modalities import Evidence
 from mechm.model.fusion import FusionOutput
 from mechm.model.network import Network
 from mechm_runtime.types import EMOTIONS, LabelledConversation

@@ -1,7 +1,7 @@
 """Features of emotional speech: recordings, and degraded copies of them, as the fusion's audio branch reads them.
 
 Which recordings cannot be used is told at the end; one broken file among hundreds stops nothing. What is learnt from
-the features is not known here (`mechm.training.voice`).
+the features is not known here (`mechm.training.voice_head`).
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from mechm.data.augmentation import AugmentationConfig, Samples, augment
 from mechm.data.corpora import Corpus, CorpusReport, Problem, SpeechRecording, read_aesi, read_emodb
 from mechm.model.fusion import Fusion
 from mechm_runtime.errors import MediaError
-from mechm_runtime.features.log_mel import log_mel_spectrogram
 from mechm_runtime.media import MediaReader
+from mechm_runtime.modalities.log_mel import log_mel_spectrogram
 from mechm_runtime.types import EMOTIONS
 
 MAX_RECORDING_S = 30.0

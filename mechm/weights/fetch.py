@@ -23,15 +23,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Literal
 
-from mechm.quiet import quiet_transformers
+from mechm.model.transformers_output import quiet_transformers
 from mechm.weights import hub, wheels
 from mechm.weights.check import Check
 from mechm.weights.from_folder import sha256_of
 from mechm.weights.parts import Part, part_of, parts_of
 from mechm.weights.progress import Progress, Silent, megabytes
 from mechm.weights.untyped import load
-from mechm_runtime.cache import cache_dir
 from mechm_runtime.errors import MechmError, MissingExtraError, WeightsError
+from mechm_runtime.system.cache_dir import cache_dir
 
 Source = Literal["auto", "hub", "wheel"]
 

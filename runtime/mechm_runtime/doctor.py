@@ -26,11 +26,11 @@ from urllib.request import url2pathname
 
 from packaging.requirements import Requirement
 
-from mechm_runtime.bundle import default_bundle_path
-from mechm_runtime.cache import cache_dir
-from mechm_runtime.cores import usable_cores
-from mechm_runtime.cuda import GPU_ENGINE, gpu_install_command
+from mechm_runtime.bundle.open import default_bundle_path
+from mechm_runtime.engines.onnxruntime_cuda import GPU_ENGINE, gpu_install_command
 from mechm_runtime.errors import BundleError, MissingExtraError
+from mechm_runtime.system.cache_dir import cache_dir
+from mechm_runtime.system.cores import usable_cores
 
 ENGINES: tuple[str, ...] = ("cpu", "gpu")
 """Extras that bring onnxruntime; both own the same files, so an environment takes exactly one."""
@@ -416,7 +416,7 @@ def examine_providers(*, timeout_s: float = PROBE_TIMEOUT_S) -> tuple[Provider, 
 
 def examine_provider(name: str, *, timeout_s: float = PROBE_TIMEOUT_S) -> Provider:
     """Let one provider compute a small product in a child process and judge its answer."""
-    done = _child(["-m", "mechm_runtime.provider_probe", name], timeout_s=timeout_s)
+    done = _child(["-m", "mechm_runtime.environment.provider_probe", name], timeout_s=timeout_s)
     if isinstance(done, str):
         return Provider(name, works=False, reason=done)
     if done.returncode != 0:

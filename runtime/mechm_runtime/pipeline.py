@@ -13,28 +13,28 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal, Self
 
-from mechm_runtime.advice import Adviser, Llm, make_adviser
-from mechm_runtime.answer import answers
-from mechm_runtime.batching import BatchConfig
-from mechm_runtime.bundle import MODALITY_PARTS, Bundle, PartFiles, open_bundle
-from mechm_runtime.deadline import CostEstimator, Deadline
-from mechm_runtime.decision import decide
-from mechm_runtime.engine import EngineConfig, GraphRunner
+from mechm_runtime.analysis.deadline import CostEstimator, Deadline
+from mechm_runtime.analysis.encode import read_conversation
+from mechm_runtime.analysis.encoders import Senses
+from mechm_runtime.analysis.results import answers
+from mechm_runtime.analysis.state import Work
+from mechm_runtime.bundle.open import MODALITY_PARTS, Bundle, PartFiles, open_bundle
+from mechm_runtime.bundle.signature import open_signed_bundle
+from mechm_runtime.engines.batching import BatchConfig
+from mechm_runtime.engines.onnxruntime_engine import EngineConfig, GraphRunner
+from mechm_runtime.engines.output_cache import CacheConfig, OutputCache
+from mechm_runtime.engines.part_loader import PartLoader
 from mechm_runtime.errors import BundleError, InputError
-from mechm_runtime.fusion import run_fusion
-from mechm_runtime.lanes import Lanes
-from mechm_runtime.loading import PartLoader
+from mechm_runtime.fusion.decision import decide
+from mechm_runtime.fusion.run import run_fusion
+from mechm_runtime.llm.rescoring import Adviser, Llm, make_adviser
+from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.media import MediaLimits
-from mechm_runtime.media.pool import ReaderPool
-from mechm_runtime.output_cache import CacheConfig, OutputCache
-from mechm_runtime.reading import read_conversation
-from mechm_runtime.senses import Senses
-from mechm_runtime.serving.settings import ServerConfig
+from mechm_runtime.media.reader_pool import ReaderPool
 from mechm_runtime.session.config import SessionConfig
 from mechm_runtime.session.session import Session, SessionParts
-from mechm_runtime.signature import open_signed_bundle
+from mechm_runtime.system.thread_pool import Lanes
 from mechm_runtime.types import MODALITIES, Analysis, Conversation
-from mechm_runtime.work import Work
 
 Precision = Literal["fp32", "int8"]
 Progress = Callable[[str, int, int], None]

@@ -10,17 +10,17 @@ import torch
 from click.testing import CliRunner
 
 from mechm.cli import cli
-from mechm.llm.adapter import save_adapter
 from mechm.llm.combination import FittedCombination, fusion_sha256, write_combination
 from mechm.llm.scorer import add_adapter, load_llama
 from mechm.llm.stored_projector import PROJECTOR_FOLDER, ProjectorOrigin, save_projector
 from mechm.model.build import build_network, save_trained
 from mechm.model.config import TINY
 from mechm.model.projector import ProjectorConfig, SoftTokenProjector
-from mechm_export.bundle import BundleReport, export_bundle
+from mechm.training.llm_adapter import save_adapter
+from mechm_export.bundle.write import BundleReport, export_bundle
 from mechm_export.parts import ModelParts, build_parts
-from mechm_runtime.combination import CombinationConfig
-from mechm_runtime.decision import DecisionConfig
+from mechm_runtime.fusion.combination import CombinationConfig
+from mechm_runtime.fusion.decision import DecisionConfig
 
 COMBINATION = CombinationConfig(0.4, 1.1, 0.3, 0.8, pair_bias=0.1)
 DECISION = DecisionConfig(pair_threshold=0.05, neutral_log_bias=-1.0)

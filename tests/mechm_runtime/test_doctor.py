@@ -16,7 +16,7 @@ from click.testing import CliRunner
 
 from mechm.cli.doctor import doctor
 from mechm_runtime import doctor as doctors
-from mechm_runtime import provider_probe
+from mechm_runtime.environment import provider_probe
 
 # As onnxruntime-gpu 1.31 printed it on a machine without CUDA, the folders shortened.
 NO_CUDA = """\
@@ -49,7 +49,7 @@ class InferenceSession:
     def get_providers(self):
         return [self.first, "CPUExecutionProvider"]
     def run(self, names, feed):
-        from mechm_runtime.provider_probe import weight
+        from mechm_runtime.environment.provider_probe import weight
         return [feed["x"] @ weight()]
 """
 

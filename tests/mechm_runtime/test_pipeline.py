@@ -20,13 +20,15 @@ import pytest
 
 import mechm_runtime
 from mechm_runtime import EMOTIONS, MODALITIES, Analysis, Conversation, Pipeline, Utterance
-from mechm_runtime.bundle import open_bundle
-from mechm_runtime.engine import Engine, EngineConfig
+from mechm_runtime.analysis.encoders import TOKENIZER_FILE
+from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
 from mechm_runtime.errors import BundleError, InputError, MediaError
-from mechm_runtime.features.log_mel import log_mel_spectrogram
-from mechm_runtime.fusion import FusionInputs, run_fusion, window_spans
+from mechm_runtime.fusion.run import FusionInputs, run_fusion, window_spans
 from mechm_runtime.media import MediaReader
-from mechm_runtime.perception import (
+from mechm_runtime.modalities.log_mel import log_mel_spectrogram
+from mechm_runtime.modalities.text_windows import ConversationTokenizer, pool_utterances
+from mechm_runtime.modalities.voice import (
     MAX_MEL_FRAMES,
     TEXT_WINDOWS_PER_RUN,
     TextReader,
@@ -35,8 +37,6 @@ from mechm_runtime.perception import (
     merge_pieces,
 )
 from mechm_runtime.readers import read_transcript
-from mechm_runtime.senses import TOKENIZER_FILE
-from mechm_runtime.text import ConversationTokenizer, pool_utterances
 
 ONE_THREAD = EngineConfig(n_threads=1)
 TEXTS = ("We won the cup!", "Really? That's wonderful.", "No. It was a joke.", "How mean of you.")

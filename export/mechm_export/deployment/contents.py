@@ -6,9 +6,9 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from mechm_runtime.bundle import MANIFEST, SIGNATURE, Bundle, Progress, inside
+from mechm_runtime.bundle.open import MANIFEST, SIGNATURE, Bundle, Progress, inside
+from mechm_runtime.bundle.signature import manifest_bytes, read_signature
 from mechm_runtime.errors import BundleError
-from mechm_runtime.signature import manifest_bytes, read_signature
 
 CHUNK_BYTES = 1 << 20
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mechm_runtime.bundle import ACCEPTED, Bundle, Tensor
-from mechm_runtime.signature import read_signature
+from mechm_runtime.bundle.open import ACCEPTED, Bundle, Tensor
+from mechm_runtime.bundle.signature import read_signature
 
 
 @dataclass(frozen=True, slots=True)

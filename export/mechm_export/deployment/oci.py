@@ -20,7 +20,7 @@ from typing import Any
 
 from mechm_export.deployment.contents import CHUNK_BYTES, Contents
 from mechm_export.staging import check_new, check_target, put_in_place, staged, written
-from mechm_runtime.bundle import (
+from mechm_runtime.bundle.open import (
     MANIFEST,
     SIGNATURE,
     Bundle,

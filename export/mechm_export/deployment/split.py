@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from mechm_export.deployment.contents import Contents
 from mechm_export.staging import check_target, put_in_place, staged, written
-from mechm_runtime.bundle import (
+from mechm_runtime.analysis.encoders import TOKENIZER_FILE
+from mechm_runtime.bundle.open import (
     ACCEPTED,
     LLAMA,
     MANIFEST,
@@ -27,9 +28,8 @@ from mechm_runtime.bundle import (
     manifest_id,
     open_bundle,
 )
-from mechm_runtime.engine import HALF, W8, EngineName
+from mechm_runtime.engines.onnxruntime_engine import HALF, W8, EngineName
 from mechm_runtime.errors import BundleError, InputError
-from mechm_runtime.senses import TOKENIZER_FILE
 
 KeptLlama = Literal["none", "onnx", "vllm"]
 

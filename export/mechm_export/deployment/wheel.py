@@ -1,8 +1,8 @@
 """Put a bundle into a wheel, for machines that get their software from wheels alone and no network.
 
 The wheel holds a package with the bundle in it and names it under the entry point group where the runtime looks
-(`mechm_runtime.installed`). Files are stored, not deflated: weights hardly shrink, and other builds of zlib deflate
-otherwise. Equal bundles give equal bytes. Format: PEP 427, core metadata 2.1.
+(`mechm_runtime.bundle.installed`). Files are stored, not deflated: weights hardly shrink, and other builds of zlib
+deflate otherwise. Equal bundles give equal bytes. Format: PEP 427, core metadata 2.1.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from packaging.version import InvalidVersion, Version
 
 from mechm_export.deployment.contents import Contents
 from mechm_export.staging import check_new, staged, written
-from mechm_runtime.bundle import Bundle, Progress, open_bundle
+from mechm_runtime.bundle.installed import ENTRY_POINTS, FOLDER, SCHEME
+from mechm_runtime.bundle.open import Bundle, Progress, open_bundle
 from mechm_runtime.errors import InputError
-from mechm_runtime.installed import ENTRY_POINTS, FOLDER, SCHEME
 
 EARLIEST = (1980, 1, 1, 0, 0, 0)
 """The first time that a zip archive can state."""

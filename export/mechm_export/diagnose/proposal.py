@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mechm_runtime.engines.tensorrt.engine_store import write_whole
 from mechm_runtime.errors import InputError
-from mechm_runtime.tensorrt.store import write_whole
 
 MAX_BYTES = 4 << 20
 

@@ -6,8 +6,8 @@ import sys
 
 import click
 
-from mechm_export.diagnose.blame import Difference
 from mechm_export.diagnose.run import Diagnosed
+from mechm_export.diagnose.search import Difference
 
 SHOWN = 20
 """Layers in the table; `--json` has all."""

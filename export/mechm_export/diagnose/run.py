@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from mechm_export.diagnose.blame import Arrays, Diagnosis, Gate, Progress, compare_outputs, find_blame
+from mechm_export.diagnose.layer_switches import LoweredRunner, SwitchedGraph
 from mechm_export.diagnose.proposal import Proposal, read_proposal
-from mechm_export.diagnose.switched import LoweredRunner, SwitchedGraph
+from mechm_export.diagnose.search import Arrays, Diagnosis, Gate, Progress, compare_outputs, find_blame
 from mechm_export.gate.fp32_reference import Fp32Reference
 from mechm_export.gate.judge import CheckSet, problems_of
-from mechm_export.precision.lowering import LowerPrecision
-from mechm_runtime.bundle import file_sha256, open_bundle
-from mechm_runtime.engine import Engine, EngineConfig
+from mechm_export.precision.lower import LowerPrecision
+from mechm_runtime.bundle.open import file_sha256, open_bundle
+from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
 from mechm_runtime.errors import BundleError, InputError
 
 MAX_INPUT_BYTES = 1 << 30

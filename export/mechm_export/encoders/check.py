@@ -17,11 +17,11 @@ import onnx
 from mechm_export.encoders.axes import Precision
 from mechm_export.encoders.part import MASK
 from mechm_export.gate.comparison import FP32_ATOL, compare_arrays
-from mechm_export.onnx_graph import check_signature
-from mechm_export.part import ExportPart, Feeds
+from mechm_export.graphs.files import check_signature
+from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_export.precision.half import ELEMENT_TYPES
-from mechm_export.precision.rounded import RoundedRunner
-from mechm_runtime.engine import Engine, EngineConfig, GraphRunner
+from mechm_export.precision.simulated import RoundedRunner
+from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig, GraphRunner
 from mechm_runtime.errors import VerificationError
 
 POSITION_MASK = "position_mask"

@@ -25,11 +25,11 @@ from mechm_export.encoders.incoming import graph_part, read_graph
 from mechm_export.encoders.part import encoder_part
 from mechm_export.encoders.sentences import LONGEST_TOKENS, sentence_feeds
 from mechm_export.encoders.source import CARRIED, EncoderSource, find_source
-from mechm_export.onnx_graph import GraphKind, data_file, export_graph, save_graph
-from mechm_export.part import ExportPart, Feeds
-from mechm_export.precision.lowering import lower_graph
-from mechm_export.precision.quantize import quantize_int8
-from mechm_runtime.bundle import file_sha256
+from mechm_export.graphs.files import GraphKind, data_file, export_graph, save_graph
+from mechm_export.graphs.part import ExportPart, Feeds
+from mechm_export.precision.dynamic_int8 import quantize_int8
+from mechm_export.precision.lower import lower_graph
+from mechm_runtime.bundle.open import file_sha256
 from mechm_runtime.errors import BundleError, VerificationError
 from mechm_runtime.types import Conversation
 

@@ -23,12 +23,12 @@ from torch import nn
 from mechm_export.encoders.axes import Axes
 from mechm_export.encoders.part import PART, word_inputs
 from mechm_export.encoders.source import CONFIG, read_config
-from mechm_export.onnx_graph import tensor_bytes
-from mechm_export.part import ExportPart
+from mechm_export.graphs.files import tensor_bytes
+from mechm_export.graphs.part import ExportPart
+from mechm_export.precision.dynamic_int8 import Int8Recipe
 from mechm_export.precision.half import QUANTIZED
-from mechm_export.precision.quantize import Int8Recipe
-from mechm_runtime.bundle import Tensor
-from mechm_runtime.engine import Engine, EngineConfig
+from mechm_runtime.bundle.open import Tensor
+from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
 from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError
 
 MODEL = "model.onnx"

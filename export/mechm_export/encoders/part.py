@@ -26,9 +26,9 @@ from mechm_export.encoders.modules import (
     resize_positions,
 )
 from mechm_export.encoders.source import EncoderSource, load_model
-from mechm_export.part import ExportPart, Feeds
-from mechm_export.precision.quantize import Int8Recipe
-from mechm_runtime.bundle import Tensor
+from mechm_export.graphs.part import ExportPart, Feeds
+from mechm_export.precision.dynamic_int8 import Int8Recipe
+from mechm_runtime.bundle.open import Tensor
 from mechm_runtime.errors import InputError, WeightsError
 
 PART = "encoder"

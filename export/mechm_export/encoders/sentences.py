@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from mechm.quiet import quiet_transformers
-from mechm_export.part import ExportPart, Feeds
+from mechm.model.transformers_output import quiet_transformers
+from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_runtime.errors import WeightsError
 from mechm_runtime.types import Conversation
 

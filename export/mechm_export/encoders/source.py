@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mechm.quiet import quiet_transformers
+from mechm.model.transformers_output import quiet_transformers
 from mechm_export.encoders.architectures import Architecture, Modality, Task, find_architecture
 from mechm_runtime.errors import InputError, WeightsError
 

@@ -17,12 +17,12 @@ import numpy.typing as npt
 import torch
 
 from mechm.evaluation import score_emotions, score_pairs
-from mechm_export.onnx_graph import check_signature
-from mechm_export.part import ExportPart
+from mechm_export.graphs.files import check_signature
+from mechm_export.graphs.part import ExportPart
 from mechm_export.parts import ModelParts
-from mechm_export.precision.rounded import RoundedRunner
-from mechm_runtime.bundle import Bundle, PartFiles
-from mechm_runtime.engine import HALF, W8, EngineConfig, GraphRunner, load_engine
+from mechm_export.precision.simulated import RoundedRunner
+from mechm_runtime.bundle.open import Bundle, PartFiles
+from mechm_runtime.engines.onnxruntime_engine import HALF, W8, EngineConfig, GraphRunner, load_engine
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import Analysis, Conversation, LabelledConversation

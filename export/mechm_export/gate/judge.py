@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from mechm_export.data import check_conversations
+from mechm_export.check_data import check_conversations
 from mechm_export.gate.comparison import TaskCheck, check_task, engine_for, torch_pipeline
 from mechm_export.parts import ModelParts
-from mechm_export.precision.rounded import RoundedRunner
-from mechm_runtime.bundle import Bundle, PartFiles
-from mechm_runtime.engine import HALF, W8, GraphRunner
+from mechm_export.precision.simulated import RoundedRunner
+from mechm_runtime.bundle.open import Bundle, PartFiles
+from mechm_runtime.engines.onnxruntime_engine import HALF, W8, GraphRunner
+from mechm_runtime.engines.part_loader import PartLoader
 from mechm_runtime.errors import VerificationError
-from mechm_runtime.loading import PartLoader
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import Analysis, Conversation, LabelledConversation
 

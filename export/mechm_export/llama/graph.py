@@ -24,13 +24,13 @@ from torch import Tensor
 
 from mechm.llm.packed import PackedLlama
 from mechm.model.fusion import MASKED
+from mechm_export.graphs.files import MICROSOFT
+from mechm_export.graphs.part import ExportPart
 from mechm_export.llama.graph_builder import GraphBuilder
-from mechm_export.onnx_graph import MICROSOFT
-from mechm_export.part import ExportPart
-from mechm_export.precision.quantize import SMALLEST_SCALE, eight_bits
-from mechm_runtime.engine import W8
+from mechm_export.precision.dynamic_int8 import SMALLEST_SCALE, eight_bits
+from mechm_runtime.engines.onnxruntime_engine import W8
 from mechm_runtime.errors import VerificationError
-from mechm_runtime.questions import CONVERSATION
+from mechm_runtime.llm.questions import CONVERSATION
 
 OPSET = 18
 TOKEN_SCALED = frozenset({"mlp.down_proj"})

@@ -10,8 +10,8 @@ import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
 
-from mechm_export.onnx_graph import MICROSOFT
-from mechm_runtime.bundle import Tensor
+from mechm_export.graphs.files import MICROSOFT
+from mechm_runtime.bundle.open import Tensor
 
 IR_VERSION = 10
 

@@ -18,13 +18,13 @@ from mechm.llm.packed import PackedLlama
 from mechm.llm.scorer import AnswerScores, load_merged
 from mechm.llm.stored_projector import has_projector, load_projector
 from mechm.model.projector import SoftTokenProjector
-from mechm.quiet import quiet_transformers
+from mechm.model.transformers_output import quiet_transformers
+from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_export.llama.graph import write_llama_graph
-from mechm_export.part import ExportPart, Feeds
-from mechm_export.precision.quantize import Int8Recipe
-from mechm_runtime.bundle import LLAMA, PROJECTOR, Tensor
-from mechm_runtime.llama import graph_inputs
-from mechm_runtime.questions import CAUSE_ANSWERS, CONVERSATION, QuestionConfig, QuestionTokenizer
+from mechm_export.precision.dynamic_int8 import Int8Recipe
+from mechm_runtime.bundle.open import LLAMA, PROJECTOR, Tensor
+from mechm_runtime.llm.questions import CAUSE_ANSWERS, CONVERSATION, QuestionConfig, QuestionTokenizer
+from mechm_runtime.llm.scorer import graph_inputs
 from mechm_runtime.types import EMOTIONS, Conversation
 
 

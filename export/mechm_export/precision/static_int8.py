@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx
 from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
-from mechm_export.onnx_graph import strip_provenance
+from mechm_export.graphs.files import strip_provenance
 from mechm_export.precision.half import PRODUCTS
 from mechm_export.precision.smoothing import channel_peaks, linear_layers, smooth
 from mechm_export.precision.tensor_types import known_types, led_to_exact

@@ -2,7 +2,7 @@
 
 What is built is kept in a folder beside the bundle until the bundle has it, so that an interrupted run goes on where it
 stopped. A part whose answers change too much is left out. The ONNX that an engine was built from goes into the bundle
-with it: a machine with another GPU or version builds its engine from that (`mechm_runtime.tensorrt.engine`).
+with it: a machine with another GPU or version builds its engine from that (`mechm_runtime.engines.tensorrt.engine`).
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mechm_export.diagnose.switched import SwitchedGraph
+from mechm_export.bundle.manifest import file_facts, replace_manifest
+from mechm_export.diagnose.layer_switches import SwitchedGraph
 from mechm_export.gate.comparison import TaskCheck
 from mechm_export.gate.fp32_reference import Fp32Reference
 from mechm_export.gate.judge import CheckSet, problems_of
-from mechm_export.manifest import file_facts, replace_manifest
-from mechm_export.precision.lowering import LowerPrecision, lower_graph
+from mechm_export.precision.lower import LowerPrecision, lower_graph
 from mechm_export.tensorrt.memory import estimate_memory
 from mechm_export.tensorrt.shapes import shape_ranges
-from mechm_runtime.bundle import ENGINES, Bundle, file_sha256, open_bundle
+from mechm_runtime.bundle.engine_file import EngineFile, EngineKey, EnginePrecision
+from mechm_runtime.bundle.open import ENGINES, Bundle, file_sha256, open_bundle
+from mechm_runtime.engines.tensorrt.build import build_into
+from mechm_runtime.engines.tensorrt.engine import check_memory
+from mechm_runtime.engines.tensorrt.engine_store import EngineStore
+from mechm_runtime.engines.tensorrt.library import Gpu, Library, LibraryName, load_library, system_name, visible_gpu
 from mechm_runtime.errors import BundleError, InputError, MissingExtraError, ProviderError, VerificationError
-from mechm_runtime.tensorrt.build import build_into
-from mechm_runtime.tensorrt.engine import check_memory
-from mechm_runtime.tensorrt.key import EngineFile, EngineKey, EnginePrecision
-from mechm_runtime.tensorrt.library import Gpu, Library, LibraryName, load_library, system_name, visible_gpu
-from mechm_runtime.tensorrt.store import EngineStore
 
 AMPERE = 80
 """From this compute capability on TensorRT-RTX has all precisions. For Turing (75) it refuses products in fp32, and has

@@ -11,7 +11,7 @@ import onnx
 from onnx import helper
 
 from mechm_export.precision.tensor_types import without_weights
-from mechm_runtime.tensorrt.key import ShapeRange
+from mechm_runtime.bundle.engine_file import ShapeRange
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from mechm.bench.figures.latency import draw_latency
 from mechm.bench.figures.roofline import draw_roofline
 from mechm.bench.figures.scaling import draw_callers, draw_seconds, draw_sessions, draw_turns, draw_utterances
 from mechm.bench.results import Results
-from mechm_runtime.writers import write_bytes
+from mechm_runtime.output.writers import write_bytes
 
 __all__ = ["write_figures"]
 

@@ -16,17 +16,17 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from mechm_runtime.bundle import Bundle
-from mechm_runtime.decision import decide, emotion_logits_of
-from mechm_runtime.engine import GraphRunner
-from mechm_runtime.features.faces import FaceFinder, face_pixels
-from mechm_runtime.features.log_mel import log_mel_spectrogram
-from mechm_runtime.features.scene import scene_pixels
-from mechm_runtime.fusion import FusionInputs, run_fusion
+from mechm_runtime.analysis.decoding import STILL_S
+from mechm_runtime.analysis.encoders import TOKENIZER_FILE
+from mechm_runtime.bundle.open import Bundle
+from mechm_runtime.engines.onnxruntime_engine import GraphRunner
+from mechm_runtime.fusion.decision import decide, emotion_logits_of
+from mechm_runtime.fusion.run import FusionInputs, run_fusion
 from mechm_runtime.media import MediaReader, Segment
-from mechm_runtime.recorded import STILL_S
-from mechm_runtime.senses import TOKENIZER_FILE
-from mechm_runtime.text import ConversationTokenizer, pool_batches
+from mechm_runtime.modalities.face_detection import FaceFinder, face_pixels
+from mechm_runtime.modalities.frame_pixels import scene_pixels
+from mechm_runtime.modalities.log_mel import log_mel_spectrogram
+from mechm_runtime.modalities.text_windows import ConversationTokenizer, pool_batches
 from mechm_runtime.types import EMOTIONS, MODALITIES, Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
 
 PADDED_S = 30.0

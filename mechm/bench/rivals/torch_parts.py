@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from mechm.data.features import TorchPart
+from mechm.data.feature_extraction import TorchPart
 from mechm.model.build import (
     build_audio_encoder,
     build_network,
@@ -21,7 +21,7 @@ from mechm.model.config import preset_config
 from mechm.model.detector import YuNet
 from mechm.model.expression import ExpressionNetwork
 from mechm.weights import weights_path
-from mechm_runtime.bundle import Bundle
+from mechm_runtime.bundle.open import Bundle
 
 
 def load_modules(bundle: Bundle, trained: Path | None) -> dict[str, nn.Module]:

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from mechm.bench.rivals.by_utterance import WRITTEN_TOKENS
-from mechm_runtime.bundle import Bundle
+from mechm_runtime.bundle.open import Bundle
 from mechm_runtime.errors import InputError, MissingExtraError
-from mechm_runtime.questions import QuestionTokenizer
-from mechm_runtime.serving.settings import ServerConfig
+from mechm_runtime.llm.questions import QuestionTokenizer
+from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.types import EMOTIONS, Utterance
 
 
@@ -121,7 +121,7 @@ def unmerged_llama(preset: str, adapter: Path | None, dtype: Any) -> Any:
     from transformers import AutoModelForCausalLM
 
     from mechm.model.build import pretrained_folder
-    from mechm.quiet import quiet_transformers
+    from mechm.model.transformers_output import quiet_transformers
     from mechm.weights import weights_path
 
     folder = adapter or pretrained_folder(preset) / "llm"

@@ -22,7 +22,7 @@ from pathlib import Path
 from mechm.data.corpora.files import TableRow, read_table, why_unusable
 from mechm.data.corpora.types import Corpus, CorpusReport, Probe, Problem, SpeechRecording
 from mechm_runtime.errors import MediaError
-from mechm_runtime.readers.source import quote
+from mechm_runtime.readers.text_file import quote
 
 _SPELLINGS = {
     "anger": ("anger", "angry", "θυμος"),

@@ -16,7 +16,7 @@ from pathlib import Path
 from mechm.data.corpora.types import Probe, Problem
 from mechm_runtime.errors import InputError, MediaError
 from mechm_runtime.readers import DEFAULT_MAX_BYTES
-from mechm_runtime.readers.source import quote
+from mechm_runtime.readers.text_file import quote
 from mechm_runtime.types import LabelledConversation, Utterance
 
 _CONTROLS_AS_CP1252 = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from mechm_runtime.errors import InputError, LabelError
-from mechm_runtime.readers.source import quote
+from mechm_runtime.readers.text_file import quote
 from mechm_runtime.types import EMOTIONS, Conversation, LabelledConversation, Utterance
 
 _HINT = "give the folder with labels.txt (the seven Ekman labels) and train.tsv of GoEmotions"

@@ -28,7 +28,7 @@ from mechm.data.corpora.files import TableRow, count_media, count_utterances, ke
 from mechm.data.corpora.types import Corpus, CorpusReport, Probe
 from mechm_runtime.errors import InputError, MediaError
 from mechm_runtime.readers import clips_for
-from mechm_runtime.readers.source import clean_text, quote
+from mechm_runtime.readers.text_file import clean_text, quote
 from mechm_runtime.types import EMOTIONS, Conversation, LabelledConversation, Utterance
 
 CLIP_FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mechm_runtime.errors import InputError, LabelError, TranscriptError
-from mechm_runtime.readers.source import quote
+from mechm_runtime.readers.text_file import quote
 from mechm_runtime.types import EMOTIONS, Conversation, GoldPair, LabelledConversation, Utterance
 
 RECCON_EMOTIONS = {

@@ -35,7 +35,7 @@ import numpy.typing as npt
 from mechm.data.corpora.files import count_media, count_utterances, read_text, why_unusable
 from mechm.data.corpora.types import Corpus, CorpusReport, Probe, Problem
 from mechm_runtime.errors import InputError, LabelError
-from mechm_runtime.readers.source import clean_text, quote
+from mechm_runtime.readers.text_file import clean_text, quote
 from mechm_runtime.types import EMOTIONS, Conversation, LabelledConversation, Utterance
 
 SPEAKERS = ("User", "Operator")

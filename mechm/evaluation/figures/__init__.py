@@ -9,7 +9,7 @@ from mechm.evaluation.figures.reliability import draw_reliability
 from mechm.evaluation.figures.risk_coverage import draw_risk_coverage
 from mechm.evaluation.report import ScoreReport
 from mechm_runtime.errors import InputError
-from mechm_runtime.writers import write_bytes
+from mechm_runtime.output.writers import write_bytes
 
 __all__ = ["draw_confusion", "draw_reliability", "draw_risk_coverage", "write_figures"]
 

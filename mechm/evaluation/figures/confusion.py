@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from mechm.evaluation.figures.sheet import HEADER, WIDTH, sheet, subtitle_of, text
 from mechm.evaluation.report import ScoreReport
 from mechm.evaluation.scorer import EmotionScores
+from mechm_runtime.output.formatting import percent
 from mechm_runtime.types import EMOTIONS
-from mechm_runtime.wording import percent
 
 LEFT, TOP = 112.0, HEADER + 46.0
 CELL_HEIGHT = 46.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from html import escape
 
 from mechm.evaluation.report import ScoreReport
-from mechm_runtime.wording import printable, shorten
+from mechm_runtime.output.formatting import printable, shorten
 
 WIDTH = 640
 HEADER = 64

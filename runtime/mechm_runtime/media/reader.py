@@ -26,7 +26,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mechm_runtime.errors import MediaError, MissingExtraError
-from mechm_runtime.forking import tell_after_fork
 from mechm_runtime.media.limits import MediaLimits
 from mechm_runtime.media.protocol import (
     MAX_REPLY_BYTES,
@@ -38,6 +37,7 @@ from mechm_runtime.media.protocol import (
     write_message,
 )
 from mechm_runtime.media.segments import SAMPLE_RATE, MediaInfo, MediaSegments, Segment
+from mechm_runtime.system.after_fork import tell_after_fork
 
 MAX_FRAMES_PER_SPAN = 64
 MAX_TEXT = 300

@@ -23,8 +23,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from av.video.stream import VideoStream
 
 from mechm_runtime.errors import MediaError
-from mechm_runtime.media.ahead import PacketsAhead
 from mechm_runtime.media.limits import MediaLimits
+from mechm_runtime.media.packet_lookahead import PacketsAhead
 from mechm_runtime.media.protocol import Raw
 from mechm_runtime.media.source import check_pixels, read_only, start_s, too_long
 

@@ -5,8 +5,7 @@ library alone; recordings are the business of `mechm_runtime.media`.
 """
 
 from mechm_runtime.readers.clips import clips_for, conversation_from_media
-from mechm_runtime.readers.source import DEFAULT_MAX_BYTES
-from mechm_runtime.readers.transcript import (
+from mechm_runtime.readers.formats import (
     clip_names,
     parse_conversation,
     read_labelled,
@@ -14,6 +13,7 @@ from mechm_runtime.readers.transcript import (
     read_transcript,
     require_content,
 )
+from mechm_runtime.readers.text_file import DEFAULT_MAX_BYTES
 
 __all__ = [
     "DEFAULT_MAX_BYTES",

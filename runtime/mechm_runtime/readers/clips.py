@@ -14,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from mechm_runtime.errors import InputError, MediaError, TranscriptError
-from mechm_runtime.readers.source import quote
+from mechm_runtime.readers.text_file import quote
 from mechm_runtime.types import Conversation, Utterance
 
 CLIP_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus")

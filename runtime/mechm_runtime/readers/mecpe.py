@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 
-from mechm_runtime.readers.source import Draft, Row, Source, check_ids, clean_text, quote
+from mechm_runtime.readers.text_file import Draft, Row, Source, check_ids, clean_text, quote
 from mechm_runtime.types import GoldPair
 
 _HEADER = re.compile(r"\s*([0-9]{1,18})\s+([0-9]{1,9})\s*")

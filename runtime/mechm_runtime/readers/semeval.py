@@ -17,7 +17,7 @@ import json
 import re
 from collections.abc import Mapping
 
-from mechm_runtime.readers.source import Draft, Row, Source, check_ids, clean_text, quote
+from mechm_runtime.readers.text_file import Draft, Row, Source, check_ids, clean_text, quote
 from mechm_runtime.types import GoldPair
 
 _CLOCK = re.compile(r"([0-9]{1,4}):([0-5]?[0-9]):([0-5]?[0-9](?:\.[0-9]{1,9})?)")

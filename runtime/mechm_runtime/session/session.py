@@ -18,31 +18,31 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from mechm_runtime.advice import Adviser
-from mechm_runtime.answer import answers
-from mechm_runtime.bundle import Bundle
-from mechm_runtime.deadline import CostEstimator, Deadline
-from mechm_runtime.decision import decide
-from mechm_runtime.engine import GraphRunner
+from mechm_runtime.analysis.deadline import CostEstimator, Deadline
+from mechm_runtime.analysis.decoding import segments
+from mechm_runtime.analysis.encoders import Senses
+from mechm_runtime.analysis.results import answers
+from mechm_runtime.analysis.state import Work
+from mechm_runtime.bundle.open import Bundle
+from mechm_runtime.engines.onnxruntime_engine import GraphRunner
 from mechm_runtime.errors import InputError
-from mechm_runtime.forking import tell_after_fork
-from mechm_runtime.fusion import FusionScores, run_fusion
-from mechm_runtime.lanes import Lanes
-from mechm_runtime.llama import answered, answered_async
+from mechm_runtime.fusion.decision import decide
+from mechm_runtime.fusion.run import FusionScores, run_fusion
+from mechm_runtime.llm.rescoring import Adviser
+from mechm_runtime.llm.scorer import answered, answered_async
 from mechm_runtime.media import Segment
-from mechm_runtime.media.pool import ReaderPool
+from mechm_runtime.media.reader_pool import ReaderPool
 from mechm_runtime.media.segments import SAMPLE_RATE
-from mechm_runtime.recorded import segments
-from mechm_runtime.senses import Senses
 from mechm_runtime.session.config import SessionConfig
-from mechm_runtime.session.listening import Listening, checked_frames, checked_samples
-from mechm_runtime.session.llama_window import LlamaWindow
+from mechm_runtime.session.history import View
+from mechm_runtime.session.llm_window import LlamaWindow
 from mechm_runtime.session.snapshot import Snapshot, from_bytes, to_bytes
+from mechm_runtime.session.streamed_utterance import Listening, checked_frames, checked_samples
+from mechm_runtime.session.text_window import read_words
 from mechm_runtime.session.update import Revision, SessionUpdate
-from mechm_runtime.session.view import View
-from mechm_runtime.session.words import read_words
+from mechm_runtime.system.after_fork import tell_after_fork
+from mechm_runtime.system.thread_pool import Lanes
 from mechm_runtime.types import Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
-from mechm_runtime.work import Work
 
 Samples = npt.NDArray[np.float32]
 Frames = npt.NDArray[np.uint8]

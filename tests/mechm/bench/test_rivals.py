@@ -16,13 +16,13 @@ from mechm.bench.rivals import RivalConfig, make_rival
 from mechm.bench.rivals.by_utterance import WRITTEN_TOKENS, ByUtterance
 from mechm.bench.rivals.writers import ServerWriter, TransformersWriter, emotion_of, written_prompt
 from mechm.bench.workload import of_length, sample_conversation, words_alone
-from mechm.cli.inputs import load_conversations
-from mechm_runtime.bundle import open_bundle
-from mechm_runtime.engine import EngineConfig
+from mechm.cli.options.inputs import load_conversations
+from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.engines.onnxruntime_engine import EngineConfig
 from mechm_runtime.errors import InputError
+from mechm_runtime.llm.questions import QuestionTokenizer
+from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.pipeline import Pipeline
-from mechm_runtime.questions import QuestionTokenizer
-from mechm_runtime.serving.settings import ServerConfig
 from mechm_runtime.types import Analysis, Conversation, Utterance
 
 TALK = (Utterance(1, "Ana", "I got the job!"), Utterance(2, "Ben", "No way, congratulations!"))

@@ -17,8 +17,8 @@ from mechm.bench.single_stream import run_single_stream
 from mechm.bench.systems import Own, OwnConfig
 from mechm.bench.timing import Latency
 from mechm.bench.workload import describe, of_length, of_seconds, sample_conversation, words_alone
-from mechm.cli.inputs import load_conversations
-from mechm_runtime.bundle import open_bundle
+from mechm.cli.options.inputs import load_conversations
+from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.errors import InputError
 from mechm_runtime.types import Analysis, Conversation, Utterance, UtteranceAnalysis
 

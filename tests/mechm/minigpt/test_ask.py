@@ -25,9 +25,9 @@ from mechm.minigpt.picture import first_frame_pixels, read_features
 from mechm.minigpt.prompt import PromptReader
 from mechm.minigpt.torch_llama import TorchWriter
 from mechm_runtime.errors import InputError, MediaError, WeightsError
-from mechm_runtime.features.scene import clip_config, squeezed_pixels
+from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.media import MediaLimits
-from mechm_runtime.serving.settings import ServerConfig
+from mechm_runtime.modalities.frame_pixels import clip_config, squeezed_pixels
 
 TEXT = "Ben: No way, congratulations!"
 

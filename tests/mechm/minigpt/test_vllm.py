@@ -17,7 +17,7 @@ from mechm.cli import cli
 from mechm.minigpt.importing import import_minigpt
 from mechm.minigpt.model import open_minigpt
 from mechm_runtime.errors import InputError, LlmUnavailableError, WeightsError
-from mechm_runtime.serving.settings import MODEL, ServerConfig
+from mechm_runtime.llm.vllm.config import MODEL, ServerConfig
 
 TEXT = "Ben: No way, congratulations!"
 START_S = 240

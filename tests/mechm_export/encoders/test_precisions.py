@@ -14,19 +14,19 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mechm_export import onnx_graph
-from mechm_export.data import check_conversations
+from mechm_export.check_data import check_conversations
 from mechm_export.encoders import export as export_module
 from mechm_export.encoders.axes import Axes, check_opset, parse_axes
 from mechm_export.encoders.check import EncoderCheck, check_encoder, padding_difference
 from mechm_export.encoders.export import FILES, REPORT, EncoderReport, convert_graph, export_encoder
 from mechm_export.encoders.part import encoder_part
 from mechm_export.encoders.source import find_source
-from mechm_export.onnx_graph import export_graph
-from mechm_export.precision.lowering import lower_graph
-from mechm_export.precision.rounded import RoundedRunner
+from mechm_export.graphs import files as onnx_graph
+from mechm_export.graphs.files import export_graph
+from mechm_export.precision.lower import lower_graph
+from mechm_export.precision.simulated import RoundedRunner
 from mechm_export.precision.tensor_types import element_types
-from mechm_runtime.engine import Engine, EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
 from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError
 
 Folders = Callable[[str], Path]

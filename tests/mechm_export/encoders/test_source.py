@@ -13,10 +13,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from mechm_export.cli.encoder import PRECISIONS as OFFERED_PRECISIONS
+from mechm_export.cli.encoder import TASKS as OFFERED_TASKS
 from mechm_export.encoders.architectures import ARCHITECTURES, TASKS
 from mechm_export.encoders.axes import PRECISIONS
-from mechm_export.encoders.command import PRECISIONS as OFFERED_PRECISIONS
-from mechm_export.encoders.command import TASKS as OFFERED_TASKS
 from mechm_export.encoders.source import find_source, load_model
 from mechm_runtime.errors import InputError, MechmError, WeightsError
 

@@ -12,12 +12,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from mechm_export.data import check_conversations
+from mechm_export.check_data import check_conversations
 from mechm_export.gate.comparison import TaskCheck, TorchRunner, check_task, check_values, torch_pipeline
-from mechm_export.part import ExportPart
+from mechm_export.graphs.part import ExportPart
 from mechm_export.parts import ModelParts
-from mechm_runtime.bundle import open_bundle
-from mechm_runtime.engine import Engine, EngineConfig
+from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import (

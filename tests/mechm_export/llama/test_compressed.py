@@ -16,15 +16,15 @@ from safetensors.torch import load_file
 from mechm.cli import cli
 from mechm.llm.comparison import Answers, answer
 from mechm.llm.scorer import AnswerScores, load_llama
-from mechm_export.bundle import BundleReport
-from mechm_export.data import check_conversations
+from mechm_export.bundle.write import BundleReport
+from mechm_export.check_data import check_conversations
 from mechm_export.llama.compressed import SCHEMES, SchemeName, even_out, round_layers, write_compressed
-from mechm_export.llama.served import add_served_llama
 from mechm_export.staging import check_target
-from mechm_runtime.bundle import open_bundle
+from mechm_export.vllm.served import add_served_llama
+from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.errors import VerificationError
-from mechm_runtime.questions import QuestionTokenizer
-from mechm_runtime.serving.command import ServeConfig, plan_serving
+from mechm_runtime.llm.questions import QuestionTokenizer
+from mechm_runtime.llm.vllm.launch_plan import ServeConfig, plan_serving
 
 CONVERSATIONS = [one.conversation for one in check_conversations()[:3]]
 
@@ -157,7 +157,7 @@ def test_what_changes_answers_is_not_put_in_place(
         for layer in llama.model.layers:
             torch.nn.init.normal_(layer.mlp.down_proj.weight, std=10.0)
 
-    monkeypatch.setattr("mechm_export.llama.served.round_layers", ruined)
+    monkeypatch.setattr("mechm_export.vllm.served.round_layers", ruined)
     with pytest.raises(VerificationError, match=r"the Llama in int8: \d+ of \d+ "):
         add_served_llama(folder, adapter, llama_base, quantization="int8")
     assert open_bundle(folder).id == before

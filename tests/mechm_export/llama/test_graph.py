@@ -11,17 +11,17 @@ import onnx
 import pytest
 
 from mechm.llm.packed import PackedLlama, TorchLlama
-from mechm_export.bundle import BundleReport
-from mechm_export.data import check_conversations
+from mechm_export.bundle.write import BundleReport
+from mechm_export.check_data import check_conversations
+from mechm_export.graphs.part import ExportPart
 from mechm_export.llama.graph import check_architecture, write_llama_graph
 from mechm_export.llama.part import LlamaSource, llama_parts, load_llama_source
-from mechm_export.part import ExportPart
-from mechm_runtime.bundle import LLAMA, PartFiles
-from mechm_runtime.engine import W8, Engine, EngineConfig
+from mechm_runtime.bundle.open import LLAMA, PartFiles
+from mechm_runtime.engines.onnxruntime_engine import W8, Engine, EngineConfig
 from mechm_runtime.errors import BundleError, VerificationError
-from mechm_runtime.llama import LlamaReader, SoftTokens, graph_inputs
-from mechm_runtime.llama_graph import LlamaGraph
-from mechm_runtime.questions import QuestionTokenizer
+from mechm_runtime.llm.graph import LlamaGraph
+from mechm_runtime.llm.questions import QuestionTokenizer
+from mechm_runtime.llm.scorer import LlamaReader, SoftTokens, graph_inputs
 from mechm_runtime.types import Utterance
 
 ONE_THREAD = EngineConfig(n_threads=1)

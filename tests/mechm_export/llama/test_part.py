@@ -20,17 +20,17 @@ from mechm.llm.combination import LLAMA_FOLDER, is_adapter, read_combination
 from mechm.llm.packed import TorchLlama
 from mechm.model.build import build_network, pretrained_folder, save_trained
 from mechm.model.config import TINY
-from mechm_export.bundle import BundleReport, verify_bundle
-from mechm_export.data import check_conversations
+from mechm_export.bundle.write import BundleReport, verify_bundle
+from mechm_export.check_data import check_conversations
 from mechm_export.llama.part import load_llama_source
-from mechm_runtime.bundle import LLAMA, MANIFEST, PROJECTOR, manifest_id, open_bundle
-from mechm_runtime.combination import combine
-from mechm_runtime.decision import DecisionConfig, decide
-from mechm_runtime.engine import EngineConfig
+from mechm_runtime.bundle.open import LLAMA, MANIFEST, PROJECTOR, manifest_id, open_bundle
+from mechm_runtime.engines.onnxruntime_engine import EngineConfig
 from mechm_runtime.errors import BundleError, InputError, WeightsError
-from mechm_runtime.llama import LlamaReader
+from mechm_runtime.fusion.combination import combine
+from mechm_runtime.fusion.decision import DecisionConfig, decide
+from mechm_runtime.llm.questions import QuestionTokenizer, pair_logits
+from mechm_runtime.llm.scorer import LlamaReader
 from mechm_runtime.pipeline import Pipeline
-from mechm_runtime.questions import QuestionTokenizer, pair_logits
 from mechm_runtime.readers import read_transcript
 from mechm_runtime.types import EMOTIONS, Analysis, Conversation, Utterance
 

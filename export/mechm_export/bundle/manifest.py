@@ -1,0 +1,182 @@
+"""What `bundle.json` says: parts, constants, checks, hashes, versions, licences.
+
+`mechm_runtime.bundle.open` reads it. It holds no time stamp and no path of a machine: equal weights give equal bytes.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from mechm.llm.combination import ADAPTER_FILE
+from mechm.llm.stored_projector import PROJECTOR_FILE, PROJECTOR_FOLDER
+from mechm.model.build import CARD_FILE
+from mechm.model.config import ModelConfig
+from mechm.model.detector import WEIGHTS_NAME
+from mechm.model.preprocessing import log_mel_config, scene_config
+from mechm.weights import part_of, weights_path
+from mechm.weights.fetch import read_provenance
+from mechm_export.gate.comparison import TaskCheck, ValueCheck
+from mechm_export.parts import ModelParts
+from mechm_runtime.bundle.open import (
+    ACCEPTED,
+    LLAMA,
+    MANIFEST,
+    PROJECTOR,
+    SCHEMA_VERSION,
+    SIGNATURE,
+    Bundle,
+    LlamaFiles,
+    file_sha256,
+    manifest_id,
+)
+from mechm_runtime.modalities.face_detection import FaceConfig
+from mechm_runtime.modalities.text_windows import TextConfig
+from mechm_runtime.types import EMOTIONS
+
+VERSIONED = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+LLAMA_TOKENIZER = "llm/tokenizer.json"
+
+
+def graph_name(part: str, precision: str) -> str:
+    """Where a part's graph lies in a bundle."""
+    return f"onnx/{part}.{precision}.onnx"
+
+
+def write_manifest(
+    staging: Path,
+    model: ModelParts,
+    precisions: Mapping[str, Sequence[str]],
+    values: Sequence[ValueCheck],
+    tasks: Sequence[TaskCheck],
+    accepted: Mapping[tuple[str, str], str] | None = None,
+) -> None:
+    """Write the manifest of a folder that holds everything else.
+
+    precisions: part -> the precisions whose graphs are there. accepted: part and precision -> what is wrong with a
+    graph that is there all the same.
+    """
+    config = model.config
+    files = sorted(path for path in staging.rglob("*") if path.is_file() and path.name != MANIFEST)
+    manifest: dict[str, Any] = {
+        "schema_version": SCHEMA_VERSION,
+        "preset": config.preset,
+        "labels": list(EMOTIONS),
+        "parts": {
+            part.name: {
+                "inputs": [asdict(tensor) for tensor in part.inputs],
+                "outputs": [asdict(tensor) for tensor in part.outputs],
+                "files": {precision: graph_name(part.name, precision) for precision in precisions[part.name]},
+                "default": "int8" if part.int8.default and "int8" in precisions[part.name] else "fp32",
+            }
+            for part in model
+        },
+        "preprocessing": {
+            "text": asdict(text_preprocessing(config)),
+            "log_mel": asdict(log_mel_config(config)),
+            "scene": asdict(scene_config(config)),
+            "faces": asdict(FaceConfig()),
+            "fusion": asdict(model.fusion_windows),
+        },
+        "model": json.loads(config.to_json()),
+        "decision": asdict(model.decision),
+        "checks": {"values": [asdict(check) for check in values], "task": [asdict(task) for task in tasks]},
+        "card": _card(model.trained),
+        "weights": weights_hashes(model),
+        "licences": _licences(model),
+        "versions": {name: version(name) for name in VERSIONED},
+        "files": {path.relative_to(staging).as_posix(): file_facts(path) for path in files},
+    }
+    if accepted:
+        manifest["checks"][ACCEPTED] = [
+            {"part": part, "precision": precision, "reason": reason} for (part, precision), reason in accepted.items()
+        ]
+    if (files_of_llama := llama_files(model)) is not None and model.llama is not None:
+        manifest[LLAMA] = {
+            **asdict(files_of_llama),
+            "card": _card(model.llama.adapter),
+            "scores": model.llama.fitted.scores,
+        }
+        if model.llama.projector is not None:
+            manifest[LLAMA]["projector_card"] = _card(model.llama.adapter / PROJECTOR_FOLDER)
+    manifest = json.loads(json.dumps(manifest))
+    manifest["id"] = manifest_id(config.preset, manifest)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    (staging / MANIFEST).write_text(text, encoding="utf-8")
+
+
+def file_facts(path: Path) -> dict[str, Any]:
+    """What the manifest says of a file."""
+    return {"sha256": file_sha256(path), "size_bytes": path.stat().st_size}
+
+
+def replace_manifest(bundle: Bundle, changes: Mapping[str, Any]) -> None:
+    """Change entries of an opened bundle's manifest, and its id, at once for all who read it."""
+    manifest: dict[str, Any] = json.loads(json.dumps({**bundle.manifest, **changes}))
+    manifest["id"] = manifest_id(bundle.preset, manifest)
+    text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
+    beside = bundle.folder / f".{MANIFEST}.tmp"
+    beside.write_text(text, encoding="utf-8")
+    (bundle.folder / SIGNATURE).unlink(missing_ok=True)  # it was for the manifest that goes
+    beside.replace(bundle.folder / MANIFEST)
+
+
+def llama_files(model: ModelParts) -> LlamaFiles | None:
+    """What the bundle says of its Llama, None where it has none."""
+    source = model.llama
+    if source is None:
+        return None
+    return LlamaFiles(LLAMA_TOKENIZER, source.questions, source.fitted.combination, source.fitted.decision)
+
+
+def text_preprocessing(config: ModelConfig) -> TextConfig:
+    """How a preset's text is cut into windows."""
+    return TextConfig(max_tokens=config.text.max_tokens, context_tokens=config.text.max_tokens // 4)
+
+
+def weights_hashes(model: ModelParts) -> dict[str, str]:
+    """sha256 of what the graphs were made from, so that a verifier knows whether it holds the same."""
+    hashes = {"tokenizer": file_sha256(model.tokenizer), "detector": file_sha256(model.detector / WEIGHTS_NAME)}
+    if model.llama is not None:
+        hashes["adapter"] = file_sha256(model.llama.adapter / ADAPTER_FILE)
+        if model.llama.projector is not None:
+            hashes["projector"] = file_sha256(model.llama.adapter / PROJECTOR_FOLDER / PROJECTOR_FILE)
+    if model.trained is not None:
+        hashes["trained"] = file_sha256(model.trained / "model.safetensors")
+    for part, provenance in _provenances(model).items():
+        hashes[part] = ",".join(sorted(provenance.sha256.values()))
+    return hashes
+
+
+def _licences(model: ModelParts) -> dict[str, str]:
+    licences = {part: f"{p.licence} ({p.origin})" for part, p in _provenances(model).items()}
+    # `tiny` has the detector of `small`, whose folder says so.
+    detector = read_provenance(model.detector)
+    if detector is not None:
+        credit = part_of(detector.preset, detector.part).attribution
+        licences["detector"] = f"{detector.licence} ({detector.origin}); {credit}"
+    return licences
+
+
+def _provenances(model: ModelParts) -> dict[str, Any]:
+    if model.config.preset == "tiny":
+        return {}
+    found = {
+        part.name: read_provenance(weights_path("llm" if part.name == LLAMA else part.name, model.config.preset))
+        for part in model
+        if part.name not in ("fusion", "detector", PROJECTOR)
+    }
+    return {name: provenance for name, provenance in found.items() if provenance is not None}
+
+
+def _card(trained: Path | None) -> dict[str, Any]:
+    if trained is None:
+        return {"warning": "fusion and heads have random weights: for tests only"}
+    card: dict[str, Any] = json.loads((trained / CARD_FILE).read_text(encoding="utf-8"))
+    return card

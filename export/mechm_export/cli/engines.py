@@ -1,0 +1,105 @@
+"""`mechm export engines`: TensorRT engines into a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from mechm_export.cli.options import (
+    bundle_option,
+    bundle_to_change,
+    conversations_option,
+    read_check_set,
+    recordings_option,
+    require_packages,
+)
+
+if TYPE_CHECKING:
+    from mechm_runtime.bundle.engine_file import EnginePrecision
+    from mechm_runtime.engines.tensorrt.library import LibraryName
+
+
+@click.command()
+@bundle_option
+@click.option(
+    "--target",
+    "library",
+    type=click.Choice(["tensorrt-rtx", "tensorrt"]),
+    default="tensorrt-rtx",
+    show_default=True,
+    help="tensorrt-rtx builds anywhere, for GeForce and RTX GPUs; tensorrt on the GPU that the engines are for.",
+)
+@click.option(
+    "--part", "parts", multiple=True, metavar="NAME", help="A part to build; may be given several times. Default: all."
+)
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
+    default="fp16",
+    show_default=True,
+    help="Of linear layers, convolutions and what is computed element by element; norms, softmax and sums are in fp32.",
+)
+@click.option(
+    "--sm",
+    "capabilities",
+    multiple=True,
+    metavar="CC",
+    help="A compute capability to build for, as in 86 or 89; may be given several times. Default: all from 80 on that "
+    "the library knows, or the GPU's own.",
+)
+@conversations_option
+@recordings_option
+@click.option(
+    "--keep",
+    "keeps",
+    type=click.Path(path_type=Path, exists=True, dir_okay=False),
+    multiple=True,
+    metavar="FILE",
+    help="Layers to leave in fp32, as mechm export diagnose --write found them; may be given several times.",
+)
+@click.option(
+    "--accept-quality-loss", is_flag=True, help="Build what changes too many answers too; the bundle says so."
+)
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Engines built at once.")
+def engines(
+    folder: Path | None,
+    library: LibraryName,
+    parts: tuple[str, ...],
+    precision: EnginePrecision,
+    capabilities: tuple[str, ...],
+    conversations: Path | None,
+    recordings: tuple[tuple[Path, Path], ...],
+    keeps: tuple[Path, ...],
+    accept_quality_loss: bool,
+    jobs: int,
+) -> None:
+    """Put TensorRT engines into a bundle, beside the ONNX that other machines build theirs from.
+
+    A part below fp32 is calibrated on the conversations and left out where it changes too many of their answers (fp32
+    of the same bundle is what it is compared with). An interrupted run goes on where it stopped.
+
+    \b
+    mechm export engines --bundle bundle --sm 89 --part text --part fusion
+    mechm export engines --bundle bundle --precision int8 --part text --keep text-int8.json
+    """
+    require_packages()
+    from mechm.cli.options.progress import steps_progress
+    from mechm_export.diagnose.run import keep_for
+    from mechm_export.gate.judge import shipped_check_set
+    from mechm_export.tensorrt.engines import EngineSettings, add_engines
+    from mechm_export.tensorrt.report import print_engines
+    from mechm_runtime.bundle.open import open_bundle
+    from mechm_runtime.engines.tensorrt.library import load_library
+
+    load_library(library)  # before anything that takes time
+    folder = bundle_to_change(folder)
+    checks = read_check_set(conversations, recordings) or shipped_check_set()
+    kept = keep_for(folder, precision, keeps)
+    settings = EngineSettings(library, precision, parts, capabilities, kept, accept_quality_loss, jobs)
+    with steps_progress() as on_progress:
+        report = add_engines(folder, settings, checks, on_progress)
+    bundle = open_bundle(folder, check_hashes=False)
+    print_engines(report, bundle)
+    click.echo(f"built {report.built}; the bundle is {bundle.id}")

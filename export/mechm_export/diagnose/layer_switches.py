@@ -1,0 +1,220 @@
+"""A graph in which every layer can be lowered to another precision by itself, run by run, without building it again.
+
+Each layer becomes a branch: exact, or with what goes in and comes out rounded as the lower precision would round it.
+Products themselves are computed in fp32, as GPUs add up products of 16 bits or less in 32. So it tells on any machine
+what fp16, bfloat16 or static int8 (`lowering`) do to the answers, layer by layer and all together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+
+from mechm_export.precision.dynamic_int8 import SMALLEST_SCALE
+from mechm_export.precision.half import ELEMENT_TYPES, lowerable, round_to
+from mechm_export.precision.lower import LowerPrecision
+from mechm_export.precision.smoothing import linear_layers, set_nodes
+from mechm_export.precision.static_int8 import quantizable, smoothed
+from mechm_export.precision.tensor_types import known_types
+from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.errors import VerificationError
+
+Arrays = Mapping[str, npt.NDArray[np.generic]]
+FLAGS = "mechm_lowered"
+"""The input that says which layers are lowered: bool (layers,)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer that can be lowered: its node's name and operator, and what goes in where it is a linear layer."""
+
+    name: str
+    operator: str
+    source: str | None
+
+
+class SwitchedGraph:
+    """A graph whose layers are lowered by name.
+
+    source: a graph in fp32, in one file. feeds: real inputs, which int8 takes its scales from. workspace: a folder for
+    the graph with its branches. `model` is the graph in fp32 that the layers' names belong to.
+    Raises: VerificationError: nothing can be lowered, or int8 without inputs.
+    """
+
+    def __init__(self, source: Path, precision: LowerPrecision, feeds: Sequence[Arrays], workspace: Path) -> None:
+        if precision == "int8":
+            self.model = smoothed(source, feeds)
+            peaks = quantizable(self.model, feeds)
+            nodes = [node for node in self.model.graph.node if node.name in peaks]
+            rounding = _Rounding(precision, peaks)
+        else:
+            self.model = onnx.load(source)
+            nodes = lowerable(self.model, precision)
+            rounding = _Rounding(precision)
+        if not nodes:
+            raise VerificationError(f"{source.name} has nothing that {precision} would change")
+        linear = {node.name: node.input[0] for node in linear_layers(self.model)}
+        self.layers = tuple(Layer(node.name, node.op_type, linear.get(node.name)) for node in nodes)
+        path = workspace / f"{source.stem}.switched.onnx"
+        onnx.save_model(_with_branches(self.model, [layer.name for layer in self.layers], rounding), path)
+        self._engine = Engine(path, EngineConfig())
+
+    def lowered(self, names: Collection[str]) -> LoweredRunner:
+        """The graph with these layers lowered, behind the runtime's interface."""
+        return LoweredRunner(self._engine, np.array([layer.name in names for layer in self.layers]))
+
+    def all_but(self, kept: Collection[str]) -> LoweredRunner:
+        """The graph with all layers lowered but these."""
+        return self.lowered({layer.name for layer in self.layers} - set(kept))
+
+
+@dataclass(frozen=True, slots=True)
+class LoweredRunner:
+    """A choice of layers. flags: bool (layers,)."""
+
+    engine: Engine
+    flags: npt.NDArray[np.bool_]
+
+    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+        """Arrays by input name to arrays by output name."""
+        return self.engine.run({**inputs, FLAGS: self.flags})
+
+
+@dataclass
+class _Branch:
+    """A lowered layer under construction: the nodes of its branch, and constants that it adds to the graph."""
+
+    prefix: str
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+    def add(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
+        """A node with one output, whose name is returned."""
+        name = f"{self.prefix}_{len(self.nodes)}"
+        self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
+        return name
+
+
+@dataclass(frozen=True, slots=True)
+class _Rounding:
+    """How a precision rounds.
+
+    16 bits: weights, what goes in and what comes out. int8: weights with a scale a column, and what goes in with one
+    scale. peaks: for int8, the largest magnitude that goes into a layer, by its name.
+    """
+
+    precision: LowerPrecision
+    peaks: Mapping[str, float] = field(default_factory=dict)
+
+    def weights(self, node: onnx.NodeProto, position: int, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """A constant input, rounded and in float32 again."""
+        if self.precision != "int8":
+            return np.asarray(round_to(values, self.precision), np.float32)
+        if position != 1:  # a bias stays in fp32
+            return values
+        transposed = any(a.name == "transB" and a.i for a in node.attribute)
+        columns = 0 if node.op_type == "Conv" or transposed else values.ndim - 1
+        others = tuple(axis for axis in range(values.ndim) if axis != columns)
+        scale = np.maximum(np.abs(values).max(others, keepdims=True) / 127, SMALLEST_SCALE)
+        return np.asarray(np.round(values / scale) * scale, np.float32)
+
+    def activation(self, branch: _Branch, node: onnx.NodeProto, name: str) -> str:
+        """Round what goes in; returns the name of the rounded tensor."""
+        if self.precision != "int8":
+            return self._through(branch, name, ELEMENT_TYPES[self.precision])
+        if name != node.input[0]:
+            return name
+        scale, zero = f"{branch.prefix}_scale", f"{branch.prefix}_zero"
+        branch.constants |= {scale: np.array(self.peaks[node.name] / 127, np.float32), zero: np.array(0, np.int8)}
+        rounded = branch.add("QuantizeLinear", [name, scale, zero])
+        return branch.add("DequantizeLinear", [rounded, scale, zero])
+
+    def result(self, branch: _Branch, name: str) -> str:
+        """Round what comes out; returns the name of the rounded tensor."""
+        return name if self.precision == "int8" else self._through(branch, name, ELEMENT_TYPES[self.precision])
+
+    @staticmethod
+    def _through(branch: _Branch, name: str, element_type: int) -> str:
+        return branch.add("Cast", [branch.add("Cast", [name], to=element_type)], to=TensorProto.FLOAT)
+
+
+def _with_branches(model: onnx.ModelProto, names: Sequence[str], rounding: _Rounding) -> onnx.ModelProto:
+    """A copy of a graph in which each named node is a branch on its own flag."""
+    switched = onnx.ModelProto()
+    switched.CopyFrom(model)
+    graph = switched.graph
+    del graph.value_info[:]
+    floats = {name for name, kind in known_types(model).items() if kind == TensorProto.FLOAT}
+    constants = {i.name: i for i in model.graph.initializer}
+    numbers = {name: number for number, name in enumerate(names)}
+    graph.input.append(helper.make_tensor_value_info(FLAGS, TensorProto.BOOL, [len(names)]))
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.name not in numbers:
+            nodes.append(node)
+            continue
+        branch = _Branch(f"mechm_{numbers[node.name]}")
+        flag, position = f"{branch.prefix}_flag", f"{branch.prefix}_position"
+        branch.constants[position] = np.array(numbers[node.name], np.int64)
+        lowered = _lowered(node, branch, rounding, floats, constants)
+        exact = _copy(node, node.input, f"{branch.prefix}_exact")
+        nodes += [
+            helper.make_node("Gather", [FLAGS, position], [flag], name=flag),
+            helper.make_node(
+                "If",
+                [flag],
+                node.output,
+                name=f"{branch.prefix}_if",
+                then_branch=_body(branch.nodes, lowered),
+                else_branch=_body([exact], exact.output[0]),
+            ),
+        ]
+        graph.initializer.extend(numpy_helper.from_array(value, name) for name, value in branch.constants.items())
+    set_nodes(switched, nodes)
+    return switched
+
+
+def _lowered(
+    node: onnx.NodeProto,
+    branch: _Branch,
+    rounding: _Rounding,
+    floats: Collection[str],
+    constants: Mapping[str, onnx.TensorProto],
+) -> str:
+    """Fill a branch with the lowered layer; returns the name of its result."""
+    inputs = []
+    for position, name in enumerate(node.input):
+        if name not in floats:
+            inputs.append(name)
+        elif name in constants:
+            rounded = f"{branch.prefix}_weights_{position}"
+            values = numpy_helper.to_array(constants[name])
+            branch.constants[rounded] = rounding.weights(node, position, values)
+            inputs.append(rounded)
+        else:
+            inputs.append(rounding.activation(branch, node, name))
+    exact = f"{branch.prefix}_product"
+    branch.nodes.append(_copy(node, inputs, exact))
+    return rounding.result(branch, exact)
+
+
+def _copy(node: onnx.NodeProto, inputs: Sequence[str], output: str) -> onnx.NodeProto:
+    copy = onnx.NodeProto()
+    copy.CopyFrom(node)
+    copy.name = output
+    del copy.input[:], copy.output[:]
+    copy.input.extend(inputs)
+    copy.output.append(output)
+    return copy
+
+
+def _body(nodes: Sequence[onnx.NodeProto], output: str) -> onnx.GraphProto:
+    described = helper.make_tensor_value_info(output, TensorProto.FLOAT, None)
+    return helper.make_graph(nodes, f"{output}_branch", [], [described])

@@ -1,0 +1,1 @@
+"""ONNX graphs of parts: tracing, attention operators and graph files."""

@@ -1,0 +1,204 @@
+"""Dynamic int8 for onnxruntime on CPU: weights as 8-bit integers, activations quantized as they come.
+
+What each part needs is its recipe, found by measuring (`benchmarks/int8_recipes.py`). Linear layers take signed weights
+per channel, since unsigned ones were slower (DESIGN.md section 7); convolutions take unsigned ones, the form that
+onnxruntime's integer convolution has a CPU kernel for. Whether the result is good enough is not decided here (`gate`).
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+from onnx import helper, numpy_helper
+from onnxruntime.quantization import QuantType, quantize_dynamic
+
+from mechm_export.graphs.files import has_large_weights, save_graph, strip_provenance
+from mechm_export.precision.conv_to_matmul import unfold_convolutions
+from mechm_export.precision.smoothing import linear_layers, scale_tokens, set_nodes, smooth
+from mechm_runtime.errors import VerificationError
+
+PortableInt8 = Literal["weights", "static"]
+
+SMALLEST_SCALE = 1e-12
+"""Of values that are all zeros."""
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Recipe:
+    """How a part becomes int8.
+
+    operators: ONNX operators whose constant weights are quantized. smoothing: strength of `smoothing.smooth`, 0 for
+    none; it needs real inputs. tokens: whether `smoothing.scale_tokens` gives every token a scale of its own.
+    keep_down_projections: leave linear layers that narrow (the second of an MLP) in fp32: their inputs, behind a GELU,
+    have the worst outliers. embeddings: word embeddings as int8 with a scale a row. default: whether the runtime
+    prefers the int8 form where it passes the gate. portable: what engines that read plain ONNX get: nothing, int8
+    weights alone (`quantize_weights`), or activations' scales too (`static_int8`), which take real inputs. unfold:
+    whether convolutions over time become linear layers first (`unfolding`).
+    """
+
+    operators: tuple[str, ...] = ("MatMul",)
+    smoothing: float = 0.0
+    tokens: bool = False
+    keep_down_projections: bool = False
+    embeddings: bool = False
+    default: bool = True
+    portable: PortableInt8 | None = None
+    unfold: bool = False
+
+
+def quantize_int8(
+    source: Path,
+    target: Path,
+    recipe: Int8Recipe,
+    feeds: Sequence[Mapping[str, npt.NDArray[np.generic]]] = (),
+    kept: Collection[str] = (),
+) -> None:
+    """Write a graph's dynamic int8 form.
+
+    source: a graph; a smoothed one has to have its weights in the file. feeds: real inputs, where the recipe smooths.
+    kept: names of nodes that stay in fp32, beside those that the recipe keeps.
+    Raises: VerificationError: there was nothing to quantize.
+    """
+    model = onnx.load(source)
+    if recipe.unfold:
+        unfold_convolutions(model, kept)
+    if recipe.smoothing:
+        smooth(model, feeds, recipe.smoothing)
+    if recipe.tokens:
+        scale_tokens(model)
+    if recipe.embeddings:
+        quantize_embeddings(model)
+    excluded = [*kept, *(down_projections(model) if recipe.keep_down_projections else [])]
+    save_graph(model, target)
+    convolutions = "Conv" in recipe.operators
+    disabled = logging.root.manager.disable
+    logging.disable(logging.WARNING)  # its advice to preprocess is for graphs with unknown shapes
+    try:
+        quantize_dynamic(
+            target,
+            target,
+            per_channel=not convolutions,
+            weight_type=QuantType.QUInt8 if convolutions else QuantType.QInt8,
+            op_types_to_quantize=list(recipe.operators),
+            nodes_to_exclude=excluded,
+            use_external_data_format=has_large_weights(model),
+            extra_options={"MatMulConstBOnly": True},
+        )
+    finally:
+        logging.disable(disabled)
+    model = onnx.load(target)
+    if not any(node.op_type in ("MatMulInteger", "ConvInteger") for node in model.graph.node):
+        raise VerificationError(f"{source.name} has no {' or '.join(recipe.operators)} with constant weights")
+    strip_provenance(model)
+    save_graph(model, target)
+
+
+def quantize_weights(
+    source: Path, target: Path, recipe: Int8Recipe, feeds: Sequence[Mapping[str, npt.NDArray[np.generic]]] = ()
+) -> None:
+    """Write a graph whose linear layers have int8 weights with a scale a column, behind a DequantizeLinear each.
+
+    Plain ONNX: an engine may widen the weights again, or quantize activations as they come and multiply in int8. What
+    `quantize_int8` does beside that for onnxruntime, a scale a token, such engines do by themselves.
+    source: a graph in one file. feeds: real inputs, where the recipe smooths.
+    Raises: VerificationError: there was nothing to quantize.
+    """
+    model = onnx.load(source)
+    if recipe.smoothing:
+        smooth(model, feeds, recipe.smoothing)
+    if recipe.embeddings:
+        quantize_embeddings(model)
+    graph = model.graph
+    weights = {i.name: i for i in graph.initializer}
+    names = sorted({node.input[1] for node in linear_layers(model)})
+    if not names:
+        raise VerificationError(f"{source.name} has no MatMul with constant weights")
+    widened = []
+    for name in names:
+        rounded, scale = eight_bits(numpy_helper.to_array(weights[name]).T)
+        graph.initializer.remove(weights[name])
+        graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(rounded.T), f"{name}_int8"))
+        graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
+        inputs = [f"{name}_int8", f"{name}_scale"]
+        widened.append(helper.make_node("DequantizeLinear", inputs, [name], name=f"{name}_dequantize", axis=1))
+    set_nodes(model, [*widened, *graph.node])
+    strip_provenance(model)
+    onnx.save_model(model, target)
+
+
+def eight_bits(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Rows (n, m) as int8 in [-127, 127], and a scale each, float32 (n,)."""
+    scale = np.maximum(np.abs(rows).max(1) / 127, SMALLEST_SCALE).astype(np.float32)
+    return np.clip(np.round(rows / scale[:, None]), -127, 127).astype(np.int8), scale
+
+
+def same_layers(source: onnx.ModelProto, names: Collection[str], other: onnx.ModelProto) -> list[str]:
+    """Names, in another graph of the same module, of the nodes with the weights that the named ones have here.
+
+    The exporter numbers nodes, so that another opset gives other names.
+    Raises: VerificationError: a name is no layer's with weights, or the other graph has no such weights.
+    """
+
+    def weights_of(model: onnx.ModelProto) -> dict[str, bytes]:
+        constants = {i.name: i for i in model.graph.initializer}
+        return {
+            node.name: numpy_helper.to_array(constants[node.input[1]]).tobytes()
+            for node in model.graph.node
+            if len(node.input) > 1 and node.input[1] in constants and node.op_type in ("MatMul", "Gemm", "Conv")
+        }
+
+    here, there = weights_of(source), weights_of(other)
+    found = []
+    for name in names:
+        if name not in here:
+            raise VerificationError(f"{name} is no layer with weights", hint="mechm export diagnose lists those")
+        same = [node for node, weights in there.items() if weights == here[name]]
+        if not same:
+            raise VerificationError(f"the int8 graph has no layer with the weights of {name}")
+        found += same
+    return found
+
+
+def down_projections(model: onnx.ModelProto) -> list[str]:
+    """Names of the linear layers that narrow the widest states there are: the second of each MLP.
+
+    A Llama's key and value projections narrow too, but not from the MLP's width.
+    """
+    shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
+    layers = {node.name: shapes[node.input[1]] for node in linear_layers(model)}
+    widest = max((rows for rows, _ in layers.values()), default=0)
+    return [name for name, (rows, columns) in layers.items() if rows == widest > columns]
+
+
+def quantize_embeddings(model: onnx.ModelProto) -> None:
+    """Replace the largest embedding table by int8 rows and a scale a row, in place.
+
+    One scale for the whole table, as onnxruntime's tool does it, changed 12 times as many labels.
+    """
+    tables = {i.name: i for i in model.graph.initializer if len(i.dims) == 2}
+    lookups = [node for node in model.graph.node if node.op_type == "Gather" and node.input[0] in tables]
+    if not lookups:
+        raise VerificationError("the graph has no embedding table to quantize")
+    lookup = max(lookups, key=lambda node: tables[node.input[0]].dims[0])
+    table = tables[lookup.input[0]]
+    rows, scale = eight_bits(numpy_helper.to_array(table))
+    graph, indices, output = model.graph, lookup.input[1], lookup.output[0]
+    graph.initializer.remove(table)
+    graph.initializer.append(numpy_helper.from_array(rows, "embedding_rows"))
+    graph.initializer.append(numpy_helper.from_array(scale[:, None], "embedding_scale"))
+    replacement = [
+        helper.make_node("Gather", ["embedding_rows", indices], ["embedding_int8"], name="embedding_gather"),
+        helper.make_node(
+            "Cast", ["embedding_int8"], ["embedding_float"], name="embedding_cast", to=onnx.TensorProto.FLOAT
+        ),
+        helper.make_node("Gather", ["embedding_scale", indices], ["embedding_factor"], name="embedding_gather_scale"),
+        helper.make_node("Mul", ["embedding_float", "embedding_factor"], [output], name="embedding_scaled"),
+    ]
+    set_nodes(model, [n for node in graph.node for n in (replacement if node.output[0] == output else [node])])

@@ -1,0 +1,107 @@
+"""16-bit graphs as a GPU computes them, on a CPU.
+
+onnxruntime's CPU provider has no bf16 kernels and computes most of fp16 in fp32, so that a sum beyond fp16's range goes
+unseen there. Here every 16-bit value is rounded where a GPU would round it.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper
+from onnx.external_data_helper import uses_external_data
+
+from mechm_export.precision.half import ELEMENT_TYPES
+from mechm_export.precision.smoothing import set_nodes
+from mechm_export.precision.tensor_types import element_types
+from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+
+
+class RoundedRunner:
+    """A 16-bit graph computed in float32, with every 16-bit value rounded."""
+
+    def __init__(self, path: Path) -> None:
+        model = onnx.load(path, load_external_data=False)
+        options = onnxruntime.SessionOptions()
+        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+        options.intra_op_num_threads = EngineConfig().threads
+        options.log_severity_level = 3
+        with _twin_file(path, model) as twin:
+            onnx.save_model(rounded(model), twin)
+            self._session = onnxruntime.InferenceSession(twin, options, providers=["CPUExecutionProvider"])
+
+    def run(self, inputs: Any) -> dict[str, npt.NDArray[Any]]:
+        """Arrays by input name to arrays by output name."""
+        feeds = {one.name: inputs[one.name] for one in self._session.get_inputs()}
+        names = [one.name for one in self._session.get_outputs()]
+        return dict(zip(names, (np.asarray(value) for value in self._session.run(names, feeds)), strict=True))
+
+
+@contextmanager
+def _twin_file(path: Path, model: onnx.ModelProto) -> Iterator[Path]:
+    """Where the float32 graph lies while it is loaded: beside weights that are not in the file, else out of the way."""
+    if any(uses_external_data(tensor) for tensor in model.graph.initializer):
+        twin = path.with_name(f"{path.stem}.rounded.onnx")
+        try:
+            yield twin
+        finally:
+            twin.unlink(missing_ok=True)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder, path.name)
+
+
+def rounded(model: onnx.ModelProto) -> onnx.ModelProto:
+    """The float32 graph that computes what a 16-bit one does: each 16-bit result is rounded to 16 bits and widened.
+
+    Inputs and outputs that have 16 bits keep them.
+    model: without its external data, which the result refers to as well.
+    """
+    types = element_types(model)
+    halves = {name for name, kind in types.items() if kind in ELEMENT_TYPES.values()}
+    twin = onnx.ModelProto()
+    twin.CopyFrom(model)
+    inside = {value.name: f"{value.name}_inside" for value in (*twin.graph.input, *twin.graph.output)}
+    inside = {name: renamed for name, renamed in inside.items() if name in halves}
+    for node in twin.graph.node:
+        node.input[:] = [inside.get(name, name) for name in node.input]
+        node.output[:] = [inside.get(name, name) for name in node.output]
+    nodes = [
+        helper.make_node("Cast", [value.name], [inside[value.name]], to=TensorProto.FLOAT)
+        for value in twin.graph.input
+        if value.name in inside
+    ]
+    for name, renamed in inside.items():
+        types[renamed] = types[name]
+    halves = {inside.get(name, name) for name in halves}
+    for tensor in twin.graph.initializer:
+        if tensor.name in halves:
+            wide, tensor.name = tensor.name, f"{tensor.name}_half"
+            nodes.append(helper.make_node("Cast", [tensor.name], [wide], to=TensorProto.FLOAT))
+    for node in twin.graph.node:
+        nodes.append(node)
+        for position, name in enumerate(node.output):
+            if name not in halves:
+                continue
+            if node.op_type != "Cast":  # a cast rounds by itself
+                node.output[position] = f"{name}_wide"
+                nodes.append(helper.make_node("Cast", [f"{name}_wide"], [f"{name}_half"], to=types[name]))
+            else:
+                node.output[position] = f"{name}_half"
+            nodes.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
+    nodes += [
+        helper.make_node("Cast", [inside[value.name]], [value.name], to=types[value.name])
+        for value in twin.graph.output
+        if value.name in inside
+    ]
+    del twin.graph.value_info[:]
+    set_nodes(twin, nodes)
+    return twin

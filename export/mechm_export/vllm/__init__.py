@@ -1,0 +1,1 @@
+"""The Llama as vLLM loads it, and the files that deploy a server."""

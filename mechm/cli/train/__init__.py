@@ -1,0 +1,1 @@
+"""`mechm train`: the fusion, the Llama, the projector and their combination."""

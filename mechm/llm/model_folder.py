@@ -1,0 +1,81 @@
+"""A language model's folder in the Hugging Face layout, as it is written: beside its place first, then put there whole.
+
+What goes with a base's weights into every folder made from them is listed here, terms of use included.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from safetensors import SafetensorError
+
+from mechm.llm.stored_base import StoredBase
+from mechm_runtime.errors import WeightsError
+
+MAX_SHARD = "4GB"
+
+COPIED = (
+    *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json"),
+    *("LICENSE*", "NOTICE*", "Notice*", "USE_POLICY*"),  # whose terms go on with the weights
+)
+"""Files of the base that the new folder has too, as they are."""
+
+
+@contextmanager
+def written_beside(out: Path) -> Iterator[Path]:
+    """A folder that becomes `out` when the block succeeds, and nothing when it does not.
+
+    Raises: WeightsError: it cannot be written.
+    """
+    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
+    try:
+        folder.mkdir(parents=True)
+        yield folder
+        folder.rename(out)
+    except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        raise WeightsError(f"cannot write {out}: {reason}", hint="free some space or choose another --out") from error
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy_companions(base_folder: Path, folder: Path) -> None:
+    """Copy the base's tokenizer, generation settings and terms, and let whoever reads the config read the weights."""
+    for pattern in COPIED:
+        for source in base_folder.glob(pattern):
+            shutil.copyfile(source, folder / source.name)
+    # safetensors makes its files private to their owner; a server often is another user.
+    for file in folder.glob("*.safetensors"):
+        file.chmod((folder / "config.json").stat().st_mode)
+
+
+def check_vocabulary(base: StoredBase) -> None:
+    """Raises: WeightsError: the tokenizer has more tokens than the model."""
+    from tokenizers import Tokenizer
+
+    n_tokens = Tokenizer.from_file(str(base.folder / "tokenizer.json")).get_vocab_size()
+    n_embedded = int(base.config.get("vocab_size", 0))
+    if n_tokens > n_embedded:
+        raise WeightsError(
+            f"the tokenizer of {base} has {n_tokens} tokens, more than the model embeds",
+            hint="give the folder of one whole model with --base",
+        )
+
+
+def check_space(out: Path, n_bytes: int) -> None:
+    """Refuse before the work what would fail after it.
+
+    Raises: WeightsError: the disk has less room than the model takes.
+    """
+    parent = next(folder for folder in out.absolute().parents if folder.is_dir())
+    free = shutil.disk_usage(parent).free
+    if free < n_bytes:
+        raise WeightsError(
+            f"the merged model takes {n_bytes / 1e9:.1f} GB, and {parent} has {free / 1e9:.1f} GB free",
+            hint="free some space or choose another --out",
+        )

@@ -1,0 +1,63 @@
+"""Write a trained adapter with its decision and card, whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from mechm.model.build import CARD_FILE, DECISION_FILE
+from mechm.training.card import LIMITS, corpora_table, unseen_note
+from mechm.training.llm import LlamaTrainingConfig
+from mechm_runtime.errors import WeightsError
+from mechm_runtime.fusion.decision import DecisionConfig
+from mechm_runtime.types import LabelledConversation
+
+_PEFT_CONFIG = "adapter_config.json"
+
+
+def adapter_card(
+    preset: str, corpora: Mapping[str, Sequence[LabelledConversation]], config: LlamaTrainingConfig
+) -> dict[str, Any]:
+    """The card before training; `stage`, `epoch` and `scores` are filled in with the epoch that is kept."""
+    unseen = unseen_note(corpora[config.stages[-1].corpora[0]])
+    return {
+        "preset": preset,
+        "data": corpora_table(corpora),
+        "training": asdict(config),
+        "limits": [*([unseen] if unseen else []), LIMITS[0], LIMITS[-1]],
+        "stage": None,
+        "epoch": None,
+        "scores": {},
+    }
+
+
+def save_adapter(llama: Any, decision: DecisionConfig, card: dict[str, Any], folder: Path) -> None:
+    """Write a peft model's adapter (safetensors), the decision and the card; an adapter that is there is replaced.
+
+    Everything is written into a folder of its own first, so that the old adapter survives a full disk. What else lies
+    in `folder` stays: a checkpoint, curves.
+    Raises: WeightsError: the folder cannot be written.
+    """
+    beside = folder / ".new"
+    try:
+        shutil.rmtree(beside, ignore_errors=True)
+        beside.mkdir(parents=True)
+        llama.save_pretrained(beside, save_embedding_layers=False)
+        # peft names the base by its path on this machine, here and in a card of its own.
+        (beside / "README.md").unlink(missing_ok=True)
+        config = json.loads((beside / _PEFT_CONFIG).read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
+        (beside / _PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        for name, content in ((DECISION_FILE, asdict(decision)), (CARD_FILE, card)):
+            (beside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        for written in sorted(beside.iterdir()):
+            written.replace(folder / written.name)
+    except OSError as error:
+        raise WeightsError(
+            f"cannot write {folder}: {error.strerror or error}", hint="free some space or choose another --out"
+        ) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)

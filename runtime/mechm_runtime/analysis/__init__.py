@@ -1,0 +1,1 @@
+"""One analysis from decoding and encoding to results, within a deadline."""

@@ -1,0 +1,1 @@
+"""Inference engines: load one part of a bundle and run it, with batching and caching of outputs."""

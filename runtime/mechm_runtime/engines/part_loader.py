@@ -1,0 +1,121 @@
+"""Which file of a part is loaded, by which engine, and whether its answers are remembered and its runs joined.
+
+Parts that nothing has asked for yet are not loaded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from functools import partial
+
+from mechm_runtime.bundle.open import Bundle, PartFiles
+from mechm_runtime.engines.batching import PADDING, BatchConfig, BatchingRunner
+from mechm_runtime.engines.onnxruntime_cuda import GPU_ENGINE
+from mechm_runtime.engines.onnxruntime_engine import CPU, W8, EngineConfig, GraphRunner, load_engine
+from mechm_runtime.engines.output_cache import CachedRunner, OutputCache
+from mechm_runtime.engines.threads_by_length import MEL, SHORT_MEL_FRAMES, ShortRuns
+from mechm_runtime.errors import BundleError, InputError
+
+SMALL = frozenset(("detector", "expression"))
+"""Parts that compute in one thread: a second one takes a core from the encoders beside them and brings next to nothing
+(a frame of the detector 2.4 ms in one and 2.3 in two, `benchmarks/second_thread.py`, Intel Xeon, onnxruntime 1.32)."""
+
+REMEMBERED = {"text": False, "audio": False, "scene": True, "detector": True, "expression": True}
+"""Encoders whose answers are remembered where that is asked for, and whether frame by frame."""
+
+
+class PartLoader:
+    """Loads parts of a bundle.
+
+    precisions: part -> precision; what the bundle has for the engine for parts that are not named or have None.
+    cache: what encoders answered is remembered there; None remembers nothing. batching: how runs of several callers
+        are joined; None joins none.
+    Raises: BundleError: a part or a precision of it that was asked for is not there. InputError: the engine does not
+        run it. Both now rather than when the first recording comes.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        precisions: Mapping[str, str | None],
+        config: EngineConfig,
+        *,
+        cache: OutputCache | None = None,
+        batching: BatchConfig | None = None,
+    ) -> None:
+        self._bundle = bundle
+        self._config = config
+        self._cache = cache
+        self._batching = batching
+        self._precisions = {name: precision for name, precision in precisions.items() if precision is not None}
+        for name, precision in self._precisions.items():
+            self._check(name, precision)
+
+    def __call__(self, part: PartFiles) -> GraphRunner:
+        """What runs the part.
+
+        Raises: MissingExtraError, ProviderError, BundleError.
+        """
+        runner = self._load(part)
+        config, precision = self._config, self.precision(part)
+        # In onnxruntime's int8 one scale serves a whole batch: a row's answer depends on the rows beside it.
+        rows_are_alone = precision != "int8"
+        if self._batching is not None and rows_are_alone and part.name in PADDING:
+            runner = BatchingRunner(runner, self._batching, PADDING[part.name])
+        if self._cache is not None and part.name in REMEMBERED:
+            identity = (self._bundle.id, part.name, precision, config.engine, config.execution_provider)
+            runner = CachedRunner(runner, self._cache, identity, by_row=rows_are_alone and REMEMBERED[part.name])
+        return runner
+
+    def _load(self, part: PartFiles) -> GraphRunner:
+        name = self._config.engine
+        if name in ("tensorrt", "tensorrt-rtx"):
+            from mechm_runtime.engines.tensorrt.engine import load_part
+
+            return load_part(self._bundle, part.name, name)
+        precision = self.precision(part)
+        self._check(part.name, precision)
+        path, config = self._bundle.path(part.files[precision]), self._config
+        alone = replace(config, n_threads=1)
+        if part.name in SMALL:
+            return load_engine(path, alone)
+        reads_mel = any(tensor.name == MEL for tensor in part.inputs)
+        if reads_mel and config.threads > 1 and config.engine == "onnxruntime" and config.provider == CPU:
+            return ShortRuns(
+                partial(load_engine, path, alone), partial(load_engine, path, config), MEL, SHORT_MEL_FRAMES
+            )
+        return load_engine(path, config)
+
+    def precision(self, part: PartFiles) -> str:
+        """The precision that is loaded where the engine does not bring its own."""
+        return self._precisions.get(part.name, part.precision_on(self._config.engine))
+
+    def _check(self, name: str, precision: str) -> None:
+        engine = self._config.engine
+        if engine == GPU_ENGINE and precision in ("int8", W8):
+            raise InputError(
+                f"the {precision} files are for CPUs, and {engine} is to run them",
+                hint="leave the precision out, or the engine",
+            )
+        if precision == "int8" and engine != "onnxruntime":
+            raise InputError(
+                f"the int8 files are onnxruntime's own, and {engine} is to run them",
+                hint="leave the precision out, or the engine",
+            )
+        if engine.startswith("tensorrt"):
+            raise InputError(
+                f"an engine of {engine} has the precision it was built in",
+                hint="leave the precision out; mechm export engines --precision builds in another",
+            )
+        files = self._bundle.parts[name].files if name in self._bundle.parts else {}
+        if precision not in files:
+            raise BundleError(
+                f"the bundle has no {precision} file of its {name} part",
+                hint=f"it has {', '.join(files) or 'no such part'}",
+            )
+        if precision == "bf16" and self._config.execution_provider == CPU and engine == "onnxruntime":
+            raise InputError(
+                f"onnxruntime computes no bf16 on a CPU, and the {name} part is to be run in it",
+                hint=f"run it on a GPU: --engine {GPU_ENGINE}; or use the bundle that it was split from",
+            )

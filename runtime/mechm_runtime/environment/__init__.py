@@ -1,0 +1,1 @@
+"""Inspects this machine: its hardware, its packages and the providers of onnxruntime."""

@@ -1,0 +1,182 @@
+"""HTTP to one server, for any thread and any event loop: requests run on an event loop of the connection's own.
+
+So there is one implementation for those who wait and for those who await: both get a future, and to cancel it ends the
+request, which tells the server to stop. A request has no side effects, so it may be sent again where no answer was
+begun. No proxy of the environment is used and no redirect followed: what is said in a conversation goes to the server
+that was named, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import json
+import os
+import random
+import threading
+import time
+import weakref
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+from mechm_runtime.errors import LlmUnavailableError, MissingExtraError
+from mechm_runtime.llm.vllm.config import ServerConfig
+
+MAX_ANSWER_BYTES = 16 << 20
+BUSY = (429, 502, 503, 504)
+"""Answers of a server, or of what stands before it, that say: not now."""
+PAUSE_S = 0.05
+"""Before the first retry; twice as long before each further one, with jitter."""
+
+T = TypeVar("T")
+
+
+class Connection:
+    """A pool of connections to one server. What needs it runs on its loop, by `submit`.
+
+    After a fork the child makes a pool and a loop of its own: sockets and threads of the parent are not shared.
+    """
+
+    def __init__(self, config: ServerConfig) -> None:
+        """Raises: MissingExtraError."""
+        try:
+            import httpx2  # noqa: F401  # here, so that it is missed at the start and not at the first request
+        except ImportError as error:
+            raise MissingExtraError("httpx2", extra="vllm") from error
+        self.config = config
+        self._lock = threading.Lock()
+        self._loop: _Loop | None = None
+        self._closed = False
+        # Who drops a pipeline need not know that this one has connections.
+        self._finalizer: weakref.finalize[..., Any] | None = None
+
+    def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        """Run a coroutine on the connection's loop.
+
+        Raises: LlmUnavailableError: the connection was closed.
+        """
+        with self._lock:
+            if self._closed:
+                work.close()
+                raise LlmUnavailableError("the connection to the Llama's server was closed")
+            if self._loop is None or self._loop.pid != os.getpid():
+                self._loop = _Loop(self.config)
+                self._finalizer = weakref.finalize(self, self._loop.close)
+            return asyncio.run_coroutine_threadsafe(work, self._loop.loop)
+
+    def close(self) -> None:
+        """Close the connections; a request on its way fails."""
+        with self._lock:
+            self._closed = True
+            if self._finalizer is not None:
+                self._finalizer()
+
+    async def send(
+        self, method: str, path: str, body: bytes | None, deadline: float, *, in_turn: bool = True
+    ) -> tuple[int, Any]:
+        """Status and content, asked again where that is safe and there is time. On the connection's loop only.
+
+        deadline: on `time.monotonic`'s clock. in_turn: wait for a free place among `max_in_flight`.
+        Raises: LlmUnavailableError.
+        """
+        assert self._loop is not None  # noqa: S101  # `submit` made it
+        if not in_turn:
+            return await self._send(self._loop, method, path, body, deadline)
+        places = self._loop.places
+        try:
+            async with asyncio.timeout_at(deadline):
+                await places.acquire()
+        except TimeoutError as error:
+            raise LlmUnavailableError(
+                f"{self.config.max_in_flight} requests to the Llama's server are under way"
+            ) from error
+        try:
+            return await self._send(self._loop, method, path, body, deadline)
+        finally:
+            places.release()
+
+    async def _send(self, loop: _Loop, method: str, path: str, body: bytes | None, deadline: float) -> tuple[int, Any]:
+        import httpx2
+
+        pause = PAUSE_S
+        for retries_left in range(self.config.n_retries, -1, -1):
+            try:
+                async with asyncio.timeout_at(deadline):
+                    status, content = await self._send_once(loop, method, path, body)
+                if status not in BUSY or not retries_left:
+                    return status, content
+            except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.RemoteProtocolError) as error:
+                # Refused, not to be reached, or closed before an answer began.
+                if not retries_left:
+                    raise LlmUnavailableError(f"no Llama's server at {self.config.url}") from error
+            except TimeoutError as error:
+                raise LlmUnavailableError(f"the Llama's server took longer than {self.config.timeout_s:g} s") from error
+            except httpx2.HTTPError as error:
+                raise LlmUnavailableError(
+                    f"the connection to the Llama's server broke: {type(error).__name__}"
+                ) from error
+            pause_s = pause * random.uniform(0.5, 1.5)  # noqa: S311
+            if time.monotonic() + pause_s >= deadline:
+                break
+            await asyncio.sleep(pause_s)
+            pause *= 2
+        raise LlmUnavailableError(f"no answer of the Llama's server at {self.config.url} in time")
+
+    async def _send_once(self, loop: _Loop, method: str, path: str, body: bytes | None) -> tuple[int, Any]:
+        headers = {} if body is None else {"Content-Type": "application/json"}
+        async with loop.client.stream(method, path, content=body, headers=headers) as response:
+            content = bytearray()
+            async for chunk in response.aiter_bytes():
+                content += chunk
+                if len(content) > MAX_ANSWER_BYTES:
+                    raise LlmUnavailableError(f"the Llama's server answered more than {MAX_ANSWER_BYTES >> 20} MiB")
+            if response.status_code != 200:
+                return response.status_code, None  # an error may repeat what was asked
+        try:
+            return 200, json.loads(content)
+        except (ValueError, RecursionError) as error:
+            raise LlmUnavailableError("the Llama's server answered something that is no JSON") from error
+
+
+class _Loop:
+    """An event loop in a thread, and the client that lives on it."""
+
+    def __init__(self, config: ServerConfig) -> None:
+        import httpx2
+
+        self.pid = os.getpid()
+        self.loop = asyncio.new_event_loop()
+        self.places = asyncio.Semaphore(config.max_in_flight)
+        self.client = httpx2.AsyncClient(
+            base_url=config.url,
+            headers={} if config.api_key is None else {"Authorization": f"Bearer {config.api_key}"},
+            limits=httpx2.Limits(max_connections=config.max_in_flight, max_keepalive_connections=config.max_in_flight),
+            timeout=httpx2.Timeout(None, connect=config.connect_timeout_s),  # the deadline limits the rest
+            trust_env=False,
+            follow_redirects=False,
+        )
+        self._thread = threading.Thread(target=self._run, name="mechm-llama-server", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End what is under way, then the loop. In a forked child there is nothing of it."""
+        if self.pid != os.getpid() or self.loop.is_closed():
+            return
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _run(self) -> None:
+        try:
+            self.loop.run_forever()
+            self.loop.run_until_complete(self._end())
+        finally:
+            self.loop.close()
+
+    async def _end(self) -> None:
+        under_way = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in under_way:
+            task.cancel()
+        await asyncio.gather(*under_way, return_exceptions=True)
+        await self.client.aclose()
+        await asyncio.sleep(0)  # sockets are closed one turn after their transports

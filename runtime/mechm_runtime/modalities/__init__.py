@@ -1,0 +1,1 @@
+"""Encoders of text, voice, face and scene, and the preprocessing of their inputs in numpy."""

@@ -1,0 +1,1 @@
+"""An `Analysis` for people and programs: table, files and the HTML report."""

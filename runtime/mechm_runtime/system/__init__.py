@@ -1,0 +1,1 @@
+"""Process-level building blocks: cores, threads, forks, the cache folder, atomic writes."""

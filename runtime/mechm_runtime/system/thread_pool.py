@@ -1,0 +1,49 @@
+"""Threads in which encoders run side by side, for all conversations of a pipeline together.
+
+They are started when they are first needed and end when the pipeline is closed or nobody holds it any more. A forked
+process starts its own.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import ParamSpec, TypeVar
+
+from mechm_runtime.system.after_fork import tell_after_fork
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Lanes:
+    """Runs calls in at most `n` threads; what is submitted first begins first.
+
+    n: 1 where everything runs one after the other anyway.
+    """
+
+    def __init__(self, n: int) -> None:
+        self.n = n
+        self._lock = threading.Lock()
+        self._pool: ThreadPoolExecutor | None = None
+        tell_after_fork(self)
+
+    def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """Have a call run. It must not wait for another one that is submitted here."""
+        with self._lock:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(self.n, thread_name_prefix="mechm")
+            return self._pool.submit(call, *args, **kwargs)
+
+    def close(self) -> None:
+        """End the threads when what they run is done; a later call starts them again."""
+        with self._lock:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
+
+    def after_fork(self) -> None:
+        """Forget threads that this process has not got."""
+        self._lock = threading.Lock()
+        self._pool = None
