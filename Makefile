@@ -7,7 +7,7 @@ PYTHON ?= python3
 PIP_ARGS ?=
 WORKERS ?= 2
 
-EXTRAS := cpu,openvino,tensorrt-rtx,media,sign,train,export,dev
+EXTRAS := cpu,openvino,tensorrt-rtx,media,sign,train,export,bench,docs,dev
 BIN := .venv/bin
 STAMP := .venv/.installed
 MECHM := $(BIN)/mechm
