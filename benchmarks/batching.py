@@ -27,8 +27,9 @@ from typing import get_args
 import numpy as np
 
 from mechm_runtime import Conversation, Pipeline
+from mechm_runtime.bundle.precision import EngineName
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.batching import BatchConfig
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig, EngineName
 from mechm_runtime.pipeline import Precision
 from mechm_runtime.readers import read_labelled
 

@@ -23,8 +23,9 @@ import numpy.typing as npt
 from rich.progress import track
 
 from mechm.evaluation import score_emotions, score_pairs
-from mechm_runtime.bundle.open import LLAMA, PartFiles, open_bundle
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig, GraphRunner
+from mechm_runtime.bundle.manifest import LLAMA, PartFiles
+from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.engines.base import EngineConfig, GraphRunner
 from mechm_runtime.engines.part_loader import PartLoader
 from mechm_runtime.errors import BundleError
 from mechm_runtime.pipeline import Pipeline

@@ -22,7 +22,8 @@ import numpy as np
 
 from mechm.evaluation import score_emotions, score_pairs
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.engines.onnxruntime_engine import W8, EngineConfig, EngineName
+from mechm_runtime.bundle.precision import W8, EngineName
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.llm.rescoring import Llm
 from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.pipeline import Pipeline

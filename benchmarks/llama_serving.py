@@ -28,8 +28,11 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm.bench.rivals.writers import ServerWriter, TransformersWriter, written_prompt
-from mechm_runtime.bundle.open import LLAMA, Bundle, open_bundle
-from mechm_runtime.engines.onnxruntime_engine import W8, EngineConfig, EngineName, GraphRunner, load_engine
+from mechm_runtime.bundle.manifest import LLAMA, Bundle
+from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.bundle.precision import W8, EngineName
+from mechm_runtime.engines.base import EngineConfig, GraphRunner
+from mechm_runtime.engines.load import load_engine
 from mechm_runtime.llm.graph import LlamaGraph
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.scorer import graph_inputs

@@ -29,7 +29,8 @@ import numpy.typing as npt
 
 from mechm_runtime import Conversation, Pipeline
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig, GraphRunner
+from mechm_runtime.engines.base import EngineConfig, GraphRunner
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.readers import read_transcript
 
 Feeds = Mapping[str, npt.NDArray[Any]]

@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from mechm_runtime.bundle.open import Bundle, open_bundle
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig, GraphRunner, load_engine
+from mechm_runtime.bundle.manifest import Bundle
+from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.engines.base import EngineConfig, GraphRunner
+from mechm_runtime.engines.load import load_engine
 
 SECONDS = (1, 2, 3, 4, 5, 6, 8, 12, 30)
 TOKENS = (20, 60, 80, 128, 256)

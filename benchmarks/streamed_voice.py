@@ -23,7 +23,7 @@ from rich.progress import track
 
 from mechm.data.corpora.emodb import read_emodb
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.media import MediaReader
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.session.config import SessionConfig

@@ -22,7 +22,7 @@ from rich.progress import track
 
 from mechm.evaluation import score_emotions, score_pairs
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.readers import read_labelled
 from mechm_runtime.session.config import SessionConfig

@@ -23,7 +23,8 @@ import onnxruntime
 from second_thread import inputs
 
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.engines.onnxruntime_engine import CPU, LEFT_OUT
+from mechm_runtime.engines.base import CPU
+from mechm_runtime.engines.onnxruntime_engine import LEFT_OUT
 
 PARTS = ("text", "audio")
 

@@ -11,7 +11,7 @@ import multiprocessing
 import sys
 
 from mechm_runtime import Conversation, Pipeline, Utterance
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+from mechm_runtime.engines.base import EngineConfig
 
 TALKS = [
     Conversation(f"talk {n}", (Utterance(1, "Ana", f"I got {n} offers!"), Utterance(2, "Ben", "Congratulations!")))

@@ -24,7 +24,7 @@ BUNDLE_SOURCES = (
     "mechm/weights/parts.py",
     "export/mechm_export",
     *(f"runtime/mechm_runtime/{name}" for name in ("bundle", "fusion", "modalities", "pipeline.py", "types.py")),
-    "runtime/mechm_runtime/engines/onnxruntime_engine.py",
+    *(f"runtime/mechm_runtime/engines/{name}.py" for name in ("base", "load", "onnxruntime_engine")),
     "runtime/mechm_runtime/llm/questions.py",
 )
 """What a bundle's content depends on, measurements of it too, besides base weights (pinned), trained weights and

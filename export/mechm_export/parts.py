@@ -23,9 +23,9 @@ from mechm.weights import weights_path
 from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_export.llama.part import LlamaSource, llama_parts, load_llama_source
 from mechm_export.precision.dynamic_int8 import Int8Recipe
-from mechm_runtime.bundle.open import FusionWindows, Tensor
+from mechm_runtime.bundle.config import DecisionConfig, FusionWindows
+from mechm_runtime.bundle.manifest import Tensor
 from mechm_runtime.errors import WeightsError
-from mechm_runtime.fusion.decision import DecisionConfig
 from mechm_runtime.types import EMOTIONS
 
 

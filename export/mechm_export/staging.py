@@ -10,7 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from mechm_runtime.bundle.open import foreign_files, read_manifest
+from mechm_runtime.bundle.manifest import foreign_files, read_manifest
 from mechm_runtime.errors import BundleError
 
 

@@ -25,7 +25,7 @@ from mechm.bench.stages import measure_stages
 from mechm.bench.start import run_start
 from mechm.bench.systems import Own, OwnConfig, System
 from mechm.bench.workload import describe
-from mechm_runtime.bundle.open import Bundle
+from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.errors import MissingExtraError
 from mechm_runtime.types import Conversation, LabelledConversation
 

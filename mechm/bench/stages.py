@@ -18,8 +18,8 @@ import numpy.typing as npt
 from mechm.bench.graph_cost import GraphCost, graph_cost
 from mechm.bench.limits import Limits
 from mechm.bench.systems import LoadPart, Own, OwnConfig
-from mechm_runtime.bundle.open import Bundle
-from mechm_runtime.engines.onnxruntime_engine import GraphRunner
+from mechm_runtime.bundle.manifest import Bundle
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.types import Analysis, Conversation
 
 Arrays = Mapping[str, npt.NDArray[Any]]

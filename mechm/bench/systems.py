@@ -6,8 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from mechm_runtime.bundle.open import Bundle, PartFiles
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig, EngineName, GraphRunner
+from mechm_runtime.bundle.manifest import Bundle, PartFiles
+from mechm_runtime.bundle.precision import EngineName
+from mechm_runtime.engines.base import EngineConfig, GraphRunner
 from mechm_runtime.engines.part_loader import PartLoader
 from mechm_runtime.errors import LlmUnavailableError
 from mechm_runtime.llm.rescoring import Llm

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from rich.progress import Progress
 
     from mechm.cli.options.outputs import Outputs
-    from mechm_runtime.engines.onnxruntime_engine import EngineConfig, EngineName
+    from mechm_runtime.bundle.precision import EngineName
+    from mechm_runtime.engines.base import EngineConfig
     from mechm_runtime.errors import InputError
     from mechm_runtime.llm.rescoring import Llm
     from mechm_runtime.llm.vllm.config import ServerConfig
@@ -133,7 +134,7 @@ def analyze(
     """
     try:
         from mechm.cli.options.outputs import Outputs
-        from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+        from mechm_runtime.engines.base import EngineConfig
         from mechm_runtime.media import MediaLimits
         from mechm_runtime.types import MODALITIES
 

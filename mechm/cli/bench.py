@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from mechm.bench.rivals import Baseline, RivalConfig
     from mechm.bench.run import Scenario
     from mechm.bench.systems import OwnConfig
-    from mechm_runtime.bundle.open import Bundle
-    from mechm_runtime.engines.onnxruntime_engine import EngineName
+    from mechm_runtime.bundle.manifest import Bundle
+    from mechm_runtime.bundle.precision import EngineName
     from mechm_runtime.llm.rescoring import Llm
     from mechm_runtime.pipeline import Precision
     from mechm_runtime.types import Conversation, LabelledConversation
@@ -190,7 +190,7 @@ def bench(
     from mechm.bench.session import TURNS
     from mechm.cli.options.progress import steps_progress
     from mechm_runtime.bundle.open import open_bundle
-    from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+    from mechm_runtime.engines.base import EngineConfig
     from mechm_runtime.output.writers import write_bytes
     from mechm_runtime.types import MODALITIES
 

@@ -13,7 +13,7 @@ from mechm.cli.options.llm import llm_options
 
 if TYPE_CHECKING:
     from mechm.evaluation.report import ScoreReport
-    from mechm_runtime.engines.onnxruntime_engine import EngineName
+    from mechm_runtime.bundle.precision import EngineName
     from mechm_runtime.llm.rescoring import Llm
     from mechm_runtime.llm.vllm.config import ServerConfig
     from mechm_runtime.pipeline import Precision
@@ -155,7 +155,7 @@ def _run_bundle(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mechm.evaluation.run import evaluate as run_evaluation
-    from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+    from mechm_runtime.engines.base import EngineConfig
     from mechm_runtime.pipeline import Pipeline
     from mechm_runtime.readers import clip_names, clips_for
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mechm_runtime.fusion.run import speaker_numbers
+from mechm_runtime.fusion.inputs import speaker_numbers
 from mechm_runtime.modalities.text_windows import NO_UTTERANCE, ConversationTokenizer
 from mechm_runtime.types import EMOTIONS, LabelledConversation
 

@@ -26,14 +26,14 @@ from mechm.model.preprocessing import fusion_windows, log_mel_config, scene_conf
 from mechm.weights import weights_path
 from mechm.weights.fetch import read_provenance
 from mechm_runtime.analysis.decoding import STILL_S
-from mechm_runtime.bundle.open import FusionWindows
+from mechm_runtime.bundle.config import FaceConfig, FusionWindows, LogMelConfig, SceneConfig
 from mechm_runtime.errors import InputError
-from mechm_runtime.fusion.run import FusionInputs
+from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.media import MediaReader, Segment
-from mechm_runtime.modalities.face_detection import FaceConfig, FaceFinder
-from mechm_runtime.modalities.frame_pixels import SceneConfig
-from mechm_runtime.modalities.log_mel import LogMelConfig
-from mechm_runtime.modalities.voice import FaceReader, SceneReader, VoiceReader
+from mechm_runtime.modalities.face import FaceReader
+from mechm_runtime.modalities.face_detection import FaceFinder
+from mechm_runtime.modalities.scene import SceneReader
+from mechm_runtime.modalities.voice import VoiceReader
 from mechm_runtime.types import Conversation, Utterance
 
 FEATURES_VERSION = 2
@@ -91,7 +91,7 @@ class Features:
 
 class TorchPart:
     """A torch module behind the interface of the runtime's graphs
-    (`mechm_runtime.engines.onnxruntime_engine.GraphRunner`).
+    (`mechm_runtime.engines.base.GraphRunner`).
 
     inputs: names of what the module takes, in its order. outputs: names of what it returns.
     """

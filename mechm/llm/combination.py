@@ -12,10 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from mechm.model.build import WEIGHTS_FILE, read_decision
+from mechm_runtime.bundle.config import CombinationConfig, DecisionConfig
 from mechm_runtime.bundle.open import file_sha256
 from mechm_runtime.errors import WeightsError
-from mechm_runtime.fusion.combination import CombinationConfig
-from mechm_runtime.fusion.decision import DecisionConfig
 
 LLAMA_FOLDER = "llm"
 """Where an adapter lies beside the fusion's trained weights that it goes with."""

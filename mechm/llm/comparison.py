@@ -14,7 +14,8 @@ import numpy.typing as npt
 import torch
 
 from mechm.llm.scorer import AnswerScores, make_question_batch
-from mechm_runtime.fusion.decision import Decision, DecisionConfig, decide
+from mechm_runtime.bundle.config import DecisionConfig
+from mechm_runtime.fusion.decision import Decision, decide
 from mechm_runtime.llm.questions import QuestionTokenizer, pair_logits
 from mechm_runtime.types import Conversation
 

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from mechm.data.simulated_modalities import Evidence
 from mechm.model.fusion import Fusion, FusionOutput
 from mechm.model.projector import SoftTokenProjector
-from mechm_runtime.fusion.run import speaker_numbers
+from mechm_runtime.fusion.inputs import speaker_numbers
 from mechm_runtime.types import Conversation
 
 

@@ -15,8 +15,8 @@ from typing import Any
 from mechm.llm.combination import ADAPTER_FILE
 from mechm.llm.stored_base import StoredBase, base_fingerprint, read_json, read_shapes, read_text
 from mechm.model.build import CARD_FILE, DECISION_FILE, read_decision
+from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.errors import WeightsError
-from mechm_runtime.fusion.decision import DecisionConfig
 
 ADAPTER_CONFIG = "adapter_config.json"
 PLAIN_STARTS = (True, False, "gaussian")

@@ -19,8 +19,8 @@ from mechm.model.network import Network
 from mechm.model.scene import Dinov2SceneEncoder, EvaSceneEncoder
 from mechm.model.text import TextEncoder
 from mechm.model.voice import VoiceHead
+from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.errors import WeightsError
-from mechm_runtime.fusion.decision import DecisionConfig
 
 WEIGHTS_FILE, CONFIG_FILE, DECISION_FILE, CARD_FILE = "model.safetensors", "config.json", "decision.json", "card.json"
 VOICE = "fusion.voice_head."

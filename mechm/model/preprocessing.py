@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from mechm.model.config import ModelConfig
-from mechm_runtime.bundle.open import FusionWindows
-from mechm_runtime.modalities.frame_pixels import SceneConfig, clip_config
-from mechm_runtime.modalities.log_mel import LogMelConfig
+from mechm_runtime.bundle.config import FusionWindows, LogMelConfig, SceneConfig
+from mechm_runtime.modalities.frame_pixels import clip_config
 
 
 def log_mel_config(config: ModelConfig) -> LogMelConfig:

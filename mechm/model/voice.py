@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mechm_runtime.fusion.decision import DecisionConfig
+from mechm_runtime.bundle.config import DecisionConfig
 
 UNHEARD = -1e4
 """Logit of an emotion that was in no recording: far below any real one, still finite in fp16."""

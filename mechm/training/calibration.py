@@ -15,7 +15,8 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from mechm_runtime.fusion.decision import DecisionConfig, cause_probabilities, decide, emotion_probabilities
+from mechm_runtime.bundle.config import DecisionConfig
+from mechm_runtime.fusion.decision import cause_probabilities, decide, emotion_probabilities
 from mechm_runtime.types import EMOTIONS
 
 NEUTRAL_LOG_BIASES: tuple[float, ...] = tuple(round(-1.5 + 0.1 * i, 2) for i in range(26))

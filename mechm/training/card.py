@@ -13,7 +13,8 @@ from mechm.training.calibration import (
     expected_calibration_error,
 )
 from mechm.training.stages import absent_emotions
-from mechm_runtime.fusion.decision import DecisionConfig, decide
+from mechm_runtime.bundle.config import DecisionConfig
+from mechm_runtime.fusion.decision import decide
 from mechm_runtime.types import EMOTIONS, LabelledConversation, Pair
 
 if TYPE_CHECKING:

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 
 from mechm.training.calibration import NOISE, ScoredConversation, fit_decision, pair_counts, weighted_f1
-from mechm_runtime.fusion.combination import CombinationConfig, combine
-from mechm_runtime.fusion.decision import DecisionConfig, decide, emotion_probabilities, recalibrated
+from mechm_runtime.bundle.config import CombinationConfig, DecisionConfig
+from mechm_runtime.fusion.combination import combine
+from mechm_runtime.fusion.decision import decide, emotion_probabilities, recalibrated
 from mechm_runtime.types import EMOTIONS
 
 SHARES = tuple(round(0.1 * i, 1) for i in range(11))

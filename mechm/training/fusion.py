@@ -37,7 +37,8 @@ from mechm.training.loop import (
 from mechm.training.losses import class_weights, fusion_loss
 from mechm.training.speakers import rename_speakers
 from mechm.training.stages import Group, Stage, check_corpora, plan_epochs
-from mechm_runtime.fusion.decision import DecisionConfig, decide
+from mechm_runtime.bundle.config import DecisionConfig
+from mechm_runtime.fusion.decision import decide
 from mechm_runtime.modalities.text_windows import ConversationTokenizer
 from mechm_runtime.types import LabelledConversation
 

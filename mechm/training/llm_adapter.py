@@ -12,8 +12,8 @@ from typing import Any
 from mechm.model.build import CARD_FILE, DECISION_FILE
 from mechm.training.card import LIMITS, corpora_table, unseen_note
 from mechm.training.llm import LlamaTrainingConfig
+from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.errors import WeightsError
-from mechm_runtime.fusion.decision import DecisionConfig
 from mechm_runtime.types import LabelledConversation
 
 _PEFT_CONFIG = "adapter_config.json"

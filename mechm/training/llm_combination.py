@@ -17,9 +17,10 @@ from mechm.training.combination import choose_asked_below, choose_shares, combin
 from mechm.training.fusion import score_conversations
 from mechm.training.llm import score_with_llama
 from mechm.weights import weights_path
+from mechm_runtime.bundle.config import TextConfig
 from mechm_runtime.errors import InputError
 from mechm_runtime.llm.questions import QuestionTokenizer
-from mechm_runtime.modalities.text_windows import ConversationTokenizer, TextConfig
+from mechm_runtime.modalities.text_windows import ConversationTokenizer
 from mechm_runtime.types import LabelledConversation
 
 Splits = Mapping[str, Sequence[LabelledConversation]]

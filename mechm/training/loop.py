@@ -35,8 +35,8 @@ from mechm.training.run_record import run_record, update_card
 from mechm.training.schedule import learning_rate
 from mechm.training.stages import Epoch, Group, Stage
 from mechm.training.tracking import TrackingConfig, tracking
+from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.errors import MechmError
-from mechm_runtime.fusion.decision import DecisionConfig
 
 MAX_GRADIENT_NORM = 1.0
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from mechm_runtime.fusion.run import speaker_numbers
+from mechm_runtime.fusion.inputs import speaker_numbers
 from mechm_runtime.types import Conversation, LabelledConversation
 
 SPEAKER_NAMES = ("A", "B", "C", "D", "E", "F", "Speaker 1", "Speaker 2", "Speaker 3", "Anna", "Ben", "Caller", "Clara",

@@ -26,8 +26,9 @@ from urllib.request import url2pathname
 
 from packaging.requirements import Requirement
 
-from mechm_runtime.bundle.open import default_bundle_path
-from mechm_runtime.engines.onnxruntime_cuda import GPU_ENGINE, gpu_install_command
+from mechm_runtime.bundle.location import default_bundle_path
+from mechm_runtime.bundle.precision import GPU_ENGINE
+from mechm_runtime.engines.onnxruntime_cuda import gpu_install_command
 from mechm_runtime.errors import BundleError, MissingExtraError
 from mechm_runtime.system.cache_dir import cache_dir
 from mechm_runtime.system.cores import usable_cores

@@ -18,10 +18,11 @@ from mechm_runtime.analysis.encode import read_conversation
 from mechm_runtime.analysis.encoders import Senses
 from mechm_runtime.analysis.results import answers
 from mechm_runtime.analysis.state import Work
-from mechm_runtime.bundle.open import MODALITY_PARTS, Bundle, PartFiles, open_bundle
+from mechm_runtime.bundle.manifest import MODALITY_PARTS, Bundle, PartFiles
+from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.signature import open_signed_bundle
+from mechm_runtime.engines.base import EngineConfig, GraphRunner
 from mechm_runtime.engines.batching import BatchConfig
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig, GraphRunner
 from mechm_runtime.engines.output_cache import CacheConfig, OutputCache
 from mechm_runtime.engines.part_loader import PartLoader
 from mechm_runtime.errors import BundleError, InputError

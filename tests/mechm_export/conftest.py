@@ -19,8 +19,7 @@ from mechm.model.projector import ProjectorConfig, SoftTokenProjector
 from mechm.training.llm_adapter import save_adapter
 from mechm_export.bundle.write import BundleReport, export_bundle
 from mechm_export.parts import ModelParts, build_parts
-from mechm_runtime.fusion.combination import CombinationConfig
-from mechm_runtime.fusion.decision import DecisionConfig
+from mechm_runtime.bundle.config import CombinationConfig, DecisionConfig
 
 COMBINATION = CombinationConfig(0.4, 1.1, 0.3, 0.8, pair_bias=0.1)
 DECISION = DecisionConfig(pair_threshold=0.05, neutral_log_bias=-1.0)

@@ -22,20 +22,16 @@ import mechm_runtime
 from mechm_runtime import EMOTIONS, MODALITIES, Analysis, Conversation, Pipeline, Utterance
 from mechm_runtime.analysis.encoders import TOKENIZER_FILE
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import BundleError, InputError, MediaError
-from mechm_runtime.fusion.run import FusionInputs, run_fusion, window_spans
+from mechm_runtime.fusion.inputs import FusionInputs
+from mechm_runtime.fusion.run import run_fusion, window_spans
 from mechm_runtime.media import MediaReader
 from mechm_runtime.modalities.log_mel import log_mel_spectrogram
+from mechm_runtime.modalities.text import TEXT_WINDOWS_PER_RUN, TextReader
 from mechm_runtime.modalities.text_windows import ConversationTokenizer, pool_utterances
-from mechm_runtime.modalities.voice import (
-    MAX_MEL_FRAMES,
-    TEXT_WINDOWS_PER_RUN,
-    TextReader,
-    VoicePiece,
-    VoiceReader,
-    merge_pieces,
-)
+from mechm_runtime.modalities.voice import MAX_MEL_FRAMES, VoicePiece, VoiceReader, merge_pieces
 from mechm_runtime.readers import read_transcript
 
 ONE_THREAD = EngineConfig(n_threads=1)

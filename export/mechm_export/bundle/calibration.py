@@ -16,7 +16,7 @@ from mechm_export.graphs.part import Feeds
 from mechm_export.llama.compressed import even_out
 from mechm_export.llama.part import LlamaSource, question_inputs
 from mechm_export.parts import ModelParts
-from mechm_runtime.bundle.open import Bundle
+from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.modalities.text_windows import ConversationTokenizer
 from mechm_runtime.types import Conversation
 

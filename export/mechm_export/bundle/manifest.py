@@ -22,7 +22,8 @@ from mechm.weights import part_of, weights_path
 from mechm.weights.fetch import read_provenance
 from mechm_export.gate.comparison import TaskCheck, ValueCheck
 from mechm_export.parts import ModelParts
-from mechm_runtime.bundle.open import (
+from mechm_runtime.bundle.config import FaceConfig, TextConfig
+from mechm_runtime.bundle.manifest import (
     ACCEPTED,
     LLAMA,
     MANIFEST,
@@ -31,11 +32,9 @@ from mechm_runtime.bundle.open import (
     SIGNATURE,
     Bundle,
     LlamaFiles,
-    file_sha256,
     manifest_id,
 )
-from mechm_runtime.modalities.face_detection import FaceConfig
-from mechm_runtime.modalities.text_windows import TextConfig
+from mechm_runtime.bundle.open import file_sha256
 from mechm_runtime.types import EMOTIONS
 
 VERSIONED = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")

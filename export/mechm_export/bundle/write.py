@@ -34,9 +34,9 @@ from mechm_export.precision.dynamic_int8 import quantize_int8, quantize_weights,
 from mechm_export.precision.static_int8 import quantize_static_int8
 from mechm_export.staging import check_target, put_in_place, staged, written
 from mechm_runtime.analysis.encoders import TOKENIZER_FILE
-from mechm_runtime.bundle.open import ACCEPTED, LLAMA, Bundle, file_sha256, open_bundle
-from mechm_runtime.engines.onnxruntime_cuda import GPU_ENGINE
-from mechm_runtime.engines.onnxruntime_engine import HALF, W8
+from mechm_runtime.bundle.manifest import ACCEPTED, LLAMA, Bundle
+from mechm_runtime.bundle.open import file_sha256, open_bundle
+from mechm_runtime.bundle.precision import GPU_ENGINE, HALF, W8
 from mechm_runtime.errors import InputError, MissingExtraError, VerificationError
 
 Target = Literal["onnxruntime", "onnxruntime-gpu", "openvino"]

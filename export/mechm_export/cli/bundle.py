@@ -236,7 +236,8 @@ def llm(
     from mechm.weights import weights_path
     from mechm_export.vllm.deployment_files import check_deployment_target
     from mechm_export.vllm.served import SERVED_FOLDER, add_served_llama
-    from mechm_runtime.bundle.open import default_bundle_path, open_bundle
+    from mechm_runtime.bundle.location import default_bundle_path
+    from mechm_runtime.bundle.open import open_bundle
     from mechm_runtime.errors import InputError
 
     folder = folder or default_bundle_path()

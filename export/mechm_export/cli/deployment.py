@@ -11,7 +11,7 @@ import click
 if TYPE_CHECKING:
     from mechm_export.deployment.inspection import Inspection
     from mechm_export.deployment.split import KeptLlama
-    from mechm_runtime.engines.onnxruntime_engine import EngineName
+    from mechm_runtime.bundle.precision import EngineName
 
 MODALITIES = ("text", "audio", "face", "scene")
 PIPED_WIDTH = 130

@@ -73,7 +73,7 @@ def diagnose(
     from mechm_export.diagnose.report import print_diagnosis
     from mechm_export.diagnose.run import diagnose_file, diagnose_part
     from mechm_export.gate.judge import shipped_check_set
-    from mechm_runtime.bundle.open import default_bundle_path
+    from mechm_runtime.bundle.location import default_bundle_path
     from mechm_runtime.engines.tensorrt.engine_store import write_whole
 
     if (model is None) == (part is None):

@@ -69,7 +69,7 @@ def bundle_to_change(folder: Path | None) -> Path:
     Raises: InputError: it is installed as a package, whose files are pip's.
     """
     from mechm_runtime.bundle.installed import installed_bundles
-    from mechm_runtime.bundle.open import default_bundle_path
+    from mechm_runtime.bundle.location import default_bundle_path
     from mechm_runtime.errors import InputError
 
     folder = folder or default_bundle_path()

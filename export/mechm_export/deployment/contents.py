@@ -6,7 +6,8 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from mechm_runtime.bundle.open import MANIFEST, SIGNATURE, Bundle, Progress, inside
+from mechm_runtime.bundle.manifest import MANIFEST, SIGNATURE, Bundle
+from mechm_runtime.bundle.open import Progress, inside
 from mechm_runtime.bundle.signature import manifest_bytes, read_signature
 from mechm_runtime.errors import BundleError
 

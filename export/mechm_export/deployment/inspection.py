@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from mechm_runtime.bundle.open import ACCEPTED, Bundle, Tensor
+from mechm_runtime.bundle.manifest import ACCEPTED, Bundle, Tensor
 from mechm_runtime.bundle.signature import read_signature
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from mechm_export.deployment.contents import Contents
 from mechm_export.staging import check_target, put_in_place, staged, written
 from mechm_runtime.analysis.encoders import TOKENIZER_FILE
-from mechm_runtime.bundle.open import (
+from mechm_runtime.bundle.manifest import (
     ACCEPTED,
     LLAMA,
     MANIFEST,
@@ -24,11 +24,10 @@ from mechm_runtime.bundle.open import (
     SERVED,
     Bundle,
     PartFiles,
-    Progress,
     manifest_id,
-    open_bundle,
 )
-from mechm_runtime.engines.onnxruntime_engine import HALF, W8, EngineName
+from mechm_runtime.bundle.open import Progress, open_bundle
+from mechm_runtime.bundle.precision import HALF, W8, EngineName
 from mechm_runtime.errors import BundleError, InputError
 
 KeptLlama = Literal["none", "onnx", "vllm"]

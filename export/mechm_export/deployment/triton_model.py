@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import triton_python_backend_utils as pb_utils
 
-from mechm_runtime.bundle.open import PartFiles, open_bundle
+from mechm_runtime.bundle.manifest import PartFiles
+from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.errors import MechmError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.readers import parse_conversation

@@ -23,7 +23,8 @@ from packaging.version import InvalidVersion, Version
 from mechm_export.deployment.contents import Contents
 from mechm_export.staging import check_new, staged, written
 from mechm_runtime.bundle.installed import ENTRY_POINTS, FOLDER, SCHEME
-from mechm_runtime.bundle.open import Bundle, Progress, open_bundle
+from mechm_runtime.bundle.manifest import Bundle
+from mechm_runtime.bundle.open import Progress, open_bundle
 from mechm_runtime.errors import InputError
 
 EARLIEST = (1980, 1, 1, 0, 0, 0)

@@ -23,7 +23,8 @@ from mechm_export.precision.lower import LowerPrecision
 from mechm_export.precision.smoothing import linear_layers, set_nodes
 from mechm_export.precision.static_int8 import quantizable, smoothed
 from mechm_export.precision.tensor_types import known_types
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import VerificationError
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]

@@ -20,7 +20,8 @@ from mechm_export.gate.fp32_reference import Fp32Reference
 from mechm_export.gate.judge import CheckSet, problems_of
 from mechm_export.precision.lower import LowerPrecision
 from mechm_runtime.bundle.open import file_sha256, open_bundle
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import BundleError, InputError
 
 MAX_INPUT_BYTES = 1 << 30

@@ -21,7 +21,8 @@ from mechm_export.graphs.files import check_signature
 from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_export.precision.half import ELEMENT_TYPES
 from mechm_export.precision.simulated import RoundedRunner
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig, GraphRunner
+from mechm_runtime.engines.base import EngineConfig, GraphRunner
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import VerificationError
 
 POSITION_MASK = "position_mask"

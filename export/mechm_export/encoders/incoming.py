@@ -27,8 +27,9 @@ from mechm_export.graphs.files import tensor_bytes
 from mechm_export.graphs.part import ExportPart
 from mechm_export.precision.dynamic_int8 import Int8Recipe
 from mechm_export.precision.half import QUANTIZED
-from mechm_runtime.bundle.open import Tensor
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.bundle.manifest import Tensor
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError
 
 MODEL = "model.onnx"

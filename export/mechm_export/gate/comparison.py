@@ -21,8 +21,10 @@ from mechm_export.graphs.files import check_signature
 from mechm_export.graphs.part import ExportPart
 from mechm_export.parts import ModelParts
 from mechm_export.precision.simulated import RoundedRunner
-from mechm_runtime.bundle.open import Bundle, PartFiles
-from mechm_runtime.engines.onnxruntime_engine import HALF, W8, EngineConfig, GraphRunner, load_engine
+from mechm_runtime.bundle.manifest import Bundle, PartFiles
+from mechm_runtime.bundle.precision import HALF, W8
+from mechm_runtime.engines.base import EngineConfig, GraphRunner
+from mechm_runtime.engines.load import load_engine
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import Analysis, Conversation, LabelledConversation

@@ -15,8 +15,9 @@ import numpy.typing as npt
 
 from mechm_export.gate.comparison import TaskCheck, check_task
 from mechm_export.gate.judge import CheckSet
-from mechm_runtime.bundle.open import LLAMA, PROJECTOR, Bundle, PartFiles
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig, GraphRunner
+from mechm_runtime.bundle.manifest import LLAMA, PROJECTOR, Bundle, PartFiles
+from mechm_runtime.engines.base import EngineConfig, GraphRunner
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import InputError, VerificationError
 from mechm_runtime.llm.rescoring import Llm
 from mechm_runtime.pipeline import Pipeline

@@ -12,8 +12,9 @@ from mechm_export.check_data import check_conversations
 from mechm_export.gate.comparison import TaskCheck, check_task, engine_for, torch_pipeline
 from mechm_export.parts import ModelParts
 from mechm_export.precision.simulated import RoundedRunner
-from mechm_runtime.bundle.open import Bundle, PartFiles
-from mechm_runtime.engines.onnxruntime_engine import HALF, W8, GraphRunner
+from mechm_runtime.bundle.manifest import Bundle, PartFiles
+from mechm_runtime.bundle.precision import HALF, W8
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.engines.part_loader import PartLoader
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.pipeline import Pipeline

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from mechm_export.precision.dynamic_int8 import Int8Recipe
-from mechm_runtime.bundle.open import Tensor
+from mechm_runtime.bundle.manifest import Tensor
 
 Feeds = dict[str, npt.NDArray[np.generic]]
 

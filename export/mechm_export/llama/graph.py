@@ -28,7 +28,7 @@ from mechm_export.graphs.files import MICROSOFT
 from mechm_export.graphs.part import ExportPart
 from mechm_export.llama.graph_builder import GraphBuilder
 from mechm_export.precision.dynamic_int8 import SMALLEST_SCALE, eight_bits
-from mechm_runtime.engines.onnxruntime_engine import W8
+from mechm_runtime.bundle.precision import W8
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.llm.questions import CONVERSATION
 

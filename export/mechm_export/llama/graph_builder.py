@@ -11,7 +11,7 @@ import onnx
 from onnx import helper, numpy_helper
 
 from mechm_export.graphs.files import MICROSOFT
-from mechm_runtime.bundle.open import Tensor
+from mechm_runtime.bundle.manifest import Tensor
 
 IR_VERSION = 10
 

@@ -22,8 +22,9 @@ from mechm.model.transformers_output import quiet_transformers
 from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_export.llama.graph import write_llama_graph
 from mechm_export.precision.dynamic_int8 import Int8Recipe
-from mechm_runtime.bundle.open import LLAMA, PROJECTOR, Tensor
-from mechm_runtime.llm.questions import CAUSE_ANSWERS, CONVERSATION, QuestionConfig, QuestionTokenizer
+from mechm_runtime.bundle.config import QuestionConfig
+from mechm_runtime.bundle.manifest import LLAMA, PROJECTOR, Tensor
+from mechm_runtime.llm.questions import CAUSE_ANSWERS, CONVERSATION, QuestionTokenizer
 from mechm_runtime.llm.scorer import graph_inputs
 from mechm_runtime.types import EMOTIONS, Conversation
 

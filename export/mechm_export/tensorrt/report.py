@@ -7,7 +7,7 @@ import sys
 import click
 
 from mechm_export.tensorrt.engines import EnginesReport
-from mechm_runtime.bundle.open import Bundle
+from mechm_runtime.bundle.manifest import Bundle
 
 
 def print_engines(report: EnginesReport, bundle: Bundle) -> None:

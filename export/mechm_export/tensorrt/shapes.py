@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from mechm_runtime.bundle.config import SIDE_MULTIPLE
 from mechm_runtime.bundle.engine_file import ShapeRange
-from mechm_runtime.bundle.open import LLAMA, PROJECTOR, Bundle
+from mechm_runtime.bundle.manifest import LLAMA, PROJECTOR, Bundle
 from mechm_runtime.errors import InputError
 from mechm_runtime.fusion.run import WINDOWS_PER_RUN
-from mechm_runtime.modalities.face_detection import SIDE_MULTIPLE
-from mechm_runtime.modalities.voice import MAX_MEL_FRAMES, MIN_SAMPLES, TEXT_WINDOWS_PER_RUN
+from mechm_runtime.modalities.text import TEXT_WINDOWS_PER_RUN
+from mechm_runtime.modalities.voice import MAX_MEL_FRAMES, MIN_SAMPLES
 
 Range = tuple[int, int, int]
 """Smallest, usual and largest size of an axis."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from mechm_runtime.bundle.open import Bundle
+from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.errors import BundleError
 from mechm_runtime.llm.vllm.launch_plan import API_KEY, QUIET, ServeConfig, engine_settings, server_arguments
 from mechm_runtime.llm.vllm.memory import read_shape

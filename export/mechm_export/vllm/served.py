@@ -28,16 +28,10 @@ from mechm_export.check_data import check_conversations
 from mechm_export.gate.comparison import TaskCheck, check_task
 from mechm_export.gate.judge import SHIPPED_SPLIT
 from mechm_export.llama.compressed import SCHEMES, SchemeName, even_out, round_layers, write_compressed
-from mechm_runtime.bundle.open import (
-    LLAMA,
-    SERVED,
-    Bundle,
-    PartFiles,
-    ServedLlama,
-    file_sha256,
-    open_bundle,
-)
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig, GraphRunner
+from mechm_runtime.bundle.manifest import LLAMA, SERVED, Bundle, PartFiles, ServedLlama
+from mechm_runtime.bundle.open import file_sha256, open_bundle
+from mechm_runtime.engines.base import EngineConfig, GraphRunner
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import BundleError, VerificationError
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.pipeline import Pipeline

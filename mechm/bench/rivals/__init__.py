@@ -13,13 +13,13 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from mechm_runtime.bundle.open import MODALITY_PARTS
+from mechm_runtime.bundle.manifest import MODALITY_PARTS
 from mechm_runtime.errors import InputError, MissingExtraError
 from mechm_runtime.llm.vllm.config import ServerConfig
 
 if TYPE_CHECKING:
     from mechm.bench.rivals.by_utterance import ByUtterance
-    from mechm_runtime.bundle.open import Bundle
+    from mechm_runtime.bundle.manifest import Bundle
 
 Baseline = Literal["original", "compile", "glue"]
 BASELINES: tuple[Baseline, ...] = get_args(Baseline)

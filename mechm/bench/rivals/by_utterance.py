@@ -18,10 +18,11 @@ import numpy.typing as npt
 
 from mechm_runtime.analysis.decoding import STILL_S
 from mechm_runtime.analysis.encoders import TOKENIZER_FILE
-from mechm_runtime.bundle.open import Bundle
-from mechm_runtime.engines.onnxruntime_engine import GraphRunner
+from mechm_runtime.bundle.manifest import Bundle
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.fusion.decision import decide, emotion_logits_of
-from mechm_runtime.fusion.run import FusionInputs, run_fusion
+from mechm_runtime.fusion.inputs import FusionInputs
+from mechm_runtime.fusion.run import run_fusion
 from mechm_runtime.media import MediaReader, Segment
 from mechm_runtime.modalities.face_detection import FaceFinder, face_pixels
 from mechm_runtime.modalities.frame_pixels import scene_pixels

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from mechm.bench.rivals import PARTS, RivalConfig
 from mechm.bench.rivals.by_utterance import ByUtterance, Writer
 from mechm.bench.rivals.writers import ServerWriter, question_tokenizer
-from mechm_runtime.bundle.open import Bundle
-from mechm_runtime.engines.onnxruntime_engine import GraphRunner
+from mechm_runtime.bundle.manifest import Bundle
+from mechm_runtime.engines.base import GraphRunner
 
 
 class PlainSession:

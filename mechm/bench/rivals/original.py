@@ -10,8 +10,8 @@ from collections.abc import Mapping
 
 from mechm.bench.rivals import RivalConfig
 from mechm.bench.rivals.by_utterance import ByUtterance, Writer
-from mechm_runtime.bundle.open import Bundle
-from mechm_runtime.engines.onnxruntime_engine import GraphRunner
+from mechm_runtime.bundle.manifest import Bundle
+from mechm_runtime.engines.base import GraphRunner
 
 
 def make(bundle: Bundle, config: RivalConfig) -> ByUtterance:

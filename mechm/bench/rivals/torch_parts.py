@@ -21,7 +21,7 @@ from mechm.model.config import preset_config
 from mechm.model.detector import YuNet
 from mechm.model.expression import ExpressionNetwork
 from mechm.weights import weights_path
-from mechm_runtime.bundle.open import Bundle
+from mechm_runtime.bundle.manifest import Bundle
 
 
 def load_modules(bundle: Bundle, trained: Path | None) -> dict[str, nn.Module]:

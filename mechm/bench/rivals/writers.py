@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mechm.bench.rivals.by_utterance import WRITTEN_TOKENS
-from mechm_runtime.bundle.open import Bundle
+from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.errors import InputError, MissingExtraError
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.vllm.config import ServerConfig

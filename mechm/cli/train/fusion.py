@@ -113,7 +113,8 @@ def fusion(
     from mechm.training.stages import Stage, balanced
     from mechm.training.voice_head import VoiceConfig, check_speech, fit_voice
     from mechm.weights import weights_path
-    from mechm_runtime.modalities.text_windows import ConversationTokenizer, TextConfig
+    from mechm_runtime.bundle.config import TextConfig
+    from mechm_runtime.modalities.text_windows import ConversationTokenizer
     from mechm_runtime.readers import read_labelled
 
     with training_processes(out) as accelerator:

@@ -76,7 +76,8 @@ def projector(
     from mechm.training.projector import ProjectorTrainingConfig, train_projector
     from mechm.training.stages import Stage
     from mechm.weights import weights_path
-    from mechm_runtime.llm.questions import QuestionConfig, QuestionTokenizer
+    from mechm_runtime.bundle.config import QuestionConfig
+    from mechm_runtime.llm.questions import QuestionTokenizer
 
     out = adapter / PROJECTOR_FOLDER
     with training_processes(out) as accelerator:

@@ -12,12 +12,16 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm_runtime.analysis.state import Work
-from mechm_runtime.bundle.open import Bundle, FusionWindows
-from mechm_runtime.engines.onnxruntime_engine import GraphRunner
+from mechm_runtime.bundle.config import FusionWindows
+from mechm_runtime.bundle.manifest import Bundle
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.media import SAMPLE_RATE, Segment
+from mechm_runtime.modalities.face import FaceReader
 from mechm_runtime.modalities.face_detection import FaceFinder
+from mechm_runtime.modalities.scene import SceneReader
+from mechm_runtime.modalities.text import TextReader
 from mechm_runtime.modalities.text_windows import ConversationTokenizer
-from mechm_runtime.modalities.voice import FaceReader, SceneReader, TextReader, VoiceReader
+from mechm_runtime.modalities.voice import VoiceReader
 from mechm_runtime.system.lazy import Once
 from mechm_runtime.types import Utterance
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from mechm_runtime.fusion.decision import Decision
-from mechm_runtime.fusion.run import FusionInputs
+from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.types import EMOTIONS, MODALITIES, Pair, Utterance, UtteranceAnalysis
 
 

@@ -13,9 +13,10 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from mechm_runtime.analysis.deadline import CostEstimator, Deadline
-from mechm_runtime.bundle.open import FusionWindows
+from mechm_runtime.bundle.config import FusionWindows
 from mechm_runtime.errors import LlmUnavailableError
-from mechm_runtime.fusion.run import FusionInputs, FusionScores
+from mechm_runtime.fusion.inputs import FusionInputs
+from mechm_runtime.fusion.run import FusionScores
 from mechm_runtime.types import Utterance
 
 

@@ -21,7 +21,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
-from mechm_runtime.bundle.open import MANIFEST, SIGNATURE, Bundle, Progress, foreign_files, inside, open_bundle
+from mechm_runtime.bundle.manifest import MANIFEST, SIGNATURE, Bundle, foreign_files
+from mechm_runtime.bundle.open import Progress, inside, open_bundle
 from mechm_runtime.errors import BundleError, InputError, MissingExtraError
 
 if TYPE_CHECKING:

@@ -7,14 +7,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
+from mechm_runtime.bundle.precision import GPU_ENGINE
+from mechm_runtime.engines.base import CUDA
 from mechm_runtime.errors import ProviderError
-
-GpuEngine = Literal["onnxruntime-gpu"]
-GPU_ENGINE: GpuEngine = "onnxruntime-gpu"
-
-CUDA = "CUDAExecutionProvider"
 
 CUDA_OPTIONS: Mapping[str, str] = {
     # By default cuDNN times every convolution algorithm for each shape that it meets, and recordings differ in length.

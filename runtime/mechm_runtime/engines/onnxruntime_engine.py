@@ -8,17 +8,15 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, get_args
+from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from mechm_runtime.bundle.precision import GPU_ENGINE
+from mechm_runtime.engines.base import CPU, CUDA, Array, EngineConfig
 from mechm_runtime.engines.onnxruntime_cuda import (
-    CUDA,
     CUDA_OPTIONS,
-    GPU_ENGINE,
     RECORD_ASSIGNMENT,
     check_assignment,
     cuda_absent,
@@ -26,25 +24,9 @@ from mechm_runtime.engines.onnxruntime_cuda import (
 )
 from mechm_runtime.errors import BundleError, MissingExtraError, ProviderError
 from mechm_runtime.system.after_fork import tell_after_fork
-from mechm_runtime.system.cores import usable_cores
 
-Array = npt.NDArray[Any]
-
-CPU = "CPUExecutionProvider"
 DOCTOR = "mechm doctor tells what works and what to install"
 
-EngineName = Literal["onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"]
-ENGINE_NAMES: tuple[EngineName, ...] = get_args(EngineName)
-
-W8 = "w8"
-"""A precision beside fp32 and int8: int8 weights with a scale a channel, in plain ONNX. Where the graph says no scales
-of the activations, how it is computed is the engine's choice."""
-
-HALF: tuple[str, ...] = ("fp16", "bf16")
-"""Precisions of graphs for GPUs, the one that is preferred first; a part has one of them at most."""
-
-MAX_THREADS = 4
-"""Threads inside an operator unless more are asked for: graphs of this size gain little from more."""
 
 LEFT_OUT: tuple[str, ...] = ("SkipLayerNormFusion",)
 """Rewritings of onnxruntime's that a CPU does without. It joins a sum and the layer normalization behind it to an
@@ -53,73 +35,6 @@ encoder in int8 takes 45 ms for 128 tokens in place of 55 (`benchmarks/sums_befo
 
 UNREADABLE = ("InvalidGraph", "InvalidProtobuf", "NoSuchFile")
 """onnxruntime's exceptions that speak of the file. It raises its own types, which share no base and are not public."""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineConfig:
-    """How graphs are run.
-
-    engine: what runs them; `onnxruntime-gpu` is onnxruntime on CUDA, with nothing left to the CPU that takes time.
-    provider: an onnxruntime execution provider's name, for the engine `onnxruntime`.
-    n_threads: threads inside an operator; 0 takes one a whole core of this process's share, at most four.
-    n_lanes: encoders that run side by side for a pipeline; 0 for as many as threads inside an operator, so that one
-        thread means one.
-    spin: whether threads wait by spinning. Off: on shared cores it costs more than it saves (DESIGN.md: p50 10.9
-        against 14.5 ms).
-    """
-
-    provider: str = CPU
-    n_threads: int = 0
-    spin: bool = False
-    engine: EngineName = "onnxruntime"
-    n_lanes: int = 0
-
-    def __post_init__(self) -> None:
-        if self.n_threads < 0:
-            raise ValueError(f"n_threads={self.n_threads} is negative")
-        if self.n_lanes < 0:
-            raise ValueError(f"n_lanes={self.n_lanes} is negative")
-        if self.engine not in ENGINE_NAMES:
-            raise ValueError(f"engine {self.engine!r}")
-        if self.engine != "onnxruntime" and self.provider != CPU:
-            raise ValueError(f"{self.provider} is onnxruntime's, and the engine is {self.engine}")
-
-    @property
-    def execution_provider(self) -> str:
-        """The onnxruntime execution provider that runs the graphs, where onnxruntime runs them."""
-        return CUDA if self.engine == GPU_ENGINE else self.provider
-
-    @property
-    def threads(self) -> int:
-        """The number of threads that will be used."""
-        return self.n_threads or max(1, min(MAX_THREADS, int(usable_cores())))
-
-    @property
-    def lanes(self) -> int:
-        """The number of encoders that will run side by side."""
-        return self.n_lanes or self.threads
-
-
-class GraphRunner(Protocol):
-    """What the pipeline needs of a graph, whatever runs it."""
-
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
-        """Arrays by input name to arrays by output name."""
-
-
-def load_engine(path: Path, config: EngineConfig) -> GraphRunner:
-    """A graph file on the engine that the config names: onnxruntime, on CPU or CUDA, or openvino.
-
-    Raises: MissingExtraError, ProviderError, BundleError. ValueError: a TensorRT, which runs what was built from a
-        bundle (`tensorrt.engine.load_part`).
-    """
-    if config.engine in ("onnxruntime", GPU_ENGINE):
-        return Engine(path, config)
-    if config.engine != "openvino":
-        raise ValueError(f"{config.engine} runs no ONNX file")
-    from mechm_runtime.engines.openvino_engine import OpenVinoEngine
-
-    return OpenVinoEngine(path, config)
 
 
 class Engine:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.errors import BundleError, MissingExtraError
 
 GROUP_SIZE = 64

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mechm_runtime.engines.onnxruntime_engine import GraphRunner
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.engines.output_store import Outputs, OutputStore
 from mechm_runtime.errors import InputError
 from mechm_runtime.system.after_fork import tell_after_fork

@@ -9,10 +9,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 
-from mechm_runtime.bundle.open import Bundle, PartFiles
+from mechm_runtime.bundle.manifest import Bundle, PartFiles
+from mechm_runtime.bundle.precision import GPU_ENGINE, W8
+from mechm_runtime.engines.base import CPU, EngineConfig, GraphRunner
 from mechm_runtime.engines.batching import PADDING, BatchConfig, BatchingRunner
-from mechm_runtime.engines.onnxruntime_cuda import GPU_ENGINE
-from mechm_runtime.engines.onnxruntime_engine import CPU, W8, EngineConfig, GraphRunner, load_engine
+from mechm_runtime.engines.load import load_engine
 from mechm_runtime.engines.output_cache import CachedRunner, OutputCache
 from mechm_runtime.engines.threads_by_length import MEL, SHORT_MEL_FRAMES, ShortRuns
 from mechm_runtime.errors import BundleError, InputError

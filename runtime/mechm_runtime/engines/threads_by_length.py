@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy.typing as npt
 
-from mechm_runtime.engines.onnxruntime_engine import GraphRunner
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.system.lazy import Once
 
 MEL = "mel"

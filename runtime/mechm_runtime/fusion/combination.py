@@ -7,40 +7,12 @@ decided by `mechm_runtime.fusion.decision` as the fusion's own scores are.
 
 from __future__ import annotations
 
-import math
-from dataclasses import astuple, dataclass
-
 import numpy as np
 import numpy.typing as npt
 
+from mechm_runtime.bundle.config import CombinationConfig
+
 Scores = npt.NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class CombinationConfig:
-    """Weights of the two models' scores.
-
-    emotion_fusion, emotion_llama: of their log-probabilities. pair_fusion, pair_llama: of their log-odds.
-    pair_bias: added to the log-odds of pairs that both have scored.
-    pair_alone, pair_bias_alone: scale and offset of the fusion's log-odds where the Llama has scored no pair.
-    asked_below: the Llama is asked about utterances whose likeliest emotion has less than this probability in the
-        fusion; 1 for all.
-    """
-
-    emotion_fusion: float = 0.5
-    emotion_llama: float = 0.5
-    pair_fusion: float = 0.5
-    pair_llama: float = 0.5
-    pair_bias: float = 0.0
-    pair_alone: float = 1.0
-    pair_bias_alone: float = 0.0
-    asked_below: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not all(map(math.isfinite, astuple(self))):
-            raise ValueError("a weight of the combination is not finite")
-        if not 0.0 <= self.asked_below <= 1.0:
-            raise ValueError(f"asked_below={self.asked_below} is not a probability")
 
 
 def combine(

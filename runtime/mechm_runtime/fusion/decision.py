@@ -7,50 +7,14 @@ pairs), so a decision may prefer an emotion over a slightly likelier neutral. Bo
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from mechm_runtime.types import EMOTIONS
+from mechm_runtime.bundle.config import DecisionConfig
 
 Float = npt.NDArray[np.floating]
-
-
-@dataclass(frozen=True, slots=True)
-class DecisionConfig:
-    """Constants of calibration and decision.
-
-    emotion_temperature, emotion_bias: probabilities are softmax(logits / temperature + bias).
-    pair_scale, pair_bias: a cause's probability, given its emotion, is sigmoid(scale * logit + bias) (Platt 1999).
-    neutral_log_bias: added to neutral's log-probability before the label is decided.
-    pair_threshold: a pair is reported from this probability on (emotion's times cause's).
-    abstain_below: no label where the likeliest emotion is less probable than this.
-    """
-
-    emotion_temperature: float = 1.0
-    emotion_bias: tuple[float, ...] = (0.0,) * len(EMOTIONS)
-    pair_scale: float = 1.0
-    pair_bias: float = 0.0
-    neutral_log_bias: float = 0.0
-    pair_threshold: float = 0.25
-    abstain_below: float = 0.0
-
-    def __post_init__(self) -> None:
-        if not 0 < self.emotion_temperature < math.inf:
-            raise ValueError(f"emotion_temperature={self.emotion_temperature} is not a positive number")
-        if not 0 < self.pair_threshold <= 1:
-            raise ValueError(f"pair_threshold={self.pair_threshold} is not in (0, 1]")
-        constants = (self.pair_scale, self.pair_bias, self.neutral_log_bias, self.abstain_below)
-        if not all(map(math.isfinite, (*self.emotion_bias, *constants))):
-            raise ValueError("a constant of calibration or decision is not finite")
-        if len(self.emotion_bias) != len(EMOTIONS):
-            raise ValueError(f"emotion_bias has {len(self.emotion_bias)} values, not {len(EMOTIONS)}")
-
-    def with_threshold(self, *, neutral_log_bias: float, pair_threshold: float) -> DecisionConfig:
-        """A copy that decides differently at the same calibration."""
-        return replace(self, neutral_log_bias=neutral_log_bias, pair_threshold=pair_threshold)
 
 
 @dataclass(frozen=True, slots=True)

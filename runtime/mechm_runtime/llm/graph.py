@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mechm_runtime.bundle.open import REBUILD, PartFiles
-from mechm_runtime.engines.onnxruntime_engine import GraphRunner
+from mechm_runtime.bundle.manifest import REBUILD, PartFiles
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.errors import BundleError
 from mechm_runtime.llm.questions import CONVERSATION
 

@@ -25,6 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Encoding, Tokenizer
 
+from mechm_runtime.bundle.config import QuestionConfig
 from mechm_runtime.errors import BundleError
 from mechm_runtime.types import EMOTIONS, Utterance
 
@@ -38,30 +39,6 @@ NO_CAUSE = "x"
 """The answer that every cause is weighed against: a cause's odds are its probability over this one's."""
 
 CONVERSATION = -1
-
-
-@dataclass(frozen=True, slots=True)
-class QuestionConfig:
-    """How a conversation is cut for the Llama.
-
-    max_tokens: of one forward pass, questions included; attention's memory grows with its square.
-    context_before, context_after: utterances around a window's core, where a conversation needs several windows. Causes
-        up to nine turns back have an answer.
-    max_utterance_tokens: of an utterance's line; of a longer one the start and the end are read.
-    soft_tokens: of an utterance that was heard or seen; 0 for a Llama that reads words alone.
-    """
-
-    max_tokens: int = 2048
-    context_before: int = 12
-    context_after: int = 3
-    max_utterance_tokens: int = 256
-    soft_tokens: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.max_tokens, self.context_before + 1, self.context_after + 1, self.max_utterance_tokens) < 1:
-            raise ValueError("a size of the Llama's windows is not positive")
-        if self.soft_tokens < 0:
-            raise ValueError(f"soft_tokens={self.soft_tokens} is negative")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,12 +13,13 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from mechm_runtime.bundle.open import LLAMA, PROJECTOR, Bundle, LlamaFiles
-from mechm_runtime.engines.onnxruntime_engine import GraphRunner
+from mechm_runtime.bundle.manifest import LLAMA, PROJECTOR, Bundle, LlamaFiles
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.errors import BundleError
 from mechm_runtime.fusion.combination import combine
 from mechm_runtime.fusion.decision import emotion_probabilities, recalibrated
-from mechm_runtime.fusion.run import FusionInputs, FusionScores
+from mechm_runtime.fusion.inputs import FusionInputs
+from mechm_runtime.fusion.run import FusionScores
 from mechm_runtime.llm.graph import LlamaGraph
 from mechm_runtime.llm.questions import QuestionTokenizer, pair_logits
 from mechm_runtime.llm.scorer import Asking, LlamaReader, LlamaScores, SoftTokens, answered, answered_async

@@ -14,7 +14,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 import numpy.typing as npt
 
-from mechm_runtime.engines.onnxruntime_engine import GraphRunner
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.llm.questions import CAUSE_ANSWERS, PackedQuestions, QuestionTokenizer
 from mechm_runtime.types import EMOTIONS, Utterance
 

@@ -10,9 +10,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from mechm_runtime.bundle.open import FusionWindows
-from mechm_runtime.engines.onnxruntime_engine import GraphRunner
-from mechm_runtime.fusion.run import FusionInputs, run_fusion
+from mechm_runtime.bundle.config import FusionWindows
+from mechm_runtime.engines.base import GraphRunner
+from mechm_runtime.fusion.inputs import FusionInputs
+from mechm_runtime.fusion.run import run_fusion
 from mechm_runtime.llm.scorer import SoftTokens
 
 

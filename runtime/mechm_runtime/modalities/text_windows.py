@@ -16,26 +16,11 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from mechm_runtime.bundle.config import TextConfig
 from mechm_runtime.errors import BundleError
 from mechm_runtime.types import Utterance
 
 NO_UTTERANCE = -1
-
-
-@dataclass(frozen=True, slots=True)
-class TextConfig:
-    """How text is cut into windows.
-
-    max_tokens: longest window the encoder takes, `[CLS]` included (`<s>` in MPNet's words).
-    context_tokens: tokens of context on each side of a window's core, where the conversation needs several windows.
-    """
-
-    max_tokens: int = 512
-    context_tokens: int = 128
-
-    def __post_init__(self) -> None:
-        if self.max_tokens - 1 <= 2 * self.context_tokens:
-            raise ValueError(f"context_tokens={self.context_tokens} leaves no core in max_tokens={self.max_tokens}")
 
 
 @dataclass(frozen=True, slots=True)

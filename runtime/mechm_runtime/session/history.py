@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from mechm_runtime.bundle.open import FusionWindows
-from mechm_runtime.fusion.run import FusionInputs, speaker_numbers
+from mechm_runtime.bundle.config import FusionWindows
+from mechm_runtime.fusion.inputs import FusionInputs, speaker_numbers
 from mechm_runtime.llm.scorer import LlamaScores, SoftTokens
 from mechm_runtime.types import Utterance
 

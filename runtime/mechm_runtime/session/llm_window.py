@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm_runtime.analysis.state import Work
-from mechm_runtime.engines.onnxruntime_engine import GraphRunner
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.fusion.run import FusionScores
 from mechm_runtime.llm.graph import GrowingConversation, LlamaGraph
 from mechm_runtime.llm.questions import CONVERSATION

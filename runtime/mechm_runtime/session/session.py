@@ -23,8 +23,8 @@ from mechm_runtime.analysis.decoding import segments
 from mechm_runtime.analysis.encoders import Senses
 from mechm_runtime.analysis.results import answers
 from mechm_runtime.analysis.state import Work
-from mechm_runtime.bundle.open import Bundle
-from mechm_runtime.engines.onnxruntime_engine import GraphRunner
+from mechm_runtime.bundle.manifest import Bundle
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.errors import InputError
 from mechm_runtime.fusion.decision import decide
 from mechm_runtime.fusion.run import FusionScores, run_fusion

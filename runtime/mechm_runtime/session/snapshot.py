@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mechm_runtime.bundle.open import FusionWindows
+from mechm_runtime.bundle.config import FusionWindows
 from mechm_runtime.errors import InputError, TranscriptError
-from mechm_runtime.fusion.run import FusionInputs, speaker_numbers
+from mechm_runtime.fusion.inputs import FusionInputs, speaker_numbers
 from mechm_runtime.llm.scorer import LlamaScores, SoftTokens
 from mechm_runtime.media.protocol import ArraySpec, ProtocolError, array_spec, read_exactly, read_header, write_message
 from mechm_runtime.session.config import SessionConfig

@@ -20,7 +20,8 @@ from mechm_runtime.analysis.encoders import Senses
 from mechm_runtime.analysis.state import Work
 from mechm_runtime.errors import InputError
 from mechm_runtime.media.segments import SAMPLE_RATE
-from mechm_runtime.modalities.voice import NO_FACE, VoicePiece, merge_pieces, unreadable
+from mechm_runtime.modalities.face import NO_FACE
+from mechm_runtime.modalities.voice import VoicePiece, merge_pieces, unreadable
 from mechm_runtime.session.config import SessionConfig
 from mechm_runtime.system.thread_pool import Lanes
 

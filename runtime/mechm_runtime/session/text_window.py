@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from mechm_runtime.analysis.encoders import Senses
 from mechm_runtime.analysis.state import Work
-from mechm_runtime.fusion.run import FusionInputs
+from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.types import Utterance
 
 

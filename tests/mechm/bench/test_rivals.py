@@ -18,7 +18,7 @@ from mechm.bench.rivals.writers import ServerWriter, TransformersWriter, emotion
 from mechm.bench.workload import of_length, sample_conversation, words_alone
 from mechm.cli.options.inputs import load_conversations
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.errors import InputError
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.vllm.config import ServerConfig

@@ -846,7 +846,7 @@ def test_a_bad_bundle_is_refused_in_one_line(
         moved = victim.rename(folder / "elsewhere.onnx")
         victim.symlink_to(moved)
     else:
-        from mechm_runtime.bundle.open import manifest_id
+        from mechm_runtime.bundle.manifest import manifest_id
 
         if damage == "a newer schema":
             manifest["schema_version"] = 2

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer
 
 from mechm.data.batches import IGNORED, TextBatch, group_by_size, make_batch
 from mechm_export.check_data import check_conversations
-from mechm_runtime.modalities.text_windows import ConversationTokenizer, TextConfig
+from mechm_runtime.bundle.config import TextConfig
+from mechm_runtime.modalities.text_windows import ConversationTokenizer
 from mechm_runtime.types import EMOTIONS, Conversation, GoldPair, LabelledConversation, Utterance
 
 CONVERSATIONS = check_conversations()

@@ -14,8 +14,10 @@ import pytest
 from mechm.data.feature_extraction import FeatureExtractor, Features, Span, span_of
 from mechm.model.config import LLAMA2_7B, SMALL, TINY
 from mechm.model.preprocessing import fusion_windows, log_mel_config, scene_config
-from mechm_runtime.bundle.open import PartFiles, open_bundle
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig, GraphRunner
+from mechm_runtime.bundle.manifest import PartFiles
+from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.engines.base import EngineConfig, GraphRunner
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import InputError, MediaError
 from mechm_runtime.media import MediaReader
 from mechm_runtime.pipeline import Pipeline

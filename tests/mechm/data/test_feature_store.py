@@ -20,7 +20,7 @@ from mechm.data.feature_extraction import FeatureExtractor, Features, Span
 from mechm.data.feature_store import ARRAYS, SPANS_PER_FILE, read_features
 from mechm.model.config import TINY
 from mechm_runtime.errors import InputError, MediaError
-from mechm_runtime.fusion.run import FusionInputs
+from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.media import MediaLimits, MediaReader
 from mechm_runtime.types import Utterance
 

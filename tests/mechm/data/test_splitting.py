@@ -9,7 +9,8 @@ import pytest
 
 from mechm.data.batches import group_by_size, make_batch
 from mechm.data.splitting import split_long
-from mechm_runtime.modalities.text_windows import ConversationTokenizer, TextConfig
+from mechm_runtime.bundle.config import TextConfig
+from mechm_runtime.modalities.text_windows import ConversationTokenizer
 from mechm_runtime.types import EMOTIONS, Conversation, GoldPair, LabelledConversation, Utterance
 
 

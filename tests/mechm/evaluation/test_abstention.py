@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mechm.evaluation.abstention import COVERAGES, MAX_POINTS, abstain, score_abstention, score_risk_coverage
-from mechm_runtime.fusion.decision import Decision, DecisionConfig, decide
+from mechm_runtime.bundle.config import DecisionConfig
+from mechm_runtime.fusion.decision import Decision, decide
 from mechm_runtime.types import (
     EMOTIONS,
     Analysis,

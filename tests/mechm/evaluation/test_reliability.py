@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from mechm.evaluation.reliability import N_BINS, score_reliability
 from mechm.training.calibration import ScoredConversation, expected_calibration_error
-from mechm_runtime.fusion.decision import DecisionConfig, emotion_probabilities
+from mechm_runtime.bundle.config import DecisionConfig
+from mechm_runtime.fusion.decision import emotion_probabilities
 
 GIVEN = st.lists(st.tuples(st.floats(0, 1), st.booleans()), max_size=60)
 

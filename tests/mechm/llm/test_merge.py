@@ -23,8 +23,8 @@ from mechm.llm.merge import check_conversations, merge_adapter
 from mechm.llm.scorer import AnswerScores, add_adapter, load_llama
 from mechm.llm.stored_base import base_fingerprint, read_base
 from mechm.training.llm_adapter import save_adapter
+from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.errors import VerificationError, WeightsError
-from mechm_runtime.fusion.decision import DecisionConfig
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.types import Conversation, Utterance
 

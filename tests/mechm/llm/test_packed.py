@@ -11,7 +11,8 @@ import torch
 
 from mechm.llm.packed import TorchLlama
 from mechm.llm.scorer import AnswerScores, load_llama, make_question_batch
-from mechm_runtime.llm.questions import QuestionConfig, QuestionTokenizer
+from mechm_runtime.bundle.config import QuestionConfig
+from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.scorer import LlamaReader, graph_inputs
 from mechm_runtime.types import Utterance
 

@@ -30,8 +30,8 @@ from mechm.model.build import (
 )
 from mechm.model.config import LLAMA2_7B, SMALL, TINY, ModelConfig
 from mechm.model.network import Network
+from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.errors import WeightsError
-from mechm_runtime.fusion.decision import DecisionConfig
 
 DECISION = DecisionConfig(emotion_temperature=1.5, pair_scale=0.8, pair_threshold=0.3, neutral_log_bias=-0.4)
 Folder = Path

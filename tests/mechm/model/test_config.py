@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from mechm.model.config import PRESETS, TINY, AudioEncoderConfig, FusionConfig, ModelConfig, preset_config
+from mechm_runtime.bundle.config import TextConfig
 from mechm_runtime.errors import WeightsError
-from mechm_runtime.modalities.text_windows import TextConfig
 
 
 @pytest.mark.parametrize("name", sorted(PRESETS))

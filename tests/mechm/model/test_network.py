@@ -15,7 +15,8 @@ from mechm.model.build import build_network
 from mechm.model.config import TINY
 from mechm.model.network import Network, pool_tokens
 from mechm_export.check_data import check_conversations
-from mechm_runtime.modalities.text_windows import ConversationTokenizer, TextConfig, pool_utterances
+from mechm_runtime.bundle.config import TextConfig
+from mechm_runtime.modalities.text_windows import ConversationTokenizer, pool_utterances
 from mechm_runtime.types import Conversation, LabelledConversation, Utterance
 
 CONVERSATIONS = check_conversations()

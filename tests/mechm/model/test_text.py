@@ -11,8 +11,8 @@ import torch
 from mechm.model.build import build_network, load_trained, save_trained
 from mechm.model.config import TINY, ModelConfig
 from mechm.model.text import LORA, TextEncoder
+from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.errors import WeightsError
-from mechm_runtime.fusion.decision import DecisionConfig
 
 ADAPTED = replace(TINY, text=replace(TINY.text, lora_rank=4))
 

@@ -20,7 +20,8 @@ from mechm.training.calibration import (
     weighted_f1,
 )
 from mechm.training.fusion import decision_scores
-from mechm_runtime.fusion.decision import DecisionConfig, cause_probabilities, decide, emotion_probabilities
+from mechm_runtime.bundle.config import DecisionConfig
+from mechm_runtime.fusion.decision import cause_probabilities, decide, emotion_probabilities
 from mechm_runtime.types import EMOTIONS, GoldPair
 
 

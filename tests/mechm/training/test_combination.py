@@ -17,8 +17,9 @@ from mechm.training.combination import (
     fit_combination,
 )
 from mechm.training.fusion import decision_scores
-from mechm_runtime.fusion.combination import CombinationConfig, combine
-from mechm_runtime.fusion.decision import DecisionConfig, decide, emotion_probabilities
+from mechm_runtime.bundle.config import CombinationConfig, DecisionConfig
+from mechm_runtime.fusion.combination import combine
+from mechm_runtime.fusion.decision import decide, emotion_probabilities
 
 
 def _scored(random: np.random.Generator, truth: list[ScoredConversation] | None, noise: float) -> list[

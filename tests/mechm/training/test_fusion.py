@@ -23,8 +23,9 @@ from mechm.training.loop import EpochReport, StepReport, TrainingDivergedError
 from mechm.training.speech import standardise_audio
 from mechm.training.stages import Stage
 from mechm_export.check_data import check_conversations
+from mechm_runtime.bundle.config import TextConfig
 from mechm_runtime.errors import InputError
-from mechm_runtime.modalities.text_windows import ConversationTokenizer, TextConfig
+from mechm_runtime.modalities.text_windows import ConversationTokenizer
 from mechm_runtime.types import EMOTIONS, Conversation, LabelledConversation, Utterance
 
 CONVERSATIONS = check_conversations()

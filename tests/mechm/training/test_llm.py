@@ -21,8 +21,8 @@ from mechm.training.llm import LlamaTrainingConfig, score_with_llama, train_llam
 from mechm.training.llm_adapter import save_adapter
 from mechm.training.loop import LoopConfig, StepReport, TrainingDivergedError
 from mechm.training.stages import Stage
+from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.errors import WeightsError
-from mechm_runtime.fusion.decision import DecisionConfig
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.readers import read_labelled
 

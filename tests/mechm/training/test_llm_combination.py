@@ -16,8 +16,8 @@ from mechm.model.build import build_network, save_trained
 from mechm.model.config import TINY
 from mechm.training.llm_adapter import save_adapter
 from mechm_export.check_data import check_conversations
+from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.errors import WeightsError
-from mechm_runtime.fusion.decision import DecisionConfig
 from mechm_runtime.types import LabelledConversation
 
 

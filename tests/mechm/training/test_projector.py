@@ -23,9 +23,9 @@ from mechm.training.llm_adapter import save_adapter
 from mechm.training.projector import ProjectorTrainingConfig, drawn_soft_tokens, train_projector
 from mechm.training.stages import Stage
 from mechm_export.check_data import check_conversations
+from mechm_runtime.bundle.config import DecisionConfig, QuestionConfig
 from mechm_runtime.errors import WeightsError
-from mechm_runtime.fusion.decision import DecisionConfig
-from mechm_runtime.llm.questions import QuestionConfig, QuestionTokenizer
+from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.readers import read_labelled
 from mechm_runtime.types import LabelledConversation
 

@@ -22,8 +22,9 @@ from mechm.training.voice_head import (
     principal_components,
     speaker_folds,
 )
+from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.errors import InputError
-from mechm_runtime.fusion.decision import DecisionConfig, emotion_probabilities
+from mechm_runtime.fusion.decision import emotion_probabilities
 from mechm_runtime.types import EMOTIONS
 
 TOKENS, WIDTH = len(TINY.audio.pooled_layers), 2 * TINY.audio.hidden_size

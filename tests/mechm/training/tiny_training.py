@@ -23,7 +23,8 @@ from mechm.training.distributed import start_processes
 from mechm.training.loop import LoopConfig, StepReport
 from mechm.training.stages import Stage
 from mechm_export.check_data import check_conversations
-from mechm_runtime.modalities.text_windows import ConversationTokenizer, TextConfig
+from mechm_runtime.bundle.config import TextConfig
+from mechm_runtime.modalities.text_windows import ConversationTokenizer
 
 CONFIG = fusion.FusionTrainingConfig(
     stages=(Stage("warm-up", ("comments",), 1), Stage("target", ("target", "comments"), 2)),

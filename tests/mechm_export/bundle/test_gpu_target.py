@@ -22,10 +22,11 @@ from mechm_export.deployment.split import Deployment, split_bundle
 from mechm_export.parts import build_parts
 from mechm_export.precision.half import ELEMENT_TYPES, HalfPrecision
 from mechm_export.precision.tensor_types import element_types
-from mechm_runtime.bundle.open import LLAMA, PROJECTOR
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.bundle.config import DecisionConfig
+from mechm_runtime.bundle.manifest import LLAMA, PROJECTOR
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import InputError, MissingExtraError
-from mechm_runtime.fusion.decision import DecisionConfig
 from mechm_runtime.pipeline import Pipeline
 
 ONE_THREAD = EngineConfig(n_threads=1)

@@ -17,8 +17,9 @@ from mechm_export.bundle.calibration import recorded_inputs
 from mechm_export.bundle.write import BundleReport, export_bundle, verify_bundle
 from mechm_export.check_data import check_conversations, check_recordings
 from mechm_export.deployment.split import Deployment, split_bundle
-from mechm_runtime.bundle.open import LLAMA
-from mechm_runtime.engines.onnxruntime_engine import W8, EngineConfig
+from mechm_runtime.bundle.manifest import LLAMA
+from mechm_runtime.bundle.precision import W8
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.errors import MissingExtraError
 from mechm_runtime.pipeline import Pipeline
 

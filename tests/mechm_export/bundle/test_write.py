@@ -30,10 +30,11 @@ from mechm_export.gate import judge as judging
 from mechm_export.gate.comparison import TaskCheck
 from mechm_export.gate.judge import CheckSet, shipped_check_set
 from mechm_export.staging import check_target, put_in_place
-from mechm_runtime.bundle.open import ACCEPTED, MANIFEST, file_sha256, manifest_id, open_bundle
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+from mechm_runtime.bundle.config import DecisionConfig
+from mechm_runtime.bundle.manifest import ACCEPTED, MANIFEST, manifest_id
+from mechm_runtime.bundle.open import file_sha256, open_bundle
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError
-from mechm_runtime.fusion.decision import DecisionConfig
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import EMOTIONS
 

@@ -19,7 +19,8 @@ from mechm_export.cli.bundle import _print
 from mechm_export.cli.options import read_check_set
 from mechm_export.gate.comparison import TaskCheck, ValueCheck
 from mechm_export.gate.judge import shipped_check_set
-from mechm_runtime.bundle.open import MANIFEST, manifest_id, open_bundle
+from mechm_runtime.bundle.manifest import MANIFEST, manifest_id
+from mechm_runtime.bundle.open import open_bundle
 
 COMMAND = [sys.executable, "-W", "error", "-c", "from mechm.cli import main; main()", "export"]
 

@@ -12,7 +12,8 @@ import pytest
 
 from mechm.cli import main
 from mechm_export.deployment.difference import compare_bundles
-from mechm_runtime.bundle.open import MANIFEST, manifest_id, open_bundle
+from mechm_runtime.bundle.manifest import MANIFEST, manifest_id
+from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.signature import sign_bundle, write_keys
 
 LIGHT = (

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from mechm_export.deployment.contents import Contents
-from mechm_runtime.bundle.open import MANIFEST, file_sha256, open_bundle
+from mechm_runtime.bundle.manifest import MANIFEST
+from mechm_runtime.bundle.open import file_sha256, open_bundle
 from mechm_runtime.errors import BundleError
 
 

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from mechm_export.deployment.oci import read_layout, write_layout
-from mechm_runtime.bundle.open import MANIFEST, SIGNATURE, file_sha256, open_bundle
+from mechm_runtime.bundle.manifest import MANIFEST, SIGNATURE
+from mechm_runtime.bundle.open import file_sha256, open_bundle
 from mechm_runtime.bundle.signature import open_signed_bundle, sign_bundle, write_keys
 from mechm_runtime.errors import BundleError, InputError
 

@@ -11,9 +11,10 @@ import pytest
 
 from mechm_export.deployment.split import Deployment, split_bundle
 from mechm_runtime.analysis.encoders import TOKENIZER_FILE
-from mechm_runtime.bundle.open import MANIFEST, SIGNATURE, manifest_id, open_bundle
+from mechm_runtime.bundle.manifest import MANIFEST, SIGNATURE, manifest_id
+from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.signature import sign_bundle, write_keys
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.readers import read_transcript

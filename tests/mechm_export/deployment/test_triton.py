@@ -24,11 +24,13 @@ from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInsta
 
 from mechm_export.check_data import check_conversations
 from mechm_export.deployment.triton import MAX_BATCH, part_config, write_repository
-from mechm_runtime.bundle.open import LLAMA, PartFiles, Tensor, open_bundle
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.bundle.manifest import LLAMA, PartFiles, Tensor
+from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.fusion.run import WINDOWS_PER_RUN
-from mechm_runtime.modalities.voice import TEXT_WINDOWS_PER_RUN
+from mechm_runtime.modalities.text import TEXT_WINDOWS_PER_RUN
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import Conversation
 

@@ -21,7 +21,8 @@ from packaging.utils import parse_wheel_filename
 from mechm.cli import cli
 from mechm_export.deployment.wheel import wheel_name, write_wheel
 from mechm_runtime.bundle.installed import installed_bundles, only_installed_bundle
-from mechm_runtime.bundle.open import MANIFEST, open_bundle
+from mechm_runtime.bundle.manifest import MANIFEST
+from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import Conversation, Utterance

@@ -19,7 +19,8 @@ from mechm_export.diagnose.search import compare_outputs
 from mechm_export.gate.judge import CheckSet, shipped_check_set
 from mechm_export.precision.lower import LowerPrecision, lower_graph
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import InputError, VerificationError
 
 D = 32

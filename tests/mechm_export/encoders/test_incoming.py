@@ -13,7 +13,7 @@ from mechm_export.check_data import check_conversations
 from mechm_export.encoders.axes import Axes, parse_axes
 from mechm_export.encoders.export import FILES, convert_graph, export_encoder
 from mechm_export.encoders.incoming import check_acyclic, graph_part, read_graph
-from mechm_runtime.bundle.open import Tensor
+from mechm_runtime.bundle.manifest import Tensor
 from mechm_runtime.errors import InputError, WeightsError
 
 Folders = Callable[[str], Path]

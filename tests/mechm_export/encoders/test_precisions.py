@@ -26,7 +26,8 @@ from mechm_export.graphs.files import export_graph
 from mechm_export.precision.lower import lower_graph
 from mechm_export.precision.simulated import RoundedRunner
 from mechm_export.precision.tensor_types import element_types
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError
 
 Folders = Callable[[str], Path]

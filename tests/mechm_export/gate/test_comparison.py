@@ -17,7 +17,8 @@ from mechm_export.gate.comparison import TaskCheck, TorchRunner, check_task, che
 from mechm_export.graphs.part import ExportPart
 from mechm_export.parts import ModelParts
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import (

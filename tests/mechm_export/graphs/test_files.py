@@ -16,7 +16,8 @@ from mechm_export.gate.comparison import check_values
 from mechm_export.graphs.files import MICROSOFT, check_signature, export_graph, fuse_attention, strip_provenance
 from mechm_export.graphs.part import ExportPart
 from mechm_export.parts import ModelParts
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import VerificationError
 
 PARTS = ("text", "audio", "scene", "expression", "fusion")

@@ -16,8 +16,10 @@ from mechm_export.check_data import check_conversations
 from mechm_export.graphs.part import ExportPart
 from mechm_export.llama.graph import check_architecture, write_llama_graph
 from mechm_export.llama.part import LlamaSource, llama_parts, load_llama_source
-from mechm_runtime.bundle.open import LLAMA, PartFiles
-from mechm_runtime.engines.onnxruntime_engine import W8, Engine, EngineConfig
+from mechm_runtime.bundle.manifest import LLAMA, PartFiles
+from mechm_runtime.bundle.precision import W8
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import BundleError, VerificationError
 from mechm_runtime.llm.graph import LlamaGraph
 from mechm_runtime.llm.questions import QuestionTokenizer

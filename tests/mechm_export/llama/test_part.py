@@ -23,11 +23,13 @@ from mechm.model.config import TINY
 from mechm_export.bundle.write import BundleReport, verify_bundle
 from mechm_export.check_data import check_conversations
 from mechm_export.llama.part import load_llama_source
-from mechm_runtime.bundle.open import LLAMA, MANIFEST, PROJECTOR, manifest_id, open_bundle
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+from mechm_runtime.bundle.config import DecisionConfig
+from mechm_runtime.bundle.manifest import LLAMA, MANIFEST, PROJECTOR, manifest_id
+from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.errors import BundleError, InputError, WeightsError
 from mechm_runtime.fusion.combination import combine
-from mechm_runtime.fusion.decision import DecisionConfig, decide
+from mechm_runtime.fusion.decision import decide
 from mechm_runtime.llm.questions import QuestionTokenizer, pair_logits
 from mechm_runtime.llm.scorer import LlamaReader
 from mechm_runtime.pipeline import Pipeline

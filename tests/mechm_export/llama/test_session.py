@@ -13,8 +13,9 @@ import pytest
 
 from mechm_export.bundle.write import BundleReport
 from mechm_runtime import EMOTIONS, Pipeline, Utterance
-from mechm_runtime.bundle.open import LLAMA, PartFiles
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.bundle.manifest import LLAMA, PartFiles
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.session.config import SessionConfig
 from mechm_runtime.session.session import Session
 

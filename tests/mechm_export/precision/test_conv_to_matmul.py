@@ -12,7 +12,8 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mechm_export.precision.conv_to_matmul import FEWEST_CHANNELS, unfold_convolutions
 from mechm_export.precision.dynamic_int8 import Int8Recipe, quantize_int8
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 
 C = FEWEST_CHANNELS
 

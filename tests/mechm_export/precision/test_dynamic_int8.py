@@ -17,7 +17,8 @@ from mechm_export.precision.dynamic_int8 import (
     same_layers,
 )
 from mechm_export.precision.smoothing import linear_layers, scale_tokens, smooth
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import VerificationError
 
 V, D, M = 50, 16, 64

@@ -17,7 +17,8 @@ from mechm_export.precision.half import LARGEST, HalfPrecision, lowerable, round
 from mechm_export.precision.lower import LowerPrecision, lower_graph
 from mechm_export.precision.simulated import rounded
 from mechm_export.precision.static_int8 import quantizable, smoothed
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import VerificationError
 
 V, D = 40, 16

@@ -20,8 +20,9 @@ from mechm_export.tensorrt.engines import EngineSettings, add_engines, choose_ca
 from mechm_export.tensorrt.memory import estimate_memory
 from mechm_export.tensorrt.shapes import shape_ranges
 from mechm_runtime.bundle.engine_file import EngineKey, ShapeRange
-from mechm_runtime.bundle.open import LLAMA, MANIFEST, PROJECTOR, file_sha256, manifest_id, open_bundle
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+from mechm_runtime.bundle.manifest import LLAMA, MANIFEST, PROJECTOR, manifest_id
+from mechm_runtime.bundle.open import file_sha256, open_bundle
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.tensorrt.engine import engine_for, find_engine
 from mechm_runtime.engines.tensorrt.engine_store import EngineStore
 from mechm_runtime.engines.tensorrt.library import Gpu, Library, load_library, visible_gpu

@@ -11,7 +11,7 @@ import yaml
 
 from mechm_export.bundle.write import BundleReport
 from mechm_export.vllm.deployment_files import write_deployment
-from mechm_runtime.bundle.open import Bundle, ServedLlama
+from mechm_runtime.bundle.manifest import Bundle, ServedLlama
 from mechm_runtime.errors import BundleError
 from mechm_runtime.llm.vllm.launch_plan import ServeConfig
 

@@ -20,10 +20,13 @@ from mechm.model.build import pretrained_folder
 from mechm_export.bundle.write import BundleReport
 from mechm_export.check_data import check_conversations
 from mechm_export.vllm.served import _put_in_place, add_served_llama
-from mechm_runtime.bundle.open import LLAMA, open_bundle
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.bundle.config import QuestionConfig
+from mechm_runtime.bundle.manifest import LLAMA
+from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.llm.graph import LlamaGraph
-from mechm_runtime.llm.questions import QuestionConfig, QuestionTokenizer
+from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.scorer import LlamaReader, LlamaScores, SoftTokens
 from mechm_runtime.types import Utterance
 

@@ -27,9 +27,10 @@ from mechm_export.check_data import check_conversations
 from mechm_export.deployment.split import Deployment, split_bundle
 from mechm_export.staging import check_target
 from mechm_export.vllm.served import add_served_llama
-from mechm_runtime.bundle.open import LLAMA, MANIFEST, manifest_id, open_bundle
+from mechm_runtime.bundle.manifest import LLAMA, MANIFEST, manifest_id
+from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.signature import read_signature, sign_bundle, write_keys
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.errors import BundleError, InputError, LlmUnavailableError, MissingExtraError
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.scorer import LlamaReader

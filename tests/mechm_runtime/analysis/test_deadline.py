@@ -13,7 +13,7 @@ import pytest
 
 from mechm_runtime import Conversation, Pipeline, Utterance
 from mechm_runtime.analysis.deadline import CostEstimator, Deadline
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.errors import InputError
 
 WORK = {"text": 100.0, "audio": 10.0, "face": 30.0, "scene": 30.0, "fusion": 10.0, "llm": 100.0}

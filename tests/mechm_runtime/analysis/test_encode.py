@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 
 from mechm_runtime import Analysis, Conversation, Pipeline, Utterance
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.errors import InputError, MediaError
 from mechm_runtime.media import MediaReader
 from mechm_runtime.media.reader_pool import ReaderPool
-from mechm_runtime.modalities.voice import SceneReader
+from mechm_runtime.modalities.scene import SceneReader
 
 
 @pytest.fixture(scope="module")

@@ -13,15 +13,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mechm_runtime.bundle.open import (
-    MANIFEST,
-    MAX_MANIFEST_BYTES,
-    SCHEMA_VERSION,
-    FusionWindows,
-    file_sha256,
-    manifest_id,
-    open_bundle,
-)
+from mechm_runtime.bundle.config import FusionWindows
+from mechm_runtime.bundle.manifest import MANIFEST, MAX_MANIFEST_BYTES, SCHEMA_VERSION, manifest_id
+from mechm_runtime.bundle.open import file_sha256, open_bundle
 from mechm_runtime.errors import BundleError
 from mechm_runtime.system.cache_dir import cache_dir
 from mechm_runtime.types import EMOTIONS

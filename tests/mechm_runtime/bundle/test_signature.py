@@ -13,7 +13,8 @@ import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519
 
-from mechm_runtime.bundle.open import MANIFEST, SIGNATURE, file_sha256, manifest_id, open_bundle
+from mechm_runtime.bundle.manifest import MANIFEST, SIGNATURE, manifest_id
+from mechm_runtime.bundle.open import file_sha256, open_bundle
 from mechm_runtime.bundle.signature import open_complete_bundle, open_signed_bundle, sign_bundle, write_keys
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.pipeline import Pipeline

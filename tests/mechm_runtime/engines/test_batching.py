@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mechm_runtime.bundle.open import Bundle, open_bundle
+from mechm_runtime.bundle.manifest import Bundle
+from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.batching import PADDING, TEXT_PADDING, BatchConfig, BatchingRunner
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import InputError
 
 

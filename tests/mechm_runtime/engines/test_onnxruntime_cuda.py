@@ -15,9 +15,13 @@ from onnx import TensorProto, helper
 
 from mechm.cli import cli
 from mechm_runtime import Conversation, Pipeline, Utterance
-from mechm_runtime.bundle.open import PartFiles, open_bundle
-from mechm_runtime.engines.onnxruntime_cuda import CUDA, RECORD_ASSIGNMENT, check_assignment, gpu_install_command
-from mechm_runtime.engines.onnxruntime_engine import CPU, Engine, EngineConfig, EngineName, load_engine
+from mechm_runtime.bundle.manifest import PartFiles
+from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.bundle.precision import EngineName
+from mechm_runtime.engines.base import CPU, CUDA, EngineConfig
+from mechm_runtime.engines.load import load_engine
+from mechm_runtime.engines.onnxruntime_cuda import RECORD_ASSIGNMENT, check_assignment, gpu_install_command
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.engines.part_loader import PartLoader
 from mechm_runtime.errors import BundleError, InputError, MissingExtraError, ProviderError
 

@@ -12,7 +12,8 @@ import onnx
 import onnxruntime
 import pytest
 
-from mechm_runtime.engines.onnxruntime_engine import CPU, Engine, EngineConfig
+from mechm_runtime.engines.base import CPU, EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import BundleError, ProviderError
 
 

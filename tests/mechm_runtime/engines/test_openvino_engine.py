@@ -15,7 +15,9 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mechm_export.precision.dynamic_int8 import Int8Recipe, quantize_weights
 from mechm_runtime import Conversation, Pipeline, Utterance
-from mechm_runtime.engines.onnxruntime_engine import CPU, Engine, EngineConfig, load_engine
+from mechm_runtime.engines.base import CPU, EngineConfig
+from mechm_runtime.engines.load import load_engine
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.engines.openvino_engine import OpenVinoEngine
 from mechm_runtime.errors import BundleError, InputError, MissingExtraError
 

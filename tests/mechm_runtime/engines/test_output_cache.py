@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.engines.output_cache import NO_CACHE, CacheConfig, CachedRunner, OutputCache
 from mechm_runtime.engines.output_store import OutputStore
 from mechm_runtime.errors import InputError

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from mechm_runtime import EMOTIONS, Analysis, Conversation, Pipeline, Utterance
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.batching import BatchConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.engines.output_cache import NO_CACHE, CacheConfig
 
 ONE_THREAD = EngineConfig(n_threads=1, n_lanes=2)

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig, load_engine
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.load import load_engine
 from mechm_runtime.engines.part_loader import PartLoader
 from mechm_runtime.engines.threads_by_length import MEL, SHORT_MEL_FRAMES, ShortRuns
 

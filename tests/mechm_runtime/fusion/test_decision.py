@@ -8,13 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from mechm_runtime.fusion.decision import (
-    DecisionConfig,
-    cause_probabilities,
-    decide,
-    emotion_logits_of,
-    emotion_probabilities,
-)
+from mechm_runtime.bundle.config import DecisionConfig
+from mechm_runtime.fusion.decision import cause_probabilities, decide, emotion_logits_of, emotion_probabilities
 from mechm_runtime.types import EMOTIONS
 
 SEVEN = len(EMOTIONS)

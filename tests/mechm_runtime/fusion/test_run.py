@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mechm_runtime.bundle.open import FusionWindows
-from mechm_runtime.engines.onnxruntime_engine import Array, Engine
-from mechm_runtime.fusion.run import WINDOWS_PER_RUN, FusionInputs, run_fusion, speaker_numbers, window_spans
+from mechm_runtime.bundle.config import FusionWindows
+from mechm_runtime.engines.base import Array
+from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.fusion.inputs import FusionInputs, speaker_numbers
+from mechm_runtime.fusion.run import WINDOWS_PER_RUN, run_fusion, window_spans
 from mechm_runtime.types import EMOTIONS, Utterance
 
 SIZES = FusionWindows(

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pytest
 from tokenizers import Tokenizer
 
-from mechm_runtime.llm.questions import CAUSE_ANSWERS, CONVERSATION, QuestionConfig, QuestionTokenizer
+from mechm_runtime.bundle.config import QuestionConfig
+from mechm_runtime.llm.questions import CAUSE_ANSWERS, CONVERSATION, QuestionTokenizer
 from mechm_runtime.llm.scorer import LlamaReader, SoftTokens, graph_inputs
 from mechm_runtime.types import EMOTIONS, Utterance
 

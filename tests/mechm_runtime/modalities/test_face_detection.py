@@ -11,11 +11,13 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from mechm_runtime.bundle.config import FaceConfig
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig, GraphRunner, load_engine
+from mechm_runtime.engines.base import EngineConfig, GraphRunner
+from mechm_runtime.engines.load import load_engine
 from mechm_runtime.errors import InputError, MissingExtraError
 from mechm_runtime.media import read_segments
-from mechm_runtime.modalities.face_detection import Face, FaceConfig, FaceFinder, apart, detector_pixels, face_pixels
+from mechm_runtime.modalities.face_detection import Face, FaceFinder, apart, detector_pixels, face_pixels
 
 Frame = NDArray[np.uint8]
 

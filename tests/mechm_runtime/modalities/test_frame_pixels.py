@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mechm_runtime.bundle.config import SceneConfig
 from mechm_runtime.errors import InputError
-from mechm_runtime.modalities.frame_pixels import SceneConfig, scene_pixels
+from mechm_runtime.modalities.frame_pixels import scene_pixels
 
 
 def stripes(height: int, width: int) -> NDArray[np.uint8]:

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from mechm_runtime.bundle.config import LogMelConfig
 from mechm_runtime.errors import InputError
-from mechm_runtime.modalities.log_mel import LogMelConfig, log_mel_spectrogram
+from mechm_runtime.modalities.log_mel import log_mel_spectrogram
 
 
 def sweep(seconds: float = 1.0) -> NDArray[np.float32]:

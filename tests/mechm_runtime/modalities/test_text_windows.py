@@ -11,14 +11,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from mechm_runtime.bundle.config import TextConfig
 from mechm_runtime.errors import BundleError
-from mechm_runtime.modalities.text_windows import (
-    NO_UTTERANCE,
-    ConversationTokenizer,
-    TextConfig,
-    TextWindows,
-    pool_utterances,
-)
+from mechm_runtime.modalities.text_windows import NO_UTTERANCE, ConversationTokenizer, TextWindows, pool_utterances
 from mechm_runtime.types import Utterance
 
 WORDS = ("yes", "no", "maybe", "the", "cat", "sat", "on", "mat", "a", "b", ":")

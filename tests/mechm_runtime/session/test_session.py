@@ -15,8 +15,10 @@ import numpy as np
 import pytest
 
 from mechm_runtime import EMOTIONS, Conversation, Pipeline, Utterance
-from mechm_runtime.bundle.open import PartFiles, open_bundle
-from mechm_runtime.engines.onnxruntime_engine import Engine, EngineConfig
+from mechm_runtime.bundle.manifest import PartFiles
+from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import InputError
 from mechm_runtime.media.segments import SAMPLE_RATE
 from mechm_runtime.modalities.voice import merge_pieces

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.system.cores import usable_cores
 
 
@@ -58,6 +58,6 @@ def test_this_machine_has_some() -> None:
 def test_engines_take_a_thread_a_whole_core_up_to_four(
     cores: float, threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mechm_runtime.engines.onnxruntime_engine.usable_cores", lambda: cores)
+    monkeypatch.setattr("mechm_runtime.engines.base.usable_cores", lambda: cores)
     assert EngineConfig().threads == threads
     assert EngineConfig(n_threads=7).threads == 7

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm_runtime.bundle.engine_file import EngineFile, ShapeRange
-from mechm_runtime.bundle.open import Bundle
+from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.engines.tensorrt.build import build_into
 from mechm_runtime.engines.tensorrt.engine_store import EngineStore, write_whole
 from mechm_runtime.engines.tensorrt.library import (

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mechm_runtime.bundle.open import LLAMA, Bundle
+from mechm_runtime.bundle.manifest import LLAMA, Bundle
 from mechm_runtime.errors import LlmUnavailableError
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.vllm.generation import Floats, Ids, sum_answers, unfold_answers

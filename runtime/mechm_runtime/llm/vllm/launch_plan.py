@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from mechm_runtime.bundle.open import Bundle, LlamaFiles, ServedLlama
+from mechm_runtime.bundle.manifest import Bundle, LlamaFiles, ServedLlama
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.llm.vllm.config import MODEL
 from mechm_runtime.llm.vllm.memory import LlamaShape, MemoryEstimate, estimate_memory, read_shape

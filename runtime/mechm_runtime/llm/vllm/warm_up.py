@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from mechm_runtime.bundle.open import LLAMA, Bundle
+from mechm_runtime.bundle.manifest import LLAMA, Bundle
 from mechm_runtime.errors import BundleError
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.scorer import LlamaReader

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from mechm_runtime.llm.questions import QuestionConfig, QuestionTokenizer
+from mechm_runtime.bundle.config import QuestionConfig
+from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.scorer import graph_inputs
 from mechm_runtime.llm.vllm.embeddings import EMBEDDINGS, WEIGHTS, EmbeddingTable
 from mechm_runtime.llm.vllm.prompts import answer_ids, make_embedded_prompts, make_prompts, read_answers
