@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from mechm.bench.rivals.by_utterance import ByUtterance
 from mechm.bench.systems import System
 from mechm.evaluation.run import evaluate
+from mechm_runtime.system.progress import Progress
 from mechm_runtime.types import Analysis, Conversation, LabelledConversation
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

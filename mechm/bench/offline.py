@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 
 from mechm.bench.systems import System
+from mechm_runtime.system.progress import StageProgress
 from mechm_runtime.types import Conversation
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +33,7 @@ def run_offline(
     *,
     n_workers: int,
     n_threads: int,
-    on_progress: Progress,
+    on_progress: StageProgress,
 ) -> Offline:
     """Analyse all conversations, `n_workers` at a time."""
     system.analyze(conversations[0])  # the first run loads and allocates

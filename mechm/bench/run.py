@@ -5,7 +5,7 @@ Systems are loaded here and handed to the scenarios; what a scenario measures is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Literal, get_args
@@ -27,12 +27,11 @@ from mechm.bench.systems import Own, OwnConfig, System
 from mechm.bench.workload import describe
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.errors import MissingExtraError
+from mechm_runtime.system.progress import Progress, StageProgress
 from mechm_runtime.types import Conversation, LabelledConversation
 
 Scenario = Literal["single-stream", "stages", "offline", "server", "session", "scaling", "start"]
 SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +78,7 @@ class _Run:
     def wants(self, scenario: Scenario) -> bool:
         return scenario in self.config.scenarios
 
-    def step(self, name: str) -> Callable[[int, int], None]:
+    def step(self, name: str) -> StageProgress:
         return lambda done, total: self.report(name, done, total)
 
     def one_threaded(self) -> tuple[OwnConfig, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 from mechm.bench.machine import resident_bytes
 from mechm.bench.systems import System
 from mechm.bench.workload import of_length, of_seconds
+from mechm_runtime.system.progress import Progress
 from mechm_runtime.types import Conversation
 
 UTTERANCES = (1, 5, 10, 20, 50)
@@ -20,8 +21,6 @@ CALLERS = (1, 2, 4, 8)
 REPEATS = 3
 ENOUGH_S = 4.0
 """A point that took this long in one go is not repeated; callers call for at least so long together."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

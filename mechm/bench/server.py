@@ -7,7 +7,6 @@ a fixed seed, the same for every rate but for their pace.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -15,6 +14,7 @@ import numpy as np
 
 from mechm.bench.systems import System
 from mechm.bench.timing import Latency
+from mechm_runtime.system.progress import StageProgress
 from mechm_runtime.types import Conversation
 
 SEED = 20_261_126
@@ -26,8 +26,6 @@ N_HALVINGS = 3
 MIN_QUERIES = 12
 GIVEN_UP = 4.0
 """A trial ends when a query has waited for this many bounds: its rate is too high, however it would go on."""
-
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +62,7 @@ def run_server(
     n_workers: int,
     n_threads: int,
     duration_s: float,
-    on_progress: Progress,
+    on_progress: StageProgress,
 ) -> Server:
     """Look for the highest rate.
 

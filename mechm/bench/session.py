@@ -8,7 +8,7 @@ it has ended is timed.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -22,6 +22,7 @@ from mechm_runtime.analysis.decoding import is_recorded
 from mechm_runtime.media import MediaReader
 from mechm_runtime.media.segments import SAMPLE_RATE
 from mechm_runtime.session.session import Session
+from mechm_runtime.system.progress import Progress
 from mechm_runtime.types import Conversation, Utterance
 
 TURNS = (5, 20, 100)
@@ -34,8 +35,6 @@ PAUSE_S = 0.1
 """Between two utterances, much less than people take: what a session does ahead then is not the next one's cost."""
 SESSIONS = (1, 2, 4, 8, 16)
 ENOUGH_S = 4.0
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

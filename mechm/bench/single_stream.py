@@ -9,16 +9,15 @@ Speed against a rival is the median over the rounds of its time over the median 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from mechm.bench.systems import System
 from mechm.bench.timing import Latency
+from mechm_runtime.system.progress import Progress
 from mechm_runtime.types import Conversation
-
-Progress = Callable[[str, int, int], None]
 
 PAUSE_S = 2.0
 

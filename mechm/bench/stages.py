@@ -8,7 +8,7 @@ conversation takes as the pipeline runs it, side by side, over the sum of those 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +20,10 @@ from mechm.bench.limits import Limits
 from mechm.bench.systems import LoadPart, Own, OwnConfig
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.engines.base import GraphRunner
+from mechm_runtime.system.progress import StageProgress
 from mechm_runtime.types import Analysis, Conversation
 
 Arrays = Mapping[str, npt.NDArray[Any]]
-Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,7 +102,7 @@ def measure_stages(
     *,
     limits: Limits | None,
     n_repeats: int,
-    on_progress: Progress,
+    on_progress: StageProgress,
 ) -> StageShares:
     """Analyse a conversation `n_repeats` times with every run of a part timed.
 

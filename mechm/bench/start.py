@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,9 +21,8 @@ from mechm.bench.first_result import PEAK
 from mechm.bench.systems import OwnConfig
 from mechm.bench.workload import describe, of_length, words_alone
 from mechm_runtime.errors import MechmError
+from mechm_runtime.system.progress import Progress
 from mechm_runtime.types import Conversation
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

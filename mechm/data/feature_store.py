@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import threading
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
@@ -33,6 +32,8 @@ from mechm.data.corpora.types import Problem
 from mechm.data.feature_extraction import FeatureExtractor, Features, Span
 from mechm_runtime.errors import InputError, MediaError
 from mechm_runtime.media import MediaLimits, MediaReader
+from mechm_runtime.system.atomic_write import replaced_file, write_atomically
+from mechm_runtime.system.progress import StageProgress
 
 INDEX_FILE = "features.json"
 SPANS_PER_FILE = 64
@@ -71,7 +72,7 @@ def read_features(
     *,
     n_jobs: int = 1,
     limits: MediaLimits = CLIP_LIMITS,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StageProgress | None = None,
 ) -> FeatureTable:
     """Features of all spans, out of `folder` where they are there, computed and kept there otherwise.
 
@@ -200,12 +201,11 @@ class _Writer:
         arrays = {name: np.stack([self._rows[key][name] for key in keys]) for name in ARRAYS}
         # Named by its content: trainings that share a folder do not get into each other's way.
         name = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
-        part = self._folder / f".{name}.{os.getpid()}.part"
         try:
-            save_file(arrays, part, metadata={"keys": json.dumps(keys)})
-            part.replace(self._folder / f"{name}.safetensors")
+            # Features tell of people: they are readable by their owner alone.
+            with replaced_file(self._folder / f"{name}.safetensors", mode=0o600) as beside:
+                save_file(arrays, beside, metadata={"keys": json.dumps(keys)})
         except (OSError, SafetensorError) as error:
-            part.unlink(missing_ok=True)
             raise _unwritable(self._folder, error) from error
         self._rows = {}
 
@@ -217,9 +217,7 @@ def _open_folder(folder: Path, fingerprint: str) -> None:
         if not index.exists():
             if any(not path.name.startswith(".") for path in folder.iterdir()):
                 raise InputError(f"{folder} holds other files", hint="give --features a folder of its own")
-            part = folder / f".{INDEX_FILE}.{os.getpid()}.part"
-            part.write_text(json.dumps({"encoders": fingerprint}) + "\n", encoding="utf-8")
-            part.replace(index)
+            write_atomically(index, json.dumps({"encoders": fingerprint}) + "\n")
         found = json.loads(index.read_text(encoding="utf-8"))
     except OSError as error:
         raise _unwritable(folder, error) from error

@@ -6,7 +6,7 @@ quick; the features of recordings (`recorded_evidence`) take hours for ten thous
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +32,7 @@ from mechm.data.splitting import split_long
 from mechm.model.config import ModelConfig
 from mechm_runtime.errors import InputError, MediaError
 from mechm_runtime.system.cache_dir import cache_dir
+from mechm_runtime.system.progress import StageProgress
 from mechm_runtime.types import LabelledConversation
 
 MELD_TABLE = "_sent_emo.csv"
@@ -186,7 +187,7 @@ def recorded_evidence(
     folder: Path | None = None,
     n_jobs: int = 1,
     device: torch.device | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StageProgress | None = None,
 ) -> RecordedEvidence | None:
     """Evidence out of the recordings of the corpora and of dev; None where there are none.
 

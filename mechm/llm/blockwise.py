@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from mechm_runtime.system.progress import StageProgress
+
 
 @dataclass(frozen=True, slots=True)
 class Beside:
@@ -33,7 +35,7 @@ def log_probabilities(
     prompts: Sequence[Sequence[int]],
     *,
     beside: Mapping[str, Beside] | None = None,
-    on_block: Callable[[int, int], None] | None = None,
+    on_block: StageProgress | None = None,
 ) -> list[Tensor]:
     """What comes after every token of every prompt.
 

@@ -15,6 +15,7 @@ from mechm.model.build import WEIGHTS_FILE, read_decision
 from mechm_runtime.bundle.config import CombinationConfig, DecisionConfig
 from mechm_runtime.bundle.open import file_sha256
 from mechm_runtime.errors import WeightsError
+from mechm_runtime.system.atomic_write import write_atomically
 
 LLAMA_FOLDER = "llm"
 """Where an adapter lies beside the fusion's trained weights that it goes with."""
@@ -59,12 +60,9 @@ def write_combination(fitted: FittedCombination, adapter: Path) -> None:
     Raises: WeightsError: it cannot be written.
     """
     target = adapter / COMBINATION_FILE
-    beside = target.with_suffix(".part")
     try:
-        beside.write_text(json.dumps(asdict(fitted), indent=2) + "\n", encoding="utf-8")
-        beside.replace(target)
+        write_atomically(target, json.dumps(asdict(fitted), indent=2) + "\n")
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise WeightsError(f"cannot write {target}: {error.strerror or error}", hint="free disk space") from error
 
 

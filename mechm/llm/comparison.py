@@ -6,7 +6,7 @@ of annotation: how good the answers are is `mechm.evaluation`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,7 @@ from mechm.llm.scorer import AnswerScores, make_question_batch
 from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.fusion.decision import Decision, decide
 from mechm_runtime.llm.questions import QuestionTokenizer, pair_logits
+from mechm_runtime.system.progress import StageProgress
 from mechm_runtime.types import Conversation
 
 LogProbabilities = npt.NDArray[np.float32]
@@ -54,7 +55,7 @@ def answer(
     scores: AnswerScores,
     tokenizer: QuestionTokenizer,
     conversations: Sequence[Conversation],
-    on_conversation: Callable[[int, int], None] | None = None,
+    on_conversation: StageProgress | None = None,
 ) -> list[Answers]:
     """Ask for the emotion and the causes of every utterance, a conversation at a time.
 

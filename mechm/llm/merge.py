@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib import resources
@@ -33,6 +33,7 @@ from mechm.weights.from_folder import sha256_of
 from mechm_runtime.errors import InputError, VerificationError, WeightsError
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.readers import read_transcript
+from mechm_runtime.system.progress import Progress, no_progress
 from mechm_runtime.types import Conversation
 
 DType = Literal["bf16", "fp16", "fp32"]
@@ -45,9 +46,6 @@ TOLERANCE = 1e-3
 MAX_KL = 0.1
 """Largest mean divergence of the written weights from the fp32 ones, in nats a question. It lies between what kept its
 labels (8-bit weights, 0.03) and what lost them (4-bit weights, 0.2; both SmolLM2-135M in onnxruntime 1.32)."""
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how much of it is done and how much there is; 0 of 0 where that is not counted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +94,7 @@ def merge_adapter(
     name, asked = ("mechm merge conversations", check_conversations()) if conversations is None else conversations
     if not asked:
         raise InputError("no conversations to compare the answers on")
-    report = on_progress or _silent
+    report = on_progress or no_progress
     report("reading the adapter and the base", 0, 0)
     adapter, base = read_adapter(adapter_folder), read_base(base_folder)
     fingerprint = check_fit(adapter, base)
@@ -234,7 +232,3 @@ def describe(difference: AnswerDifference) -> str:
 
 def _versions() -> dict[str, str]:
     return {package: version(package) for package in ("mechm", "torch", "transformers", "peft", "safetensors")}
-
-
-def _silent(_doing: str, _done: int, _total: int) -> None:
-    return None

@@ -5,7 +5,6 @@ What goes with a base's weights into every folder made from them is listed here,
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +14,7 @@ from safetensors import SafetensorError
 
 from mechm.llm.stored_base import StoredBase
 from mechm_runtime.errors import WeightsError
+from mechm_runtime.system.atomic_write import new_folder
 
 MAX_SHARD = "4GB"
 
@@ -32,16 +32,13 @@ def written_beside(out: Path) -> Iterator[Path]:
 
     Raises: WeightsError: it cannot be written.
     """
-    folder = out.with_name(f".{out.name}.{os.getpid()}.tmp")
     try:
-        folder.mkdir(parents=True)
-        yield folder
-        folder.rename(out)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with new_folder(out) as folder:
+            yield folder
     except (OSError, SafetensorError) as error:  # safetensors has its own error for a full disk
         reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
         raise WeightsError(f"cannot write {out}: {reason}", hint="free some space or choose another --out") from error
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def copy_companions(base_folder: Path, folder: Path) -> None:

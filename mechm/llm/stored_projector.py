@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from mechm.model.build import CARD_FILE
 from mechm.model.projector import ProjectorConfig, SoftTokenProjector
 from mechm_runtime.bundle.open import file_sha256
 from mechm_runtime.errors import WeightsError
+from mechm_runtime.system.atomic_write import replaced_file
 
 PROJECTOR_FOLDER = "projector"
 """Where a projector lies in the folder of its adapter."""
@@ -54,18 +56,15 @@ def save_projector(
     Raises: WeightsError: the folder cannot be written.
     """
     texts = {PROJECTOR_CONFIG: {**asdict(projector.config), **asdict(origin)}, CARD_FILE: dict(card)}
-    parts = {name: folder / f"{name}.part" for name in (*texts, PROJECTOR_FILE)}
+    state = {name: value.detach().cpu().contiguous() for name, value in projector.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, content in texts.items():
-            parts[name].write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        state = {name: value.detach().cpu().contiguous() for name, value in projector.state_dict().items()}
-        save_file(state, parts[PROJECTOR_FILE])
-        for name, part in parts.items():
-            part.replace(folder / name)
+        with ExitStack() as files:  # all are written before the first is put in its place
+            beside = {name: files.enter_context(replaced_file(folder / name)) for name in (PROJECTOR_FILE, *texts)}
+            for name, content in texts.items():
+                beside[name].write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+            save_file(state, beside[PROJECTOR_FILE])
     except (OSError, SafetensorError) as error:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
         raise WeightsError(f"the projector cannot be written: {error}", hint="free disk space") from error
 
 

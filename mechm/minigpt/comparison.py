@@ -12,11 +12,12 @@ from safetensors import safe_open
 from torch import Tensor
 
 from mechm.llm.blockwise import log_probabilities
-from mechm.llm.merge import MAX_KL, DType, Progress
+from mechm.llm.merge import MAX_KL, DType
 from mechm.llm.stored_base import StoredBase, read_base
 from mechm.minigpt.lora import LoraPairs
 from mechm.minigpt.prompt import PromptReader
 from mechm_runtime.errors import VerificationError
+from mechm_runtime.system.progress import Progress
 
 CHECK_TEXTS = (
     "[emotion] Ana: I got the job! Ben: No way, congratulations!",

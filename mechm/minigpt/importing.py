@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from mechm.llm.merge import DTYPES, DType, Progress
+from mechm.llm.merge import DTYPES, DType
 from mechm.llm.model_folder import check_space, check_vocabulary, copy_companions, written_beside
 from mechm.llm.stored_base import StoredBase, read_base
 from mechm.minigpt.checkpoint import check_finite
@@ -32,6 +32,7 @@ from mechm.model.build import CARD_FILE
 from mechm.model.transformers_output import quiet_transformers
 from mechm.weights.from_folder import sha256_of
 from mechm_runtime.errors import VerificationError, WeightsError
+from mechm_runtime.system.progress import Progress, no_progress
 
 SHARD = "2GB"
 
@@ -79,7 +80,7 @@ def import_minigpt(
     """
     if out.exists():
         raise WeightsError(f"{out} exists", hint="choose another --out, or remove it first")
-    report = on_progress or _silent
+    report = on_progress or no_progress
     report("reading the checkpoint", 0, 0)
     base = read_base(llama)
     config, shapes = llama_shapes(base)
@@ -170,7 +171,3 @@ def _hashes(files: Mapping[str, Path], report: Progress) -> dict[str, str]:
 
 def _versions() -> dict[str, str]:
     return {package: version(package) for package in ("mechm", "torch", "transformers", "safetensors")}
-
-
-def _silent(_doing: str, _done: int, _total: int) -> None:
-    return None

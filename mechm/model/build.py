@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from mechm.model.text import TextEncoder
 from mechm.model.voice import VoiceHead
 from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.errors import WeightsError
+from mechm_runtime.system.atomic_write import replaced_file
 
 WEIGHTS_FILE, CONFIG_FILE, DECISION_FILE, CARD_FILE = "model.safetensors", "config.json", "decision.json", "card.json"
 VOICE = "fusion.voice_head."
@@ -87,17 +89,14 @@ def save_trained(network: Network, decision: DecisionConfig, card: dict[str, Any
         DECISION_FILE: json.dumps(asdict(decision), indent=2),
         CARD_FILE: json.dumps(card, indent=2, ensure_ascii=False),
     }
-    parts = {name: folder / f"{name}.part" for name in (*texts, WEIGHTS_FILE)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for name, text in texts.items():
-            parts[name].write_text(text + "\n", encoding="utf-8")
-        save_file(state, parts[WEIGHTS_FILE])
-        for name, part in parts.items():
-            part.replace(folder / name)
+        with ExitStack() as files:  # all are written before the first is put in its place
+            beside = {name: files.enter_context(replaced_file(folder / name)) for name in (WEIGHTS_FILE, *texts)}
+            for name, text in texts.items():
+                beside[name].write_text(text + "\n", encoding="utf-8")
+            save_file(state, beside[WEIGHTS_FILE])
     except (OSError, SafetensorError) as error:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
         raise WeightsError(
             f"the trained weights cannot be written: {error}", hint=f"free disk space, or write elsewhere than {folder}"
         ) from error

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from mechm_runtime.errors import WeightsError
+from mechm_runtime.system.atomic_write import replaced_file
 from mechm_runtime.types import LabelledConversation
 
 FOLDER, STATE_FILE = ".checkpoint", "state.safetensors"
@@ -90,16 +90,12 @@ def save_checkpoint(out: Path, learner: Learner, position: Position, identity: M
     Raises: WeightsError: it cannot be written; the old one is still there.
     """
     folder = out / FOLDER
-    part = folder / f"{STATE_FILE}.part"
     header = {"position": json.dumps(asdict(position)), "identity": json.dumps(identity, sort_keys=True)}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: t.detach().cpu().contiguous() for name, t in _tensors(learner)}, part, metadata=header)
-        with part.open("rb") as file:
-            os.fsync(file.fileno())  # else a power cut could leave the new name with no content
-        part.replace(folder / STATE_FILE)
+        with replaced_file(folder / STATE_FILE, is_synced=True) as beside:
+            save_file({name: t.detach().cpu().contiguous() for name, t in _tensors(learner)}, beside, metadata=header)
     except (OSError, SafetensorError) as error:
-        part.unlink(missing_ok=True)
         raise WeightsError(
             f"the checkpoint cannot be written: {error}", hint="free disk space, then go on with --resume"
         ) from error

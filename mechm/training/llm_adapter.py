@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +13,7 @@ from mechm.training.card import LIMITS, corpora_table, unseen_note
 from mechm.training.llm import LlamaTrainingConfig
 from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.errors import WeightsError
+from mechm_runtime.system.atomic_write import staged_folder
 from mechm_runtime.types import LabelledConversation
 
 _PEFT_CONFIG = "adapter_config.json"
@@ -42,22 +42,23 @@ def save_adapter(llama: Any, decision: DecisionConfig, card: dict[str, Any], fol
     in `folder` stays: a checkpoint, curves.
     Raises: WeightsError: the folder cannot be written.
     """
-    beside = folder / ".new"
     try:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        llama.save_pretrained(beside, save_embedding_layers=False)
-        # peft names the base by its path on this machine, here and in a card of its own.
-        (beside / "README.md").unlink(missing_ok=True)
-        config = json.loads((beside / _PEFT_CONFIG).read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
-        (beside / _PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        for name, content in ((DECISION_FILE, asdict(decision)), (CARD_FILE, card)):
-            (beside / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
-        for written in sorted(beside.iterdir()):
-            written.replace(folder / written.name)
+        folder.mkdir(parents=True, exist_ok=True)
+        with staged_folder(folder / "adapter") as beside:
+            _write_adapter(llama, decision, card, beside)
+            for written in sorted(beside.iterdir()):
+                written.replace(folder / written.name)
     except OSError as error:
         raise WeightsError(
             f"cannot write {folder}: {error.strerror or error}", hint="free some space or choose another --out"
         ) from error
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
+
+
+def _write_adapter(llama: Any, decision: DecisionConfig, card: dict[str, Any], folder: Path) -> None:
+    llama.save_pretrained(folder, save_embedding_layers=False)
+    # peft names the base by its path on this machine, here and in a card of its own.
+    (folder / "README.md").unlink(missing_ok=True)
+    config = json.loads((folder / _PEFT_CONFIG).read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
+    (folder / _PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    for name, content in ((DECISION_FILE, asdict(decision)), (CARD_FILE, card)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from mechm_runtime.bundle.config import TextConfig
 from mechm_runtime.errors import InputError
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.modalities.text_windows import ConversationTokenizer
+from mechm_runtime.system.progress import Progress, no_progress
 from mechm_runtime.types import LabelledConversation
 
 Splits = Mapping[str, Sequence[LabelledConversation]]
@@ -34,7 +35,7 @@ def weigh(
     splits: Splits,
     *,
     base: Path | None = None,
-    on_progress: Callable[[str, int, int], None] | None = None,
+    on_progress: Progress | None = None,
 ) -> FittedCombination:
     """Fit how much each counts and how both together decide; both read text alone.
 
@@ -48,7 +49,7 @@ def weigh(
         raise InputError(f"no conversations in {dev}", hint="give annotated conversations with --dev")
     sha256 = fusion_sha256(fusion)
     by_fusion = _fusion_scores(preset, fusion, splits)
-    by_llama = _llama_scores(base or weights_path("llm", preset), adapter, splits, on_progress or _silent)
+    by_llama = _llama_scores(base or weights_path("llm", preset), adapter, splits, on_progress or no_progress)
     config = choose_shares(by_fusion[dev], by_llama[dev], fit_combination(by_fusion[dev], by_llama[dev]))
     by_both = {name: combined(by_fusion[name], by_llama[name], config) for name in splits}
     systems = {"fusion": by_fusion, "llama": by_llama, "both": by_both}
@@ -80,7 +81,7 @@ def _fusion_scores(preset: str, folder: Path, splits: Splits) -> Scored:
     return {name: score_conversations(network, tokenizer, labelled) for name, labelled in splits.items()}
 
 
-def _llama_scores(base: Path, adapter: Path, splits: Splits, on_progress: Callable[[str, int, int], None]) -> Scored:
+def _llama_scores(base: Path, adapter: Path, splits: Splits, on_progress: Progress) -> Scored:
     tokenizer = QuestionTokenizer(base / "tokenizer.json")
     with quiet_transformers():
         # Merged and in fp32, as it is exported.
@@ -92,7 +93,3 @@ def _llama_scores(base: Path, adapter: Path, splits: Splits, on_progress: Callab
             scored[name] += score_with_llama(scores, tokenizer, [one])
             on_progress(name, len(scored[name]), len(labelled))
     return scored
-
-
-def _silent(_split: str, _done: int, _total: int) -> None:
-    return None

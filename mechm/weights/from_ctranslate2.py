@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from mechm.weights.check import Check, largest_difference, passed
 from mechm.weights.untyped import load
 from mechm_runtime.errors import VerificationError, WeightsError
+from mechm_runtime.system.arrays import softmax
 
 # Whisper's English-only vocabulary (openai/whisper, `tokenizer.py`, GPT-2's 50,257 tokens with <|endoftext|> last).
 END_OF_TEXT = 50256
@@ -283,8 +284,7 @@ def _attention(q: Array, k: Array, v: Array, n_heads: int) -> Array:
     for head in range(n_heads):
         part = slice(head * head_dim, (head + 1) * head_dim)
         scores = q[:, part] @ k[:, part].T / np.float32(math.sqrt(head_dim))
-        weights = np.exp(scores - scores.max(-1, keepdims=True))
-        out[:, part] = weights / weights.sum(-1, keepdims=True) @ v[:, part]
+        out[:, part] = softmax(scores) @ v[:, part]
     return out
 
 

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from mechm.weights.check import Check, largest_difference, passed
 from mechm.weights.untyped import load
 from mechm_runtime.errors import VerificationError, WeightsError
+from mechm_runtime.system.arrays import softmax
 
 DTYPE = torch.bfloat16
 """What HuggingFaceTB publishes the model in; finer than the file's four bits by far."""
@@ -279,5 +280,4 @@ def _causal_attention(q: Array, k: Array, v: Array) -> Array:
     scores = q @ k.swapaxes(1, 2) / np.float32(math.sqrt(q.shape[-1]))
     future = np.triu(np.ones(scores.shape[1:], bool), 1)
     scores = np.where(future, np.float32(-np.inf), scores)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    return np.asarray(weights / weights.sum(-1, keepdims=True) @ v)
+    return np.asarray(softmax(scores) @ v)

@@ -34,12 +34,11 @@ from mechm_runtime.media import MediaLimits
 from mechm_runtime.media.reader_pool import ReaderPool
 from mechm_runtime.session.config import SessionConfig
 from mechm_runtime.session.session import Session, SessionParts
+from mechm_runtime.system.progress import Progress, StageProgress, no_progress
 from mechm_runtime.system.thread_pool import Lanes
 from mechm_runtime.types import MODALITIES, Analysis, Conversation
 
 Precision = Literal["fp32", "int8"]
-Progress = Callable[[str, int, int], None]
-"""Called with a stage's name, the utterances done and their number."""
 
 
 class Pipeline:
@@ -184,7 +183,7 @@ class Pipeline:
         Raises: MediaError: the conversation's own recording cannot be read (a broken clip of a single utterance is
             named in the result instead). InputError: nothing to analyse, or times past the recording's end.
         """
-        report = progress or _silent
+        report = progress or no_progress
         work = self._perceive(conversation, report, deadline_ms, time.perf_counter())
         if self._adviser is not None and work.asks_llm():
             with work.advised():
@@ -202,7 +201,7 @@ class Pipeline:
         graph that runs comes to its end unheard.
         Raises: as `analyze`.
         """
-        report = progress or _silent
+        report = progress or no_progress
         work = await asyncio.to_thread(self._perceive, conversation, report, deadline_ms, time.perf_counter())
         if self._adviser is not None and work.asks_llm():
             with work.advised():
@@ -311,9 +310,5 @@ class Pipeline:
         return self._load_part(self.bundle.parts[part])
 
 
-def _silent(_stage: str, _done: int, _total: int) -> None:
-    return None
-
-
-def _stage(report: Progress, stage: str) -> Callable[[int, int], None]:
+def _stage(report: Progress, stage: str) -> StageProgress:
     return lambda done, total: report(stage, done, total)

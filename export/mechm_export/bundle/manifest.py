@@ -35,6 +35,7 @@ from mechm_runtime.bundle.manifest import (
     manifest_id,
 )
 from mechm_runtime.bundle.open import file_sha256
+from mechm_runtime.system.atomic_write import replaced_file
 from mechm_runtime.types import EMOTIONS
 
 VERSIONED = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
@@ -120,10 +121,9 @@ def replace_manifest(bundle: Bundle, changes: Mapping[str, Any]) -> None:
     manifest: dict[str, Any] = json.loads(json.dumps({**bundle.manifest, **changes}))
     manifest["id"] = manifest_id(bundle.preset, manifest)
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    beside = bundle.folder / f".{MANIFEST}.tmp"
-    beside.write_text(text, encoding="utf-8")
-    (bundle.folder / SIGNATURE).unlink(missing_ok=True)  # it was for the manifest that goes
-    beside.replace(bundle.folder / MANIFEST)
+    with replaced_file(bundle.folder / MANIFEST) as beside:
+        beside.write_text(text, encoding="utf-8")
+        (bundle.folder / SIGNATURE).unlink(missing_ok=True)  # it was for the manifest that goes
 
 
 def llama_files(model: ModelParts) -> LlamaFiles | None:

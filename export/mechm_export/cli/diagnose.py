@@ -74,7 +74,7 @@ def diagnose(
     from mechm_export.diagnose.run import diagnose_file, diagnose_part
     from mechm_export.gate.judge import shipped_check_set
     from mechm_runtime.bundle.location import default_bundle_path
-    from mechm_runtime.engines.tensorrt.engine_store import write_whole
+    from mechm_runtime.system.atomic_write import write_atomically
 
     if (model is None) == (part is None):
         raise click.UsageError("give either --part, of a bundle, or --model")
@@ -90,7 +90,8 @@ def diagnose(
             found = diagnose_part(folder or default_bundle_path(), part, precision, checks, on_progress)
     print_diagnosis(found)
     if json_file is not None:
-        write_whole(json_file, found.to_json().encode())
+        json_file.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(json_file, found.to_json())
         click.echo(f"wrote {json_file}")
     if write is not None and found.diagnosis.solved:
         found.write_kept(write)

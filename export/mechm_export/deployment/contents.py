@@ -7,9 +7,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from mechm_runtime.bundle.manifest import MANIFEST, SIGNATURE, Bundle
-from mechm_runtime.bundle.open import Progress, inside
+from mechm_runtime.bundle.open import inside
 from mechm_runtime.bundle.signature import manifest_bytes, read_signature
 from mechm_runtime.errors import BundleError
+from mechm_runtime.system.progress import Progress
 
 CHUNK_BYTES = 1 << 20
 

@@ -21,8 +21,9 @@ from typing import Any
 from mechm_export.deployment.contents import CHUNK_BYTES, Contents
 from mechm_export.staging import check_new, check_target, put_in_place, staged, written
 from mechm_runtime.bundle.manifest import MANIFEST, SIGNATURE, Bundle, read_manifest
-from mechm_runtime.bundle.open import Progress, file_sha256, inside, open_bundle
+from mechm_runtime.bundle.open import file_sha256, inside, open_bundle
 from mechm_runtime.errors import BundleError, InputError
+from mechm_runtime.system.progress import Progress
 
 ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG = "application/vnd.cncf.model.config.v1+json"

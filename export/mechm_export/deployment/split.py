@@ -26,9 +26,10 @@ from mechm_runtime.bundle.manifest import (
     PartFiles,
     manifest_id,
 )
-from mechm_runtime.bundle.open import Progress, open_bundle
+from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.precision import HALF, W8, EngineName
 from mechm_runtime.errors import BundleError, InputError
+from mechm_runtime.system.progress import Progress
 
 KeptLlama = Literal["none", "onnx", "vllm"]
 

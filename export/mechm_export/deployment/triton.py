@@ -21,8 +21,9 @@ from pathlib import Path
 from mechm_export.deployment.split import Deployment, split_bundle
 from mechm_export.staging import check_new, put_in_place, staged, written
 from mechm_runtime.bundle.manifest import Bundle, PartFiles, Tensor
-from mechm_runtime.bundle.open import Progress, open_bundle
+from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.errors import BundleError, InputError
+from mechm_runtime.system.progress import Progress
 
 TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "bool": "TYPE_BOOL"}
 """numpy dtype -> Triton's."""

@@ -24,8 +24,9 @@ from mechm_export.deployment.contents import Contents
 from mechm_export.staging import check_new, staged, written
 from mechm_runtime.bundle.installed import ENTRY_POINTS, FOLDER, SCHEME
 from mechm_runtime.bundle.manifest import Bundle
-from mechm_runtime.bundle.open import Progress, open_bundle
+from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.errors import InputError
+from mechm_runtime.system.progress import Progress
 
 EARLIEST = (1980, 1, 1, 0, 0, 0)
 """The first time that a zip archive can state."""

@@ -6,8 +6,8 @@ import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mechm_runtime.engines.tensorrt.engine_store import write_whole
 from mechm_runtime.errors import InputError
+from mechm_runtime.system.atomic_write import write_atomically
 
 MAX_BYTES = 4 << 20
 
@@ -23,7 +23,8 @@ class Proposal:
 
     def write(self, path: Path) -> None:
         """As a JSON file, whole or not at all."""
-        write_whole(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def read_proposal(path: Path) -> Proposal:

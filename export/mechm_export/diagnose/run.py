@@ -15,7 +15,7 @@ import onnx
 
 from mechm_export.diagnose.layer_switches import LoweredRunner, SwitchedGraph
 from mechm_export.diagnose.proposal import Proposal, read_proposal
-from mechm_export.diagnose.search import Arrays, Diagnosis, Gate, Progress, compare_outputs, find_blame
+from mechm_export.diagnose.search import Arrays, Diagnosis, Gate, compare_outputs, find_blame
 from mechm_export.gate.fp32_reference import Fp32Reference
 from mechm_export.gate.judge import CheckSet, problems_of
 from mechm_export.precision.lower import LowerPrecision
@@ -23,6 +23,7 @@ from mechm_runtime.bundle.open import file_sha256, open_bundle
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import BundleError, InputError
+from mechm_runtime.system.progress import Progress
 
 MAX_INPUT_BYTES = 1 << 30
 """Of one file of inputs."""

@@ -15,13 +15,13 @@ import numpy.typing as npt
 
 from mechm_export.diagnose.layer_switches import LoweredRunner, SwitchedGraph
 from mechm_export.precision.smoothing import SMALLEST, channel_peaks
+from mechm_runtime.system.arrays import log_softmax
+from mechm_runtime.system.progress import Progress
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
 Gate = Callable[[LoweredRunner], str]
 """Why a lowered graph is not good enough, or an empty string."""
-
-Progress = Callable[[str, int, int], None]
 
 RANKED_ON = 3
 """Inputs that every layer is tried on by itself."""
@@ -125,8 +125,7 @@ def compare_outputs(exact: Sequence[Arrays], lowered: Sequence[Arrays]) -> Diffe
 
 def _divergence(expected: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) -> float:
     """Mean Kullback-Leibler divergence of the last axis' distributions, in nats."""
-    p, q = (x - x.max(-1, keepdims=True) for x in (expected, found))
-    p, q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (p, q))
+    p, q = log_softmax(expected), log_softmax(found)
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 

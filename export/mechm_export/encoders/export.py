@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -31,6 +30,8 @@ from mechm_export.precision.dynamic_int8 import quantize_int8
 from mechm_export.precision.lower import lower_graph
 from mechm_runtime.bundle.open import file_sha256
 from mechm_runtime.errors import BundleError, VerificationError
+from mechm_runtime.system.atomic_write import new_folder
+from mechm_runtime.system.progress import Progress, no_progress
 from mechm_runtime.types import Conversation
 
 REPORT = "encoder.json"
@@ -42,9 +43,6 @@ FILES: dict[Precision, str] = {
 }
 """The names that transformers.js looks for."""
 VERSIONED = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many precisions are done and how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +123,7 @@ def export_encoder(
     """
     check_out(out)
     check_opset(opset, precisions)
-    report = on_progress or _silent
+    report = on_progress or no_progress
     report("loading weights", 0, len(precisions))
     source = find_source(model, task=task, modality=modality, revision=revision)
     part = encoder_part(source, axes or Axes())
@@ -161,7 +159,7 @@ def convert_graph(
     Raises: as `export_encoder`; WeightsError: also for a graph that is unsafe to load.
     """
     check_out(out)
-    report = on_progress or _silent
+    report = on_progress or no_progress
     report("reading the graph", 0, len(precisions))
     graph = read_graph(folder)
     check_bf16(graph.opset, precisions)
@@ -298,15 +296,8 @@ def _folder(out: Path, n_bytes: int) -> Iterator[Path]:
                 f"the graphs take up to {n_bytes / 1e9:.1f} GB, and {out.parent} has {free / 1e9:.1f} GB free",
                 hint="free some space, choose another --out, or ask for fewer precisions",
             )
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as beside:
-            folder = Path(beside) / out.name
-            folder.mkdir()
+        with new_folder(out) as folder:
             yield folder
-            folder.rename(out)
     except OSError as error:
         reason = error.strerror or str(error)
         raise BundleError(f"{out} cannot be written: {reason}", hint="give another --out") from error
-
-
-def _silent(_doing: str, _done: int, _total: int) -> None:
-    pass

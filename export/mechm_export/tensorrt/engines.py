@@ -10,7 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -34,12 +34,11 @@ from mechm_runtime.engines.tensorrt.engine import check_memory
 from mechm_runtime.engines.tensorrt.engine_store import EngineStore
 from mechm_runtime.engines.tensorrt.library import Gpu, Library, LibraryName, load_library, system_name, visible_gpu
 from mechm_runtime.errors import BundleError, InputError, MissingExtraError, ProviderError, VerificationError
+from mechm_runtime.system.progress import Progress
 
 AMPERE = 80
 """From this compute capability on TensorRT-RTX has all precisions. For Turing (75) it refuses products in fp32, and has
 no bfloat16 (its support matrix, and tried with 1.7.1)."""
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True, slots=True)

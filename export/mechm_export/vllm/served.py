@@ -17,7 +17,7 @@ import torch
 
 from mechm.llm.combination import ADAPTER_FILE, COMBINATION_FILE
 from mechm.llm.comparison import answer
-from mechm.llm.merge import DTYPES, DType, MergeReport, Progress, merge_adapter
+from mechm.llm.merge import DTYPES, DType, MergeReport, merge_adapter
 from mechm.llm.packed import TorchLlama
 from mechm.llm.scorer import AnswerScores, load_llama
 from mechm.llm.stored_projector import PROJECTOR_FOLDER
@@ -35,6 +35,8 @@ from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import BundleError, VerificationError
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.pipeline import Pipeline
+from mechm_runtime.system.atomic_write import in_place
+from mechm_runtime.system.progress import Progress, no_progress
 from mechm_runtime.types import Conversation
 
 SERVED_FOLDER = f"llm/{SERVED}"
@@ -75,7 +77,7 @@ def add_served_llama(
         check = None
         try:
             if quantization is not None:
-                (on_progress or _silent)(f"quantizing to {quantization}", 0, 0)
+                (on_progress or no_progress)(f"quantizing to {quantization}", 0, 0)
                 check = _quantize(bundle, made, quantization, DTYPES[dtype], conversations)
             _put_in_place(bundle, made, report, quantization or "none")
         except OSError as error:
@@ -125,10 +127,6 @@ def _questions(bundle: Bundle) -> QuestionTokenizer:
     return QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
 
 
-def _silent(_what: str, _done: int, _total: int) -> None:
-    return None
-
-
 def check_adapter(bundle: Bundle, adapter: Path) -> None:
     """Raises: BundleError: the bundle's Llama is not this adapter's."""
     if bundle.llama is None:
@@ -147,17 +145,8 @@ def _put_in_place(bundle: Bundle, made: Path, report: MergeReport, quantization:
     """Move the folder in and replace the manifest; the files of an older one go last."""
     target = bundle.folder.joinpath(*SERVED_FOLDER.split("/"))
     target.parent.mkdir(exist_ok=True)
-    old = made.with_name("replaced")
-    if target.exists():
-        target.rename(old)
-    try:
-        made.rename(target)
+    with in_place(made, target):
         _write_manifest(bundle, target, ServedLlama(SERVED_FOLDER, report.dtype, quantization))
-    except BaseException:
-        shutil.rmtree(target, ignore_errors=True)
-        if old.exists():
-            old.rename(target)
-        raise
 
 
 def _write_manifest(bundle: Bundle, target: Path, served: ServedLlama) -> None:

@@ -28,6 +28,7 @@ from mechm_runtime.modalities.face_detection import FaceFinder, face_pixels
 from mechm_runtime.modalities.frame_pixels import scene_pixels
 from mechm_runtime.modalities.log_mel import log_mel_spectrogram
 from mechm_runtime.modalities.text_windows import ConversationTokenizer, pool_batches
+from mechm_runtime.system.arrays import softmax
 from mechm_runtime.types import EMOTIONS, MODALITIES, Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
 
 PADDED_S = 30.0
@@ -196,9 +197,8 @@ class ByUtterance:
         for place, face in enumerate(self._finder.find(frame)[:n_faces], number * n_faces):
             pixels = face_pixels(frame, face.box_px, self._finder.config)[None]
             logits = self._parts["expression"].run({"pixel_values": pixels})["expression_logits"][0]
-            exponential = np.exp(logits - logits.max())
             height = face.box_px[3] / frame.shape[0]
-            inputs.face[index, place] = np.append(exponential / exponential.sum(), height)
+            inputs.face[index, place] = np.append(softmax(logits), height)
             inputs.face_mask[index, place] = True
 
     def _written(self, utterances: Sequence[Utterance], logits: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:

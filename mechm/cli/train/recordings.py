@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from mechm.cli.options.progress import TimedLines, duration
+from mechm_runtime.system.progress import StageProgress
 
 if TYPE_CHECKING:
     from mechm.data.corpora import SemaineConfig
@@ -103,7 +104,7 @@ def recording_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextmanager
-def recordings_progress(*, shown: bool = True) -> Iterator[Callable[[int, int], None]]:
+def recordings_progress(*, shown: bool = True) -> Iterator[StageProgress]:
     """A callback for recordings read and their number: a bar on a terminal, else a line about every minute; on stderr.
 
     shown: False for silence, in processes other than the main one.

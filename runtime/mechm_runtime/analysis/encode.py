@@ -14,18 +14,16 @@ from mechm_runtime.analysis.decoding import is_recorded, segments
 from mechm_runtime.analysis.encoders import Senses
 from mechm_runtime.analysis.state import Work
 from mechm_runtime.media.reader_pool import ReaderPool
+from mechm_runtime.system.progress import Progress
 from mechm_runtime.system.thread_pool import Lanes
 from mechm_runtime.types import Conversation
 
 SEGMENTS_AHEAD = 2
 """Decoded utterances a lane that may wait to be read: enough that no lane waits, and a bound on memory."""
 
-Report = Callable[[str, int, int], None]
-"""Called with a stage's name, the utterances done and their number; from the calling thread."""
-
 
 def read_conversation(
-    conversation: Conversation, senses: Senses, readers: ReaderPool, lanes: Lanes, work: Work, report: Report
+    conversation: Conversation, senses: Senses, readers: ReaderPool, lanes: Lanes, work: Work, report: Progress
 ) -> None:
     """Fill `work` with what is said, heard and seen.
 
@@ -58,7 +56,7 @@ class _Ahead:
     caller's.
     """
 
-    def __init__(self, lanes: Lanes, report: Report, n_utterances: int) -> None:
+    def __init__(self, lanes: Lanes, report: Progress, n_utterances: int) -> None:
         self._lanes = lanes
         self._report = report
         self._n = n_utterances

@@ -23,6 +23,7 @@ from mechm_runtime.modalities.text import TextReader
 from mechm_runtime.modalities.text_windows import ConversationTokenizer
 from mechm_runtime.modalities.voice import VoiceReader
 from mechm_runtime.system.lazy import Once
+from mechm_runtime.system.progress import StageProgress
 from mechm_runtime.types import Utterance
 
 TOKENIZER_FILE = "tokenizer/tokenizer.json"
@@ -75,9 +76,7 @@ class Senses:
         """How many frames of an utterance are read."""
         return self._bundle.fusion.n_frames if {"face", "scene"} & set(self.modalities) else 0
 
-    def read_text(
-        self, utterances: Sequence[Utterance], work: Work, progress: Callable[[int, int], None] | None = None
-    ) -> None:
+    def read_text(self, utterances: Sequence[Utterance], work: Work, progress: StageProgress | None = None) -> None:
         """Read the words of a conversation; nothing where words are not used.
 
         progress: called with utterances done and their number.

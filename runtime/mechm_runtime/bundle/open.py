@@ -8,20 +8,17 @@ from __future__ import annotations
 
 import hashlib
 import stat
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
 from mechm_runtime.bundle.location import default_bundle_path, is_folder, locate_bundle, missing_hint
 from mechm_runtime.bundle.manifest import MANIFEST, REBUILD, SCHEMA_VERSION, Bundle, _typed, build_bundle, read_manifest
 from mechm_runtime.errors import BundleError, InputError
+from mechm_runtime.system.progress import Progress
 
 MAX_SHOWN = 200
 """Characters of a damaged manifest that an error repeats."""
-
-
-Progress = Callable[[str, int, int], None]
-"""Called with what is being done, the bytes that are done and their number."""
 
 
 def open_bundle(

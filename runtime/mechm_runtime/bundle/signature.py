@@ -22,8 +22,10 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from mechm_runtime.bundle.manifest import MANIFEST, SIGNATURE, Bundle, foreign_files
-from mechm_runtime.bundle.open import Progress, inside, open_bundle
+from mechm_runtime.bundle.open import inside, open_bundle
 from mechm_runtime.errors import BundleError, InputError, MissingExtraError
+from mechm_runtime.system.atomic_write import write_atomically
+from mechm_runtime.system.progress import Progress
 
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
@@ -74,12 +76,9 @@ def sign_bundle(
     """
     key = _private_key(private_key, password)
     bundle = open_complete_bundle(folder, on_progress=on_progress)
-    beside = bundle.folder / f".{SIGNATURE}.tmp"
     try:
-        beside.write_bytes(key.sign(manifest_bytes(bundle)))
-        beside.replace(bundle.folder / SIGNATURE)
+        write_atomically(bundle.folder / SIGNATURE, key.sign(manifest_bytes(bundle)))
     except OSError as error:
-        beside.unlink(missing_ok=True)
         raise BundleError(f"{bundle.folder} cannot be written: {error.strerror}") from error
     return bundle
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy.typing as npt
+from typing import Protocol
 
 from mechm_runtime.bundle.precision import ENGINE_NAMES, GPU_ENGINE, EngineName
+from mechm_runtime.system.arrays import Array, Arrays
 from mechm_runtime.system.cores import usable_cores
 
-Array = npt.NDArray[Any]
 CPU = "CPUExecutionProvider"
 MAX_THREADS = 4
 """Threads inside an operator unless more are asked for: graphs of this size gain little from more."""
@@ -65,7 +62,7 @@ class EngineConfig:
 class GraphRunner(Protocol):
     """What the pipeline needs of a graph, whatever runs it."""
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Arrays) -> dict[str, Array]:
         """Arrays by input name to arrays by output name."""
 
 

@@ -14,13 +14,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.errors import InputError
 from mechm_runtime.system.after_fork import tell_after_fork
-
-Arrays = Mapping[str, npt.NDArray[Any]]
+from mechm_runtime.system.arrays import Array, Arrays
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +84,7 @@ class _Request:
     length: int
     kind: tuple[Any, ...]
     ready: threading.Event = field(default_factory=threading.Event)
-    outputs: dict[str, npt.NDArray[Any]] | None = None
+    outputs: dict[str, Array] | None = None
     error: Exception | None = None
     is_abandoned: bool = False
 
@@ -110,7 +108,7 @@ class BatchingRunner:
         """Requests that were run together with others so far."""
         tell_after_fork(self)
 
-    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+    def run(self, inputs: Arrays) -> dict[str, Array]:
         """Arrays by input name to arrays by output name, as the graph gives them. Raises what the graph does."""
         request = self._request(inputs)
         with self._lock:
@@ -149,7 +147,7 @@ class BatchingRunner:
             length = inputs[name].shape[axes[0]]
         return _Request(inputs, len(next(iter(inputs.values()))), length, tuple(kind))
 
-    def _lead(self, request: _Request) -> dict[str, npt.NDArray[Any]]:
+    def _lead(self, request: _Request) -> dict[str, Array]:
         """Run a request, and with it what has queued and fits; then hand the graph to the first who still waits."""
         batch = [request]
         try:
@@ -209,7 +207,7 @@ class BatchingRunner:
             }
             first += request.n_rows
 
-    def _joined(self, batch: Sequence[_Request]) -> dict[str, npt.NDArray[Any]]:
+    def _joined(self, batch: Sequence[_Request]) -> dict[str, Array]:
         longest = max(request.length for request in batch)
         joined = {}
         for name in batch[0].inputs:
@@ -218,7 +216,7 @@ class BatchingRunner:
             joined[name] = np.concatenate([_padded(array, axes, longest) for array in arrays])
         return joined
 
-    def _cut(self, name: str, rows: npt.NDArray[Any], length: int) -> npt.NDArray[Any]:
+    def _cut(self, name: str, rows: Array, length: int) -> Array:
         """Some rows of an output without what was padded; a copy, which keeps no other caller's rows in memory."""
         window = [slice(None)] * rows.ndim
         for axis in () if self._padding is None else self._padding.outputs.get(name, ()):
@@ -242,6 +240,6 @@ class BatchingRunner:
         self._n_runs -= 1
 
 
-def _padded(array: npt.NDArray[Any], axes: Sequence[int], length: int) -> npt.NDArray[Any]:
+def _padded(array: Array, axes: Sequence[int], length: int) -> Array:
     widths = [(0, length - array.shape[axis] if axis in axes else 0) for axis in range(array.ndim)]
     return np.pad(array, widths) if any(after for _, after in widths) else array

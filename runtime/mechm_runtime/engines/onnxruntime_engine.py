@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import ctypes
 import threading
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mechm_runtime.bundle.precision import GPU_ENGINE
-from mechm_runtime.engines.base import CPU, CUDA, Array, EngineConfig
+from mechm_runtime.engines.base import CPU, CUDA, EngineConfig
 from mechm_runtime.engines.onnxruntime_cuda import (
     CUDA_OPTIONS,
     RECORD_ASSIGNMENT,
@@ -24,6 +23,7 @@ from mechm_runtime.engines.onnxruntime_cuda import (
 )
 from mechm_runtime.errors import BundleError, MissingExtraError, ProviderError
 from mechm_runtime.system.after_fork import tell_after_fork
+from mechm_runtime.system.arrays import Array, Arrays
 
 DOCTOR = "mechm doctor tells what works and what to install"
 
@@ -124,7 +124,7 @@ class Engine:
                 self._is_elsewhere = False
             return self._session
 
-    def run(self, inputs: Mapping[str, Array]) -> dict[str, Array]:
+    def run(self, inputs: Arrays) -> dict[str, Array]:
         """Run the graph: arrays by input name to arrays by output name.
 
         A graph keeps only inputs that it uses; others are passed over.

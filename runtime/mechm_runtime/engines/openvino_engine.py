@@ -8,16 +8,15 @@ processor computes in it.
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.errors import BundleError, MissingExtraError
+from mechm_runtime.system.arrays import Array, Arrays
 
 GROUP_SIZE = 64
 """Channels of an activation that share a scale. It divides the width of every layer here, Llama-2's too."""
@@ -63,7 +62,7 @@ class OpenVinoEngine:
         # A request holds one run's memory; as many are kept as threads have ever run at once.
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def run(self, inputs: Arrays) -> dict[str, Array]:
         """Run the graph: arrays by input name to arrays by output name.
 
         A graph keeps only inputs that it uses; others are passed over.

@@ -13,15 +13,14 @@ from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.engines.output_store import Outputs, OutputStore
 from mechm_runtime.errors import InputError
 from mechm_runtime.system.after_fork import tell_after_fork
+from mechm_runtime.system.arrays import Array, Arrays
 
 MIB = 1 << 20
 
@@ -216,7 +215,7 @@ class CachedRunner:
         for word in (*identity, "by row" if by_row else "whole"):
             self._seed.update(len(word).to_bytes(4, "big") + word.encode())
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def run(self, inputs: Arrays) -> dict[str, Array]:
         """Arrays by input name to arrays by output name, as the graph gives them. Raises what the graph does."""
         if not self._by_row:
             (outputs,) = self._cache.fetch([self._key(inputs)], lambda _: [self._runner.run(inputs)])
@@ -226,13 +225,13 @@ class CachedRunner:
         rows = self._cache.fetch(keys, lambda unknown: self._rows(inputs, unknown))
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
-    def _rows(self, inputs: Mapping[str, npt.NDArray[Any]], which: Sequence[int]) -> list[Outputs]:
+    def _rows(self, inputs: Arrays, which: Sequence[int]) -> list[Outputs]:
         """The outputs of some rows, each by itself."""
         outputs = self._runner.run({name: array[list(which)] for name, array in inputs.items()})
         # Copies: a view would keep the whole batch in memory.
         return [{name: np.array(array[row]) for name, array in outputs.items()} for row in range(len(which))]
 
-    def _key(self, inputs: Mapping[str, npt.NDArray[Any]]) -> str:
+    def _key(self, inputs: Arrays) -> str:
         digest = self._seed.copy()
         for name in sorted(inputs):
             words = f"{name} {inputs[name].dtype.str} {inputs[name].shape}".encode()

@@ -20,17 +20,16 @@ import math
 import os
 import struct
 import threading
-from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 
-from mechm_runtime.engines.tensorrt.engine_store import write_whole
+from mechm_runtime.system.arrays import Array, Arrays
+from mechm_runtime.system.atomic_write import write_atomically
 
-Outputs = Mapping[str, npt.NDArray[Any]]
+Outputs = Arrays
 """Arrays by output name."""
 
 MAGIC = b"MECHMOU1"
@@ -87,7 +86,7 @@ class OutputStore:
             return
         with self._lock, suppress(OSError):
             self.folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-            write_whole(self._path(key), content)
+            write_atomically(self._path(key), content, mode=0o600)
             self._n_new += len(content)
             if self._n_bytes is None or self._n_new > RECOUNTED * self.max_bytes:
                 self._n_bytes, self._n_new = sum(size for _, size, _ in self._listed()), 0
@@ -151,7 +150,7 @@ def _read(file: BinaryIO, key: str) -> Outputs:
     content = file.read(sum(n_bytes))
     if hashlib.sha256(content).hexdigest() != header["sha256"]:
         raise ValueError("changed since")
-    outputs: dict[str, npt.NDArray[Any]] = {}
+    outputs: dict[str, Array] = {}
     start = 0
     for (name, dtype, shape), n in zip(expected, n_bytes, strict=True):
         values = np.frombuffer(content, dtype, math.prod(shape), start).reshape(shape)

@@ -7,12 +7,10 @@ Intel Xeon with two cores, onnxruntime 1.32).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import numpy.typing as npt
+from collections.abc import Callable
 
 from mechm_runtime.engines.base import GraphRunner
+from mechm_runtime.system.arrays import Array, Arrays
 from mechm_runtime.system.lazy import Once
 
 MEL = "mel"
@@ -35,7 +33,7 @@ class ShortRuns:
         self._name = name
         self._n_short = n_short
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def run(self, inputs: Arrays) -> dict[str, Array]:
         """Arrays by input name to arrays by output name."""
         is_short = inputs[self._name].shape[-1] <= self._n_short
         return (self._short if is_short else self._long)().run(inputs)

@@ -10,11 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from mechm_runtime.bundle.config import DecisionConfig
-
-Float = npt.NDArray[np.floating]
+from mechm_runtime.system.arrays import BoolArray, FloatArray, Int64Array, softmax
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,20 +23,18 @@ class Decision:
     pairs: (emotion position, cause position, probability), positions from 0, in order.
     """
 
-    probabilities: Float
-    labels: npt.NDArray[np.int64]
+    probabilities: FloatArray
+    labels: Int64Array
     pairs: tuple[tuple[int, int, float], ...]
 
 
-def emotion_probabilities(logits: Float, config: DecisionConfig) -> Float:
+def emotion_probabilities(logits: FloatArray, config: DecisionConfig) -> FloatArray:
     """logits float (..., 7) -> float64 (..., 7), calibrated."""
     scaled = logits.astype(np.float64) / config.emotion_temperature + np.asarray(config.emotion_bias)
-    scaled -= scaled.max(-1, keepdims=True)
-    exponential = np.exp(scaled)
-    return np.asarray(exponential / exponential.sum(-1, keepdims=True))
+    return softmax(scaled)
 
 
-def emotion_logits_of(probabilities: Float, config: DecisionConfig) -> Float:
+def emotion_logits_of(probabilities: FloatArray, config: DecisionConfig) -> FloatArray:
     """Logits that this calibration turns into these probabilities, the inverse of `emotion_probabilities`.
 
     probabilities: float (..., 7). Returns: float64 (..., 7).
@@ -47,7 +43,7 @@ def emotion_logits_of(probabilities: Float, config: DecisionConfig) -> Float:
     return np.asarray((logs - np.asarray(config.emotion_bias)) * config.emotion_temperature)
 
 
-def cause_probabilities(logits: Float, config: DecisionConfig) -> Float:
+def cause_probabilities(logits: FloatArray, config: DecisionConfig) -> FloatArray:
     """logits float (...) -> float64 (...), the probability of being a cause where the emotion is given.
 
     It is 0 where the logit is -inf, whatever the calibration: that pair was not scored.
@@ -58,7 +54,7 @@ def cause_probabilities(logits: Float, config: DecisionConfig) -> Float:
     return np.where(unscored, 0.0, 1.0 / (1.0 + np.exp(-scaled)))
 
 
-def pair_logits_of(probabilities: Float, config: DecisionConfig) -> Float:
+def pair_logits_of(probabilities: FloatArray, config: DecisionConfig) -> FloatArray:
     """Logits that this calibration turns into these probabilities, the inverse of `cause_probabilities`.
 
     probabilities: float (...). Returns: float64 (...), -inf where the probability is 0; and 0 for a calibration that
@@ -72,8 +68,8 @@ def pair_logits_of(probabilities: Float, config: DecisionConfig) -> Float:
 
 
 def recalibrated(
-    emotion_logits: Float, pair_logits: Float, before: DecisionConfig, after: DecisionConfig
-) -> tuple[Float, Float]:
+    emotion_logits: FloatArray, pair_logits: FloatArray, before: DecisionConfig, after: DecisionConfig
+) -> tuple[FloatArray, FloatArray]:
     """Scores that have in one calibration the probabilities that these have in another.
 
     emotion_logits: float (..., 7). pair_logits: float (..., W), -inf where a pair was not scored.
@@ -86,11 +82,11 @@ def recalibrated(
 
 
 def decide(
-    emotion_logits: Float,
-    pair_logits: Float,
+    emotion_logits: FloatArray,
+    pair_logits: FloatArray,
     config: DecisionConfig,
-    first_cause: npt.NDArray[np.int64] | None = None,
-    worded: npt.NDArray[np.bool_] | None = None,
+    first_cause: Int64Array | None = None,
+    worded: BoolArray | None = None,
 ) -> Decision:
     """Decide a conversation.
 

@@ -7,7 +7,7 @@ are looked for inside its window.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mechm_runtime.bundle.config import FusionWindows
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.fusion.inputs import FusionInputs
+from mechm_runtime.system.progress import StageProgress
 
 WINDOWS_PER_RUN = 8
 """Windows of a long conversation that are run at once: bounds memory."""
@@ -50,7 +51,7 @@ def run_fusion(
     engine: GraphRunner,
     inputs: FusionInputs,
     sizes: FusionWindows,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StageProgress | None = None,
 ) -> FusionScores:
     """Score a conversation.
 

@@ -7,7 +7,6 @@ of a server does.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -17,10 +16,9 @@ from mechm_runtime.bundle.manifest import REBUILD, PartFiles
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.errors import BundleError
 from mechm_runtime.llm.questions import CONVERSATION
+from mechm_runtime.system.arrays import Arrays
 
 PAST, PRESENT = "past", "present"
-
-Arrays = Mapping[str, npt.NDArray[Any]]
 
 
 class LlamaGraph:

@@ -28,6 +28,7 @@ from mechm_runtime.llm.vllm.client import VllmServer
 from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.llm.vllm.embeddings import EmbeddingTable
 from mechm_runtime.llm.vllm.in_process import LocalVllm
+from mechm_runtime.system.progress import StageProgress
 from mechm_runtime.types import Utterance
 
 Llm = Literal["none", "onnx", "vllm", "vllm-local"]
@@ -60,7 +61,7 @@ class Adviser:
         inputs: FusionInputs,
         fusion: FusionScores,
         missing: Missing,
-        progress: Callable[[int, int], None] | None = None,
+        progress: StageProgress | None = None,
     ) -> FusionScores:
         """The fusion's scores with the Llama's weighed in; what the Llama did not get to read is added to `missing`.
 
@@ -74,7 +75,7 @@ class Adviser:
         inputs: FusionInputs,
         fusion: FusionScores,
         missing: Missing,
-        progress: Callable[[int, int], None] | None = None,
+        progress: StageProgress | None = None,
     ) -> FusionScores:
         """The same, awaiting what answers. Cancelled, it ends a server's request.
 
@@ -88,7 +89,7 @@ class Adviser:
         inputs: FusionInputs,
         fusion: FusionScores,
         missing: Missing,
-        progress: Callable[[int, int], None] | None,
+        progress: StageProgress | None,
     ) -> Asking[FusionScores]:
         wanted = self.unsure(fusion)
         soft = self.soft_tokens(inputs) if wanted.any() else None

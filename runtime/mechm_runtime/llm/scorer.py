@@ -7,7 +7,7 @@ fusion's scores (`combination`) and decides nothing.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
@@ -16,10 +16,11 @@ import numpy.typing as npt
 
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.llm.questions import CAUSE_ANSWERS, PackedQuestions, QuestionTokenizer
+from mechm_runtime.system.arrays import Arrays
+from mechm_runtime.system.progress import StageProgress
 from mechm_runtime.types import EMOTIONS, Utterance
 
 T = TypeVar("T")
-Arrays = Mapping[str, npt.NDArray[Any]]
 
 Asking = Generator[Arrays, Arrays, T]
 """Yields a graph's inputs, is sent its outputs, and returns what it made of them."""
@@ -88,7 +89,7 @@ class LlamaReader:
         self,
         utterances: Sequence[Utterance],
         soft: SoftTokens | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: StageProgress | None = None,
         wanted: npt.NDArray[np.bool_] | None = None,
     ) -> LlamaScores:
         """Score a conversation of any length, window by window.
@@ -104,7 +105,7 @@ class LlamaReader:
         self,
         utterances: Sequence[Utterance],
         soft: SoftTokens | None = None,
-        progress: Callable[[int, int], None] | None = None,
+        progress: StageProgress | None = None,
         wanted: npt.NDArray[np.bool_] | None = None,
     ) -> Asking[LlamaScores]:
         """The same as a generator of what is asked, for `answered` or `answered_async`: it waits for nothing."""

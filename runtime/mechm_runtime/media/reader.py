@@ -15,7 +15,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedIOBase
 from pathlib import Path
@@ -38,6 +38,7 @@ from mechm_runtime.media.protocol import (
 )
 from mechm_runtime.media.segments import SAMPLE_RATE, MediaInfo, MediaSegments, Segment
 from mechm_runtime.system.after_fork import tell_after_fork
+from mechm_runtime.system.progress import StageProgress
 
 MAX_FRAMES_PER_SPAN = 64
 MAX_TEXT = 300
@@ -86,7 +87,7 @@ def read_segments(
     *,
     n_frames: int = 3,
     limits: MediaLimits | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    progress: StageProgress | None = None,
 ) -> MediaSegments:
     """Samples and frames of spans of one recording; see `MediaReader.read_segments`.
 
@@ -153,7 +154,7 @@ class MediaReader:
         spans: Sequence[tuple[float, float]],
         *,
         n_frames: int = 3,
-        progress: Callable[[int, int], None] | None = None,
+        progress: StageProgress | None = None,
     ) -> MediaSegments:
         """Samples and frames of spans of one recording, all in memory.
 

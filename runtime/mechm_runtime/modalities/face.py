@@ -9,6 +9,7 @@ from mechm_runtime.bundle.config import FusionWindows
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.modalities.face_detection import FaceFinder, face_pixels
+from mechm_runtime.system.arrays import softmax
 
 NO_FACE = "no face found"
 
@@ -45,6 +46,4 @@ class FaceReader:
         if not crops:
             return np.zeros((0, self._sizes.face_width), np.float32)
         logits = self._engine.run({"pixel_values": np.stack(crops)})["expression_logits"]
-        exponential = np.exp(logits - logits.max(-1, keepdims=True))
-        probabilities = exponential / exponential.sum(-1, keepdims=True)
-        return np.concatenate([probabilities, np.array(heights, np.float32)[:, None]], -1)
+        return np.concatenate([softmax(logits), np.array(heights, np.float32)[:, None]], -1)

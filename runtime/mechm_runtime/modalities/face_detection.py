@@ -6,18 +6,17 @@ the encoders. It recognises nobody and follows nobody over time.
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from types import ModuleType
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mechm_runtime.bundle.config import SIDE_MULTIPLE, FaceConfig
-from mechm_runtime.errors import InputError, MissingExtraError
+from mechm_runtime.errors import InputError
 from mechm_runtime.modalities.frame_pixels import check_frame
+from mechm_runtime.system.pillow import load_pillow
 
 if TYPE_CHECKING:
     from mechm_runtime.engines.base import GraphRunner
@@ -117,7 +116,7 @@ def detector_pixels(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[
     """
     width, height = size
     if (height, width) != frame.shape[:2]:
-        image = _pillow()
+        image = load_pillow()
         frame = np.asarray(image.fromarray(frame).resize(size, resample=image.Resampling.BILINEAR))
     padded = (-(-side // SIDE_MULTIPLE) * SIDE_MULTIPLE for side in (height, width))
     pixels = np.zeros((1, 3, *padded), np.float32)
@@ -151,7 +150,7 @@ def face_pixels(frame: NDArray[np.uint8], box_px: Sequence[int], config: FaceCon
     first = top + (height - side) // 2, left + (width - side) // 2
     inside = [(max(0, start), min(length, start + side)) for start, length in zip(first, frame.shape, strict=False)]
     cut = frame[slice(*inside[0]), slice(*inside[1])]
-    grey = np.asarray(_pillow().fromarray(cut).convert("L"), np.float64)  # ITU-R BT.601
+    grey = np.asarray(load_pillow().fromarray(cut).convert("L"), np.float64)  # ITU-R BT.601
     if grey.shape != (side, side):
         beyond = [(a - start, start + side - b) for start, (a, b) in zip(first, inside, strict=True)]
         grey = np.pad(grey, beyond, mode="edge")
@@ -183,10 +182,3 @@ def _between(rows: NDArray[np.float64], places: NDArray[np.floating]) -> NDArray
     first = np.minimum(places.astype(np.intp), len(rows) - 1)
     share = (places - first)[:, None]
     return np.asarray(rows[first] * (1 - share) + rows[np.minimum(first + 1, len(rows) - 1)] * share)
-
-
-def _pillow() -> ModuleType:
-    try:
-        return importlib.import_module("PIL.Image")
-    except ImportError as error:
-        raise MissingExtraError("pillow", extra="media") from error

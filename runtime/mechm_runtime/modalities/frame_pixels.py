@@ -7,15 +7,14 @@ MiniGPT-v2 have it.
 
 from __future__ import annotations
 
-import importlib
 from functools import lru_cache
-from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from mechm_runtime.bundle.config import SceneConfig
-from mechm_runtime.errors import InputError, MissingExtraError
+from mechm_runtime.errors import InputError
+from mechm_runtime.system.pillow import load_pillow
 
 DEFAULT = SceneConfig()
 
@@ -34,7 +33,7 @@ def scene_pixels(frame: NDArray[np.uint8], config: SceneConfig = DEFAULT) -> NDA
     Raises: InputError: another shape or dtype; MissingExtraError: without the `media` extra.
     """
     check_frame(frame)
-    image = _pillow()
+    image = load_pillow()
     height, width = frame.shape[:2]
     shorter, longer = min(height, width), max(height, width)
     scaled_longer = int(config.shortest_edge * longer / shorter)  # transformers cuts the fraction off, too
@@ -53,7 +52,7 @@ def squeezed_pixels(frame: NDArray[np.uint8], config: SceneConfig) -> NDArray[np
     Raises: InputError: another shape or dtype; MissingExtraError: without the `media` extra.
     """
     check_frame(frame)
-    image = _pillow()
+    image = load_pillow()
     size = (config.image_size, config.image_size)
     square = image.fromarray(frame).resize(size, resample=image.Resampling.BICUBIC)
     return _normalised(np.asarray(square, dtype=np.float32), config)
@@ -82,10 +81,3 @@ def _normalisation(config: SceneConfig) -> tuple[NDArray[np.float32], NDArray[np
     """Factor and shift, float32 (3,), that turn 0 … 255 into normalised values."""
     std = np.asarray(config.std)
     return (1.0 / (255.0 * std)).astype(np.float32), (-np.asarray(config.mean) / std).astype(np.float32)
-
-
-def _pillow() -> ModuleType:
-    try:
-        return importlib.import_module("PIL.Image")
-    except ImportError as error:
-        raise MissingExtraError("pillow", extra="media") from error

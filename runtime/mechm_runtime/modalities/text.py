@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -10,6 +10,7 @@ import numpy.typing as npt
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.modalities.text_windows import ConversationTokenizer, TextWindows, pool_batches
+from mechm_runtime.system.progress import StageProgress
 from mechm_runtime.types import Utterance
 
 TEXT_WINDOWS_PER_RUN = 8
@@ -26,7 +27,7 @@ class TextReader:
         self,
         utterances: Sequence[Utterance],
         inputs: FusionInputs,
-        progress: Callable[[int, int], None] | None = None,
+        progress: StageProgress | None = None,
     ) -> None:
         """Read the words of a conversation.
 
@@ -41,9 +42,7 @@ class TextReader:
         """How many tokens an utterance is read as; 0 where it has no words."""
         return int((self._tokenizer([utterance]).utterance_index == 0).sum())
 
-    def _states(
-        self, windows: TextWindows, progress: Callable[[int, int], None] | None
-    ) -> Iterator[npt.NDArray[np.float32]]:
+    def _states(self, windows: TextWindows, progress: StageProgress | None) -> Iterator[npt.NDArray[np.float32]]:
         """Token states of a few windows at a time: those of a long conversation together take a gigabyte."""
         n_windows = len(windows.input_ids)
         for start in range(0, n_windows, TEXT_WINDOWS_PER_RUN):

@@ -7,10 +7,8 @@ report has a package of its own (`report`); reading these forms back is `readers
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections.abc import Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from mechm_runtime.errors import InputError, LabelError
@@ -24,6 +22,7 @@ from mechm_runtime.output.formatting import (
     speaker_of,
     words_of,
 )
+from mechm_runtime.system.atomic_write import write_atomically
 from mechm_runtime.types import EMOTIONS, Analysis, Utterance, UtteranceAnalysis
 
 QUOTE_CHARACTERS = 40
@@ -174,17 +173,11 @@ def write_bytes(path: Path, data: bytes) -> None:
         raise InputError(f"{path} is a folder", hint="give the name of a file")
     if not target.parent.is_dir():
         raise InputError(f"cannot write {path}: its folder does not exist", hint=f"mkdir -p {target.parent}")
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
         if target.exists() and not target.is_file():
             target.write_bytes(data)
-            return
-        try:
-            temporary.write_bytes(data)
-            temporary.replace(target)
-        finally:
-            with suppress(FileNotFoundError):
-                temporary.unlink()
+        else:
+            write_atomically(target, data)
     except OSError as error:
         raise InputError(f"cannot write {path}: {error.strerror or error}") from error
 

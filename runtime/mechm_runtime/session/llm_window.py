@@ -21,10 +21,11 @@ from mechm_runtime.fusion.run import FusionScores
 from mechm_runtime.llm.graph import GrowingConversation, LlamaGraph
 from mechm_runtime.llm.questions import CONVERSATION
 from mechm_runtime.llm.rescoring import Adviser
-from mechm_runtime.llm.scorer import Arrays, Asking
+from mechm_runtime.llm.scorer import Asking
 from mechm_runtime.session.config import SessionConfig
 from mechm_runtime.session.history import View
 from mechm_runtime.system.after_fork import tell_after_fork
+from mechm_runtime.system.arrays import Arrays
 from mechm_runtime.system.thread_pool import Lanes
 
 

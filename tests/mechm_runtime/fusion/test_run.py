@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechm_runtime.bundle.config import FusionWindows
-from mechm_runtime.engines.base import Array
 from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.fusion.inputs import FusionInputs, speaker_numbers
 from mechm_runtime.fusion.run import WINDOWS_PER_RUN, run_fusion, window_spans
+from mechm_runtime.system.arrays import Array
 from mechm_runtime.types import EMOTIONS, Utterance
 
 SIZES = FusionWindows(

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from mechm_runtime.bundle.engine_file import EngineKey, ShapeRange
-from mechm_runtime.engines.tensorrt.engine_store import EngineStore, write_whole
+from mechm_runtime.engines.tensorrt.engine_store import EngineStore
 from mechm_runtime.engines.tensorrt.library import Library, LibraryName, error_logger, load_library
 from mechm_runtime.errors import ProviderError
+from mechm_runtime.system.atomic_write import write_atomically
 
 
 def build_engine(library: Library, source: Path, key: EngineKey, timings: Path | None = None) -> bytes:
@@ -46,7 +47,8 @@ def build_engine(library: Library, source: Path, key: EngineKey, timings: Path |
     if built is None:
         raise _refusal(library, source, logger.messages)
     if cache is not None and timings is not None:
-        write_whole(timings, bytes(cache.serialize()))
+        timings.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(timings, bytes(cache.serialize()))
     return bytes(built)
 
 

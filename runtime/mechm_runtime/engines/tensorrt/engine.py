@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mechm_runtime.bundle.engine_file import EngineFile, ShapeRange
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.engines.tensorrt.build import build_into
-from mechm_runtime.engines.tensorrt.engine_store import EngineStore, write_whole
+from mechm_runtime.engines.tensorrt.engine_store import EngineStore
 from mechm_runtime.engines.tensorrt.library import (
     Gpu,
     Library,
@@ -34,6 +33,8 @@ from mechm_runtime.engines.tensorrt.library import (
     visible_gpu,
 )
 from mechm_runtime.errors import BundleError, InputError, ProviderError
+from mechm_runtime.system.arrays import Array, Arrays
+from mechm_runtime.system.atomic_write import write_atomically
 
 MEMORY_SHARE = 0.9
 """Of a GPU's memory that may be planned with: CUDA's own context and the desktop take the rest."""
@@ -147,7 +148,7 @@ class TensorRtEngine:
         self._buffers: dict[str, tuple[int, int]] = {}
         self._lock = threading.Lock()
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def run(self, inputs: Arrays) -> dict[str, Array]:
         """Run the graph: arrays by input name to arrays by output name.
 
         A graph keeps only inputs that it uses; others are passed over.
@@ -159,7 +160,7 @@ class TensorRtEngine:
         with self._lock:
             return self._run(feeds)
 
-    def _run(self, feeds: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def _run(self, feeds: Arrays) -> dict[str, Array]:
         cuda, context = self._cuda, self._context
         kinds = cuda.cudaMemcpyKind
         for name, array in feeds.items():
@@ -228,4 +229,5 @@ class _KernelCache:
         if not self._saved:
             self._saved = True
             with contextlib.suppress(OSError):
-                write_whole(self._path, bytes(self._cache.serialize()))
+                self._path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(self._path, bytes(self._cache.serialize()))

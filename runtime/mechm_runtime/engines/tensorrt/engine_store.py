@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from dataclasses import asdict
 from pathlib import Path
 
 from mechm_runtime.bundle.engine_file import EngineKey
 from mechm_runtime.bundle.open import file_sha256
+from mechm_runtime.system.atomic_write import write_atomically
 from mechm_runtime.system.cache_dir import cache_dir
 
 
@@ -41,19 +40,7 @@ class EngineStore:
         """Write an engine, and beside it what it is."""
         path = self.path(key)
         facts = {"sha256": hashlib.sha256(engine).hexdigest(), "key": asdict(key)}
-        write_whole(path, engine)
-        write_whole(path.with_suffix(".json"), json.dumps(facts, indent=1).encode())
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, engine)
+        write_atomically(path.with_suffix(".json"), json.dumps(facts, indent=1))
         return path
-
-
-def write_whole(path: Path, content: bytes) -> None:
-    """Write a file that others see only when it is whole."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as stream:
-            stream.write(content)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise

@@ -17,6 +17,7 @@ import numpy.typing as npt
 from mechm_runtime.llm.questions import CONVERSATION, QuestionTokenizer
 from mechm_runtime.llm.vllm.embeddings import EmbeddingTable
 from mechm_runtime.llm.vllm.tensors import Matrix
+from mechm_runtime.system.arrays import log_softmax
 
 
 def make_prompts(inputs: Mapping[str, npt.NDArray[Any]]) -> list[list[int]]:
@@ -71,8 +72,6 @@ def _among(found: Sequence[Mapping[int, float]], answers: Sequence[int]) -> npt.
     if absent := sorted({answer for one in found for answer in answers if answer not in one}):
         raise ValueError(f"no log-probability of the answer {absent[0]}")
     scores = np.array([[one[answer] for answer in answers] for one in found], np.float64).reshape(-1, len(answers))
-    largest = scores.max(-1, keepdims=True)
-    if np.isnan(scores).any() or not np.isfinite(largest).all():
+    if np.isnan(scores).any() or not np.isfinite(scores.max(-1)).all():
         raise ValueError("a log-probability is not a number")
-    shifted = scores - largest
-    return np.asarray(shifted - np.log(np.exp(shifted).sum(-1, keepdims=True)), np.float32)
+    return log_softmax(scores).astype(np.float32)
