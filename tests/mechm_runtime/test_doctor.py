@@ -16,7 +16,9 @@ from click.testing import CliRunner
 
 from mechm.cli.doctor import doctor
 from mechm_runtime import doctor as doctors
-from mechm_runtime.environment import provider_probe
+from mechm_runtime.environment import machine as machines
+from mechm_runtime.environment import onnxruntime as providers
+from mechm_runtime.environment import packages, provider_probe
 
 # As onnxruntime-gpu 1.31 printed it on a machine without CUDA, the folders shortened.
 NO_CUDA = """\
@@ -98,14 +100,14 @@ def test_probe_numbers_are_exact_in_half_precision_and_tell_positions_apart():
 
 
 def test_the_cpu_works_here():
-    provider = doctors.examine_provider("CPUExecutionProvider")
+    provider = providers.examine_provider("CPUExecutionProvider")
     assert provider.works, provider.reason
     assert provider.setup_ms is not None
     assert provider.setup_ms > 0
 
 
 def test_a_provider_that_does_not_exist_is_not_replaced_by_the_cpu():
-    provider = doctors.examine_provider("NoSuchExecutionProvider")
+    provider = providers.examine_provider("NoSuchExecutionProvider")
     assert not provider.works
     assert provider.reason
 
@@ -117,7 +119,7 @@ def test_every_listed_provider_is_tried():
         text=True,
         check=True,
     ).stdout.split()
-    assert [provider.name for provider in doctors.examine_providers()] == listed
+    assert [provider.name for provider in providers.examine_providers()] == listed
 
 
 @pytest.mark.parametrize("case", ENGINES)
@@ -125,7 +127,7 @@ def test_what_an_engine_does_decides_the_verdict(case, tmp_path, monkeypatch):
     behaviour, works, reason, fix = ENGINES[case]
     (tmp_path / "onnxruntime.py").write_text(f"{PRELUDE}\n{behaviour}\n")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
-    (provider,) = doctors.examine_providers(timeout_s=3)
+    (provider,) = providers.examine_providers(timeout_s=3)
     assert provider.name == "TestExecutionProvider"
     assert provider.works is works, provider
     assert reason in provider.reason
@@ -147,7 +149,7 @@ def test_what_an_engine_does_decides_the_verdict(case, tmp_path, monkeypatch):
     ],
 )
 def test_explanations(printed, reason):
-    assert doctors.explain(subprocess.CompletedProcess([], 1, "", printed)) == reason
+    assert providers.explain(subprocess.CompletedProcess([], 1, "", printed)) == reason
 
 
 @pytest.mark.parametrize(
@@ -161,26 +163,26 @@ def test_explanations(printed, reason):
 )
 def test_a_missing_library_comes_with_what_brings_it(library, fix, monkeypatch):
     printed = f'{library}: cannot open shared object file, depends on "{library}" which is missing'
-    monkeypatch.setattr(doctors, "_child", lambda *_, **__: subprocess.CompletedProcess([], 1, "", printed))
-    provider = doctors.examine_provider("CUDAExecutionProvider")
+    monkeypatch.setattr(providers, "_child", lambda *_, **__: subprocess.CompletedProcess([], 1, "", printed))
+    provider = providers.examine_provider("CUDAExecutionProvider")
     assert provider.reason == f"missing library: {library}"
     assert fix in provider.fix
 
 
 def test_two_engines_in_one_environment_are_a_problem_with_a_fix(tmp_path, monkeypatch):
-    assert "onnxruntime" in doctors.engine_distributions()
+    assert "onnxruntime" in packages.engine_distributions()
     fake_distribution(tmp_path, "onnxruntime-gpu", "1.99", files=("onnxruntime/__init__.py",))
     fake_distribution(tmp_path, "onnxruntime-extensions", "1.0", files=("onnxruntime_extensions/__init__.py",))
     monkeypatch.syspath_prepend(tmp_path)
-    engines = doctors.engine_distributions()
+    engines = packages.engine_distributions()
     assert engines == ("onnxruntime", "onnxruntime-gpu")
-    (problem,) = doctors.find_problems(engines, [doctors.Provider("CPUExecutionProvider", works=True)])
+    (problem,) = doctors.find_problems(engines, [providers.Provider("CPUExecutionProvider", works=True)])
     assert problem.fix.startswith("pip uninstall -y onnxruntime onnxruntime-gpu && pip install ")
     assert "[gpu]'" in problem.fix
 
 
 def test_no_working_provider_is_a_problem_that_names_the_reasons():
-    broken = doctors.Provider("XExecutionProvider", works=False, reason="it crashed")
+    broken = providers.Provider("XExecutionProvider", works=False, reason="it crashed")
     (problem,) = doctors.find_problems(["onnxruntime"], [broken])
     assert "XExecutionProvider: it crashed" in problem.text
 
@@ -200,7 +202,7 @@ def test_extras_say_what_is_missing_too_old_and_how_to_have_it(tmp_path, monkeyp
         "Requires-Dist: no-such-windows-package; sys_platform == 'nowhere' and extra == 'old'\n",
     )
     monkeypatch.syspath_prepend(tmp_path)
-    extras = {extra.name: extra for extra in doctors.examine_extras()}
+    extras = {extra.name: extra for extra in packages.examine_extras()}
     assert list(extras) == ["", "cpu", "gpu", "media", "export", "old"]
     assert extras[""].installed == {"numpy": np.__version__}
     assert extras["cpu"].missing == ()
@@ -219,22 +221,22 @@ def test_extras_say_what_is_missing_too_old_and_how_to_have_it(tmp_path, monkeyp
 def test_the_command_installs_from_where_mechm_came_from(tmp_path, monkeypatch):
     fake_distribution(tmp_path, "mechm", "9.9")
     monkeypatch.syspath_prepend(tmp_path)
-    assert doctors.install_target("cpu") == "'mechm[cpu]'"
+    assert packages.install_target("cpu") == "'mechm[cpu]'"
     origin = tmp_path / "mechm-9.9.dist-info" / "direct_url.json"
     origin.write_text('{"url": "file:///home/a%20b/mechm", "dir_info": {"editable": true}}')
-    assert doctors.install_target("cpu") == "-e '/home/a b/mechm[cpu]'"
+    assert packages.install_target("cpu") == "-e '/home/a b/mechm[cpu]'"
     origin.write_text('{"url": "file:///home/mechm", "dir_info": {}}')
-    assert doctors.install_target("cpu") == "'/home/mechm[cpu]'"
+    assert packages.install_target("cpu") == "'/home/mechm[cpu]'"
 
 
 def test_the_distribution_really_describes_its_extras():
-    extras = {extra.name for extra in doctors.examine_extras()}
+    extras = {extra.name for extra in packages.examine_extras()}
     assert {"", "cpu", "gpu", "media", "train", "export", "dev"} <= extras
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads what Linux tells about itself")
 def test_the_machine_agrees_with_an_independent_witness(fresh_python):
-    machine = doctors.examine_machine()
+    machine = machines.examine_machine()
     done = fresh_python(
         "import json\nfrom numpy._core._multiarray_umath import __cpu_features__ as f\nprint(json.dumps(f))"
     )
@@ -249,7 +251,7 @@ def test_the_machine_agrees_with_an_independent_witness(fresh_python):
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no CPU affinity on this system")
 def test_affinity_lowers_the_usable_cores(fresh_python):
     done = fresh_python(
-        "import os\nfrom mechm_runtime.doctor import examine_machine\n"
+        "import os\nfrom mechm_runtime.environment.machine import examine_machine\n"
         "os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\nprint(examine_machine().n_usable_cores)"
     )
     assert 0 < float(done.stdout) <= 1, done.stderr

@@ -6,7 +6,7 @@ onnxruntime runs whatever a provider does not take on the CPU, with a line on st
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from mechm_runtime.bundle.precision import GPU_ENGINE
@@ -34,19 +34,9 @@ COMPUTING = frozenset(
 PROBE_TIMEOUT_S = 60.0
 
 
-def gpu_install_command(installed: Sequence[str]) -> str:
-    """What to type to have onnxruntime with CUDA.
-
-    installed: the distributions that own the import name `onnxruntime` (`doctor.engine_distributions`).
-    """
-    install = f"pip install '{GPU_ENGINE}[cuda,cudnn]'"
-    # They own the same files: the one that goes takes files of the other with it, so both go first.
-    return install if set(installed) <= {GPU_ENGINE} else f"pip uninstall -y {' '.join(installed)} && {install}"
-
-
 def cuda_absent() -> ProviderError:
     """The error where onnxruntime was built without CUDA."""
-    from mechm_runtime.doctor import engine_distributions
+    from mechm_runtime.environment.packages import engine_distributions, gpu_install_command
 
     installed = engine_distributions()
     return ProviderError(
@@ -58,7 +48,8 @@ def cuda_absent() -> ProviderError:
 
 def cuda_did_not_load(reason: str) -> ProviderError:
     """The error where CUDA is there and does not run, with what a process of its own finds to be the cause."""
-    from mechm_runtime.doctor import engine_distributions, examine_provider
+    from mechm_runtime.environment.onnxruntime import examine_provider
+    from mechm_runtime.environment.packages import engine_distributions, gpu_install_command
 
     found = examine_provider(CUDA, timeout_s=PROBE_TIMEOUT_S)
     cause = found.reason or reason

@@ -1,9 +1,9 @@
-"""One matrix product on one execution provider, run as a child process of `mechm doctor`.
+"""One matrix product on one execution provider, computed in a child process.
 
 `onnxruntime.get_available_providers()` lists what was compiled in, not what runs: a provider whose libraries are
 missing is replaced by the CPU with a line on stderr, and a broken driver can take the process down. So the question is
 asked in a process of its own: `python -m mechm_runtime.environment.provider_probe NAME` builds a session, runs it and
-prints one JSON object. It does not judge the answer; `mechm_runtime.doctor` does.
+prints one JSON object. It does not judge the answer; `environment.onnxruntime` does.
 
 The graph is put together here byte by byte, because the `onnx` package is no part of a light install and a binary
 file in the package would hide what is in it.
@@ -27,7 +27,7 @@ NVIDIA = ("CUDAExecutionProvider", "TensorrtExecutionProvider", "NvTensorRTRTXEx
 
 @dataclass(frozen=True, slots=True)
 class ProbeAnswer:
-    """What one child saw.
+    """The measurements of one child process.
 
     providers: the session's own list, the one that was really set up first.
     max_difference: largest absolute difference from the exact product.
@@ -80,7 +80,7 @@ def weight() -> NDArray[np.float32]:
 
 
 def probe_input() -> NDArray[np.float32]:
-    """What the probe feeds: float32 (4, 64), whole numbers from -1 to 1."""
+    """The input that the probe feeds: float32 (4, 64), whole numbers from -1 to 1."""
     cells = np.arange(N_ROWS * N_INNER).reshape(N_ROWS, N_INNER)
     return ((cells**2 * 5 + cells * 11) % 37 % 3 - 1).astype(np.float32)
 

@@ -20,9 +20,10 @@ from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.precision import EngineName
 from mechm_runtime.engines.base import CPU, CUDA, EngineConfig
 from mechm_runtime.engines.load import load_engine
-from mechm_runtime.engines.onnxruntime_cuda import RECORD_ASSIGNMENT, check_assignment, gpu_install_command
+from mechm_runtime.engines.onnxruntime_cuda import RECORD_ASSIGNMENT, check_assignment
 from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.engines.part_loader import PartLoader
+from mechm_runtime.environment.packages import gpu_install_command
 from mechm_runtime.errors import BundleError, InputError, MissingExtraError, ProviderError
 
 ON_GPU = EngineConfig(n_threads=1, engine="onnxruntime-gpu")
