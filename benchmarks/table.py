@@ -1,9 +1,10 @@
-"""Write the README's table of speeds from the newest results of `mechm bench`.
+"""Write the table of speeds, and the figures, from the results of `mechm bench` in benchmarks/results.
 
     mechm bench --out benchmarks/results ...
-    python benchmarks/table.py            # --check writes nothing and fails where the README says something else
+    python benchmarks/table.py            # --check writes nothing and fails where the page says something else
+    python benchmarks/table.py --figures  # draws every figure again, too (needs mechm[bench])
 
-It measures nothing. What is written stands between two marks in README.md.
+It measures nothing. The table stands between two marks in the page.
 """
 
 from __future__ import annotations
@@ -12,8 +13,9 @@ import argparse
 import sys
 from pathlib import Path
 
+from mechm.bench.figures import write_figures
 from mechm.bench.readme import readme_table, with_table
-from mechm.bench.results import read_results
+from mechm.bench.results import read_results, results_of
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -23,7 +25,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=REPOSITORY / "benchmarks" / "results")
     parser.add_argument("--readme", type=Path, default=REPOSITORY / "README.md")
-    parser.add_argument("--check", action="store_true", help="write nothing; fail where the README differs")
+    parser.add_argument("--check", action="store_true", help="write nothing; fail where the page differs")
+    parser.add_argument("--figures", action="store_true", help="draw the figures of every result again")
     given = parser.parse_args()
     found = read_results(given.results)
     if not found:
@@ -36,6 +39,10 @@ def main() -> None:
         )
     given.readme.write_text(after, encoding="utf-8")
     print(f"{given.readme.name} shows {given.results}")
+    if given.figures:
+        for document in found.values():
+            for path in write_figures(results_of(document), given.results):
+                print(f"wrote {path}")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""The results of one run as one JSON document, and the folder they are written to."""
+"""The results of one run of `mechm bench` as dataclasses and as one JSON document."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,11 @@ SCHEMA_VERSION = 1
 
 @dataclass(frozen=True, slots=True)
 class Results:
-    """What was measured; None or empty where a scenario was not run.
+    """Everything that was measured; None or empty where a scenario was not run.
 
-    made: date and time, ISO 8601, UTC. command: the arguments of `mechm bench`. n_threads: that the systems compute
-    with. modalities: that were asked for; empty for the bundle's default. notes: what was left out, and why.
+    made: date and time, ISO 8601, UTC. command: the command line of `mechm bench`. n_threads: threads that the systems
+    compute with. modalities: those asked for; empty for the bundle's default. notes: measurements left out, with the
+    reason.
     """
 
     made: str
@@ -51,13 +53,13 @@ class Results:
 
     @property
     def file_stem(self) -> str:
-        """Name of the files of this kind of machine and what was asked to be read: `small-2-cores`."""
+        """The files' name without its ending: preset, cores and the modalities asked for, such as `small-2-cores`."""
         return "-".join((self.preset, f"{self.machine.cores:g}", "cores", *self.modalities))
 
     def to_json(self, *, lines: bool = False) -> str:
         """This document as JSON text with the field names of the dataclasses.
 
-        lines: a line for each of this class's fields, so that versions can be compared; else one line for all.
+        lines: one line per field of this class, so that versions can be compared; else everything on one line.
         """
         if not lines:
             return json.dumps(asdict(self), ensure_ascii=False)
@@ -65,10 +67,23 @@ class Results:
         return "{\n" + ",\n".join(each) + "\n}"
 
 
+def results_of(document: Mapping[str, Any]) -> Results:
+    """The results that `read_results` has read, as dataclasses again.
+
+    Raises: InputError: a field is missing.
+    """
+    from dacite import Config, DaciteError, from_dict
+
+    try:
+        return from_dict(Results, document, Config(cast=[tuple], check_types=False))
+    except DaciteError as error:
+        raise InputError(f"incomplete results of mechm bench: {error}") from error
+
+
 def read_results(folder: Path) -> dict[Path, dict[str, Any]]:
     """Every document of a folder, by its file, the newest first.
 
-    Raises: InputError: a file is none of ours, or newer than this library.
+    Raises: InputError: a file holds something else, or has another schema version than this library.
     """
     found = {}
     for path in sorted(folder.glob("*.json")):

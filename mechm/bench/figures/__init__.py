@@ -1,4 +1,7 @@
-"""The results in pictures: SVG files that stand alone, in light and dark, and say what they show in words too."""
+"""Figures of the results: SVG files that stand alone, for light and dark pages, each with a description in words.
+
+They need matplotlib (`pip install 'mechm[bench]'`), which is imported when one is drawn.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +17,10 @@ __all__ = ["write_figures"]
 
 
 def write_figures(results: Results, folder: Path) -> list[Path]:
-    """Write a picture for each part of the results that has one, into a folder that is there.
+    """Write a figure for each part of the results that has one, into an existing folder.
 
     Returns: the files.
-    Raises: InputError: a file cannot be written.
+    Raises: MissingExtraError: matplotlib is not installed. InputError: a file cannot be written.
     """
     drawings = {}
     if results.single_stream is not None:

@@ -1,57 +1,56 @@
-"""Latency in the single stream: every query a mark, on a logarithmic axis; a row a system."""
+"""Latency of the single-stream scenario: one row per system, one mark per query, on a logarithmic axis."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
-from mechm.bench.figures.axes import LogAxes, around, below_title, round_values
+from mechm.bench.figures.axes import padded_range, set_log_axis, subtitle_of
 from mechm.bench.results import Results
 from mechm.bench.single_stream import SingleStream, SystemTimes
-from mechm.evaluation.figures.sheet import HEADER, WIDTH, sheet, text
+from mechm.evaluation.figures.style import HEADER, LIGHT, WIDTH, add_axes, figure_style, fitted, new_figure
+from mechm.evaluation.figures.svg import to_svg
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 ROW = 54.0
-TOP = HEADER + 8.0
+"""Pixels per system."""
+LEFT, TOP = 24.0, HEADER + 8.0
 
 
 def draw_latency(results: Results, measured: SingleStream) -> str:
-    """The figure as an SVG document: a thick line at the median, a thin one at p99."""
+    """The figure as an SVG document: a thick line at the median, a thin one at p99.
+
+    Raises: MissingExtraError: matplotlib is not installed.
+    """
     rows = sorted(measured.systems, key=lambda one: (one.llm, one.latency.p50_ms))
     described = (
         f"{one.system}: p50 {one.latency.p50_ms:,.0f} ms, p99 {one.latency.p99_ms:,.0f} ms of {one.latency.n}"
         for one in rows
     )
-    axes = LogAxes(
-        around([ms for one in rows for ms in one.latency.samples_ms]),
-        (1.0, 10.0),
-        left=24.0,
-        top=TOP,
-        width=WIDTH - 48.0,
-        height=ROW * len(rows),
-    )
-    return sheet(
-        below_title(results),
-        f"Milliseconds for {measured.conversation}",
-        ". ".join(described),
-        axes.bottom + 56,
-        _drawing(axes, rows),
-    )
+    title, subtitle = f"Latency of {measured.conversation}", subtitle_of(results)
+    height = ROW * len(rows)
+    with figure_style():
+        figure = new_figure(title, subtitle, TOP + height + 56)
+        _draw_rows(add_axes(figure, left=LEFT, top=TOP, width=WIDTH - 2 * LEFT, height=height), rows)
+        return to_svg(figure, f"{title}: {fitted(subtitle)}", ". ".join(described))
 
 
-def _drawing(axes: LogAxes, rows: list[SystemTimes]) -> Iterator[str]:
-    for value in round_values(axes.x_range):
-        x, _ = axes.at(value, 1.0)
-        yield f'<path class="grid" d="M{x:.1f} {axes.top:.1f}V{axes.bottom:.1f}"/>'
-        yield text(x, axes.bottom + 18, f"{value:,g}", "soft middle")
-    yield text(axes.left + axes.width / 2, axes.bottom + 40, "milliseconds a conversation", "middle")
+def _draw_rows(axes: Axes, rows: list[SystemTimes]) -> None:
+    """Rows from the top; one unit of the y axis is a pixel, downwards."""
+    set_log_axis(axes.xaxis, padded_range([ms for one in rows for ms in one.latency.samples_ms]))
+    axes.set(ylim=(ROW * len(rows), 0), yticks=[], xlabel="milliseconds per conversation")
     for number, one in enumerate(rows):
-        colour = "two" if one.is_rival else "one"
-        base = axes.top + ROW * number
-        spread = f"p50 {one.latency.p50_ms:,.0f}, p99 {one.latency.p99_ms:,.0f}, {one.latency.n} times"
-        yield text(axes.left + 4, base + 18, f"{one.system}: {spread}", "strong" if not one.is_rival else "")
-        for ms in one.latency.samples_ms:
-            x, _ = axes.at(ms, 1.0)
-            yield f'<circle class="dot-{colour}" fill-opacity="0.35" cx="{x:.1f}" cy="{base + 36:.1f}" r="4"/>'
-        for ms, width in ((one.latency.p50_ms, 3), (one.latency.p99_ms, 1)):
-            x, _ = axes.at(ms, 1.0)
-            style = f'style="stroke-width:{width};stroke-dasharray:none"'
-            yield f'<path class="{colour}" {style} d="M{x:.1f} {base + 26:.1f}v20"/>'
+        colour = LIGHT["two" if one.is_rival else "one"]
+        latency, top = one.latency, ROW * number
+        axes.text(
+            4 / (WIDTH - 2 * LEFT),
+            top + 18,
+            f"{one.system}: p50 {latency.p50_ms:,.0f}, p99 {latency.p99_ms:,.0f}, {latency.n} queries",
+            transform=axes.get_yaxis_transform(),
+            fontweight="normal" if one.is_rival else "bold",
+        )
+        queries = [top + 36] * len(latency.samples_ms)
+        axes.plot(latency.samples_ms, queries, "o", color=colour, alpha=0.35, gid=f"queries-{number}")
+        for ms, width in ((latency.p50_ms, 3), (latency.p99_ms, 1)):
+            axes.plot([ms, ms], [top + 26, top + 46], color=colour, linewidth=width, solid_capstyle="butt")

@@ -1,4 +1,7 @@
-"""A score report in pictures: SVG files that stand alone, in light and dark, and say what they show in words too."""
+"""Figures of a score report: SVG files that stand alone, for light and dark pages, each with a description in words.
+
+They need matplotlib (`pip install 'mechm[bench]'`), which is imported when one is drawn.
+"""
 
 from __future__ import annotations
 
@@ -7,18 +10,19 @@ from pathlib import Path
 from mechm.evaluation.figures.confusion import draw_confusion
 from mechm.evaluation.figures.reliability import draw_reliability
 from mechm.evaluation.figures.risk_coverage import draw_risk_coverage
+from mechm.evaluation.figures.style import require_matplotlib
 from mechm.evaluation.report import ScoreReport
 from mechm_runtime.errors import InputError
 from mechm_runtime.output.writers import write_bytes
 
-__all__ = ["draw_confusion", "draw_reliability", "draw_risk_coverage", "write_figures"]
+__all__ = ["draw_confusion", "draw_reliability", "draw_risk_coverage", "require_matplotlib", "write_figures"]
 
 
 def write_figures(report: ScoreReport, folder: Path) -> list[Path]:
-    """Write a picture for each part of the report that has one; the folder is made where it is missing.
+    """Write a figure for each part of the report that has one; the folder is made where it is missing.
 
     Returns: the files; none for the report of a submission.
-    Raises: InputError: the folder or a file cannot be written.
+    Raises: MissingExtraError: matplotlib is not installed. InputError: the folder or a file cannot be written.
     """
     drawings = {}
     if report.emotions is not None:

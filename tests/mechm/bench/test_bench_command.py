@@ -98,10 +98,11 @@ def test_pictures_say_what_they_show(results: tuple[Path, dict[str, Any]]) -> No
         described = figure.findtext(f"{SVG}desc") or ""
         assert "mechm, no Llama" in described
         width = float(figure.get("width") or 0)
-        for circle in figure.iter(f"{SVG}circle"):
-            assert 0 < float(circle.get("cx") or 0) < width
+        for mark in figure.iter(f"{SVG}use"):
+            assert 0 < float(mark.get("x") or 0) < width
     latency = ElementTree.parse(pictures[0]).getroot()  # noqa: S314
-    assert len(list(latency.iter(f"{SVG}circle"))) == 4 + 2
+    queries = [group for group in latency.iter(f"{SVG}g") if (group.get("id") or "").startswith("queries-")]
+    assert sum(len(list(group.iter(f"{SVG}use"))) for group in queries) == 4 + 2
 
 
 @pytest.mark.parametrize(

@@ -7,12 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
+from mechm.bench.figures import write_figures
 from mechm.bench.readme import BEGIN, END, bend, readme_table, table_of, with_table
-from mechm.bench.results import read_results
+from mechm.bench.results import read_results, results_of
 from mechm_runtime.errors import InputError
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 def results(made: str, p50_ms: float) -> dict[str, Any]:
@@ -118,3 +122,22 @@ def test_a_folder_with_other_json_is_refused(tmp_path: Path) -> None:
 def test_throughput_bends_where_more_sessions_bring_no_more() -> None:
     rates = {1: 3.0, 2: 5.0, 4: 9.6, 8: 10.0, 16: 9.9}
     assert bend([{"n_sessions": n, "utterances_per_s": rate} for n, rate in rates.items()]) == 4
+
+
+def test_results_are_read_as_they_were_written(repository: Path) -> None:
+    found = read_results(repository / "benchmarks" / "results")
+    for document in found.values():
+        assert json.loads(results_of(document).to_json()) == document
+    with pytest.raises(InputError, match="incomplete"):
+        results_of({"made": "2026-01-01"})
+
+
+def test_the_shipped_figures_are_those_of_the_shipped_results(repository: Path, tmp_path: Path) -> None:
+    """Names and words, not bytes: those follow matplotlib's version."""
+    folder = repository / "benchmarks" / "results"
+    written = [path for one in read_results(folder).values() for path in write_figures(results_of(one), tmp_path)]
+    assert sorted(path.name for path in written) == sorted(path.name for path in folder.glob("*.svg"))
+    for path in written:
+        drawn, shipped = (ElementTree.parse(file).getroot() for file in (path, folder / path.name))  # noqa: S314
+        for tag in ("title", "desc"):
+            assert drawn.findtext(f"{SVG}{tag}") == shipped.findtext(f"{SVG}{tag}")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
 from mechm.evaluation.figures import write_figures
-from mechm.evaluation.figures.sheet import STYLE
+from mechm.evaluation.figures.style import DARK, LIGHT
 from mechm.evaluation.report import ScoreReport
 from mechm.evaluation.run import evaluate, score_submission
 from mechm_runtime.errors import InputError
@@ -49,6 +50,15 @@ def words(figure: ElementTree.Element) -> list[str]:
     return [element.text or "" for element in figure.iter(f"{SVG}text")]
 
 
+def groups(figure: ElementTree.Element, name: str) -> list[ElementTree.Element]:
+    """What was drawn under names that start so."""
+    return [element for element in figure.iter(f"{SVG}g") if (element.get("id") or "").startswith(name)]
+
+
+def drawn(group: ElementTree.Element) -> str:
+    return " ".join(f"{path.get('d')} {path.get('style')}" for path in group.iter(f"{SVG}path"))
+
+
 def test_every_figure_stands_alone_and_says_what_it_is_of(report: ScoreReport, tmp_path: Path) -> None:
     written = write_figures(report, tmp_path / "made" / "figures")
     assert [path.name for path in written] == NAMES
@@ -66,11 +76,10 @@ def test_every_figure_stands_alone_and_says_what_it_is_of(report: ScoreReport, t
 
 def test_the_matrix_holds_every_count(report: ScoreReport, tmp_path: Path) -> None:
     figure = ElementTree.parse(write_figures(report, tmp_path)[0]).getroot()  # noqa: S314
-    cells = [element.get("fill-opacity") for element in figure.iter(f"{SVG}rect") if element.get("class") == "cell"]
+    cells = groups(figure, "cell-")
     assert len(cells) == 7 * 8, "a column for abstentions"
-    assert sum(float(str(opacity)) for opacity in cells) == pytest.approx(0.75, abs=0.01), (
-        "shares of the one row there is"
-    )
+    opacities = [float(found) for cell in cells for found in re.findall(r"fill-opacity: ([\d.]+)", drawn(cell))]
+    assert sum(opacities) == pytest.approx(0.75, abs=0.01), "shares of the one row there is"
     assert {*EMOTIONS, "abstained", "50%", "25%"} <= set(words(figure))
     description = figure.find(f"{SVG}desc")
     assert description is not None
@@ -81,15 +90,16 @@ def test_curves_lie_where_their_values_are(report: ScoreReport, tmp_path: Path) 
     _, risk_coverage, reliability = (ElementTree.parse(p).getroot() for p in write_figures(report, tmp_path))  # noqa: S314
     assert report.risk_coverage is not None
     assert [point.risk for point in report.risk_coverage.curve] == pytest.approx([0, 0, 1 / 3])
-    (line,) = risk_coverage.iter(f"{SVG}polyline")
-    points = [tuple(map(float, point.split(","))) for point in str(line.get("points")).split()]
+    (line,) = groups(risk_coverage, "curve")
+    points = [(float(x), float(y)) for x, y in re.findall(r"[ML] ([\d.]+) ([\d.]+)", drawn(line))]
     (x0, y0), (x1, y1), (x2, y2) = points
     assert y0 == y1 > y2, "up is more risk, and y grows downwards"
     assert x1 - x0 == pytest.approx(x2 - x1, abs=0.2), "coverage rises by a quarter each time"
-    marks = [e for e in reliability.iter() if "dot" in (e.get("class") or "")]
+    marks = groups(reliability, "mark-")
     assert report.calibration is not None
     n_marks = len(report.calibration.emotions.bins) + len(report.calibration.pairs.bins)
-    assert len(marks) == n_marks + 2, "and two in the legend"
+    assert len(marks) == n_marks
+    assert sum("ECE of" in line for line in words(reliability)) == 2, "and two in the legend"
 
 
 def luminance(colour: str) -> float:
@@ -105,8 +115,7 @@ def contrast(one: str, other: str) -> float:
 
 
 def test_text_can_be_read_in_light_and_dark() -> None:
-    for theme in re.findall(r":root\{([^}]*)\}", STYLE):
-        colours = dict(rule.removeprefix("--").split(":") for rule in theme.split(";"))
+    for colours in (LIGHT, DARK):
         assert contrast(colours["soft"], colours["card"]) >= 4.5
         card, heat = ([int(colours[name][i : i + 2], 16) for i in (1, 3, 5)] for name in ("card", "heat"))
         for opacity in (0.0, 0.25, 0.5, 0.75):
@@ -122,3 +131,34 @@ def test_a_submission_has_no_figures_and_a_file_is_no_folder(report: ScoreReport
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot make"):
         write_figures(report, tmp_path / "file")
+
+
+def test_equal_reports_have_equal_bytes_and_matplotlib_is_left_as_it_was(report: ScoreReport, tmp_path: Path) -> None:
+    import matplotlib
+
+    matplotlib.rcParams["font.size"] = 31
+    try:
+        first = [path.read_bytes() for path in write_figures(report, tmp_path / "one")]
+        assert matplotlib.rcParams["font.size"] == 31
+    finally:
+        matplotlib.rcdefaults()
+    assert [path.read_bytes() for path in write_figures(report, tmp_path / "two")] == first
+
+
+def test_a_light_install_is_told_which_extra_draws(fresh_python: Any) -> None:
+    code = "from mechm.evaluation.figures import require_matplotlib as r; r()"
+    done = fresh_python(code, without=("matplotlib",))
+    assert "MissingExtraError" in done.stderr
+    assert "bench" in done.stderr
+
+
+def test_drawing_uses_no_pyplot(fresh_python: Any) -> None:
+    code = (
+        "import sys, mechm.evaluation.figures; assert 'matplotlib' not in sys.modules\n"
+        "from mechm.evaluation.figures.style import add_axes, figure_style, new_figure\n"
+        "from mechm.evaluation.figures.svg import to_svg\n"
+        "with figure_style(): to_svg(new_figure('a', 'b', 200), 'a', 'b')\n"
+        "assert 'matplotlib.pyplot' not in sys.modules"
+    )
+    done = fresh_python(code)
+    assert done.returncode == 0, done.stderr
