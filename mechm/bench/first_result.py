@@ -1,20 +1,24 @@
-"""A command of `mechm` in a process of its own that tells its peak of memory at the end: `start` runs it.
+"""Runs one `mechm` command in this process and reports the process's peak memory at the end, for `start`.
 
-python -m mechm.bench.first_result analyze conversation.json --json -
+    python -m mechm.bench.first_result analyze conversation.json --json -
+
+The command is found as a shell finds it, by the package's entry point, so that nothing here imports the command line.
 """
 
 from __future__ import annotations
 
 import sys
+from importlib.metadata import distribution
 
 PEAK = "peak resident bytes:"
 
 
 def main() -> None:
-    """Run the command line that was given, then say the peak on standard error."""
+    """Run the command line that was given, then write the peak to standard error."""
     from mechm.bench.machine import peak_resident_bytes
-    from mechm.cli import main as mechm
 
+    (command,) = distribution("mechm").entry_points.select(group="console_scripts", name="mechm")
+    mechm = command.load()
     code: object = 0
     try:
         mechm(sys.argv[1:])

@@ -35,15 +35,31 @@ SCENARIOS: tuple[Scenario, ...] = get_args(Scenario)
 
 
 @dataclass(frozen=True, slots=True)
-class BenchConfig:
-    """What is measured.
+class Amounts:
+    """How often and how long things are measured.
 
-    own: ours, in every configuration. baselines: rivals, and rivals: what they share. conversation: what is analysed.
-    modalities: what ours and rivals read of it; empty for what the bundle's weights learned to read.
-    gold: annotated conversations with the file's name, scored where there are some; n_short: how many of them rivals
-    are scored on. n_repeats: queries of ours; n_rounds: of each rival; n_starts: fresh processes. n_queries: of the
-    offline scenario. turns: of a session, where its newest utterance is timed. bound_ms: of the server's p99;
-    duration_s: of arrivals at each rate. command: for the record.
+    n_repeats: single-stream queries per configuration of MECHM. n_rounds: per rival. n_starts: fresh processes per row.
+    n_queries: of the offline scenario. turns: of a session at which its newest utterance is timed; the last ends it.
+    bound_ms: that the server's p99 has to stay below. duration_s: of arrivals, per rate that the server tries.
+    """
+
+    n_repeats: int = 40
+    n_rounds: int = 3
+    n_starts: int = 3
+    n_queries: int = 16
+    turns: tuple[int, ...] = TURNS
+    bound_ms: float = 2000.0
+    duration_s: float = 8.0
+
+
+@dataclass(frozen=True, slots=True)
+class BenchConfig:
+    """Systems, scenarios and material of one run.
+
+    own: configurations of MECHM. baselines: rivals; rivals: what they share. conversation: the one that is analysed.
+    modalities: that all systems use; empty for those that the bundle's weights were trained on.
+    gold: annotated conversations to score on, may be empty; gold_name: their file's name; n_short: how many of them
+    rivals are scored on. command: the command line, for the record.
     """
 
     scenarios: tuple[Scenario, ...]
@@ -56,13 +72,7 @@ class BenchConfig:
     gold: Sequence[LabelledConversation] = ()
     gold_name: str = ""
     n_short: int = 10
-    n_repeats: int = 40
-    n_rounds: int = 3
-    n_starts: int = 3
-    n_queries: int = 16
-    turns: tuple[int, ...] = TURNS
-    bound_ms: float = 2000.0
-    duration_s: float = 8.0
+    amounts: Amounts = Amounts()
     command: str = ""
 
 
@@ -118,8 +128,8 @@ def run_bench(bundle: Bundle, config: BenchConfig, on_progress: Progress) -> Res
             rivals,
             config.conversation,
             run.described,
-            n_rounds=config.n_rounds,
-            n_repeats=config.n_repeats,
+            n_rounds=config.amounts.n_rounds,
+            n_repeats=config.amounts.n_repeats,
             on_progress=on_progress,
         )
         results = replace(results, single_stream=measured)
@@ -143,7 +153,7 @@ def _alone(run: _Run, results: Results, limits: Limits | None) -> Results:
                 one,
                 config.conversation,
                 limits=limits,
-                n_repeats=max(1, config.n_repeats // 4),
+                n_repeats=max(1, config.amounts.n_repeats // 4),
                 on_progress=run.step(f"stages: {one.name}"),
             )
             for one in config.own
@@ -155,7 +165,7 @@ def _alone(run: _Run, results: Results, limits: Limits | None) -> Results:
             config.own,
             config.conversation,
             run.modalities,
-            n_runs=config.n_starts,
+            n_runs=config.amounts.n_starts,
             on_progress=run.report,
         )
         results = replace(results, start=started)
@@ -164,7 +174,9 @@ def _alone(run: _Run, results: Results, limits: Limits | None) -> Results:
     if run.wants("session"):
         n_frames = run.bundle.fusion.n_frames
         held = [
-            run_session(Own(run.bundle, one), config.conversation, n_frames, turns=config.turns, on_progress=run.report)
+            run_session(
+                Own(run.bundle, one), config.conversation, n_frames, turns=config.amounts.turns, on_progress=run.report
+            )
             for one in config.own
         ]
         results = replace(results, session=tuple(held))
@@ -184,7 +196,7 @@ def _under_load(run: _Run, results: Results) -> Results:
         system = Own(run.bundle, one)
         measured = run_offline(
             system,
-            [config.conversation] * config.n_queries,
+            [config.conversation] * config.amounts.n_queries,
             run.described,
             n_workers=config.n_threads,
             n_threads=1,
@@ -196,11 +208,11 @@ def _under_load(run: _Run, results: Results) -> Results:
                 system,
                 config.conversation,
                 run.described,
-                bound_ms=config.bound_ms,
+                bound_ms=config.amounts.bound_ms,
                 capacity_per_s=measured.conversations_per_s,
                 n_workers=config.n_threads,
                 n_threads=1,
-                duration_s=config.duration_s,
+                duration_s=config.amounts.duration_s,
                 on_progress=run.step(f"server: {one.name}"),
             )
             server.append(found)

@@ -1,33 +1,26 @@
 """`mechm analyze`: recordings and transcripts in, emotions and their causes out.
 
-It parses, shows and says what was written; what an input is and whether an output can be written is decided in
-`inputs` and `outputs`, the analysis is `mechm_runtime.Pipeline`.
+It parses, shows progress and reports what was written. Inputs are read by `options.inputs`, outputs checked and
+written by `options.outputs`; the analysis is `mechm_runtime.Pipeline`.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mechm.cli.options.engine import engine_option
-from mechm.cli.options.llm import llm_options
+from mechm.cli.options.pipeline import pipeline_options
 
 if TYPE_CHECKING:
-    from rich.progress import Progress
-
     from mechm.cli.options.outputs import Outputs
-    from mechm_runtime.bundle.precision import EngineName
-    from mechm_runtime.engines.base import EngineConfig
+    from mechm.cli.options.pipeline import PipelineOptions
     from mechm_runtime.errors import InputError
-    from mechm_runtime.llm.rescoring import Llm
-    from mechm_runtime.llm.vllm.config import ServerConfig
     from mechm_runtime.media import MediaLimits
-    from mechm_runtime.pipeline import Pipeline, Precision
+    from mechm_runtime.pipeline import Pipeline
     from mechm_runtime.types import Analysis, Conversation
 
 EXAMPLES = """\b
@@ -40,10 +33,7 @@ Examples:
 """
 
 INTERRUPTED = 130
-"""What shells report for a command that Ctrl-C ended: 128 and the signal's number."""
-
-STAGES = {"text": 1, "media": 10, "fusion": 1, "llm": 10}
-"""The pipeline's stages in their order, with how long an utterance takes in each, roughly and in proportion."""
+"""The exit code that shells report for a command ended by Ctrl-C: 128 and the signal's number."""
 
 MAX_LISTED = 20
 """Failed conversations that are listed; the rest are counted."""
@@ -54,54 +44,39 @@ _File = click.Path(path_type=Path)
 @click.command(epilog=EXAMPLES)
 @click.argument("source", metavar="INPUT", type=_File)
 @click.option(
-    "--transcript", type=_File, metavar="FILE", help="Who says what, and when: SRT, WebVTT, STM, RTTM or JSON."
+    "--transcript", type=_File, metavar="FILE", help="Who says what and when: SRT, WebVTT, STM, RTTM or JSON."
 )
-@click.option(
-    "--bundle",
-    type=_File,
-    metavar="DIR",
-    help="Analyse with this bundle. Default: the one that `make demo` built, or MECHM_BUNDLE.",
-)
-@click.option("--precision", type=click.Choice(["fp32", "int8"]), help="Which of the bundle's precisions to run.")
-@engine_option
-@llm_options
+@pipeline_options
 @click.option(
     "--modality",
     "modalities",
     type=click.Choice(["text", "audio", "face", "scene"]),
     multiple=True,
-    help="Use only this one; may be given several times. Default: what the input has and the weights learned to read.",
+    help="Use only this modality; may be repeated. Default: those that the input has and the model was trained on.",
 )
-@click.option(
-    "--threads", type=click.IntRange(min=1), metavar="N", help="Threads to compute with. Default: up to four."
-)
+@click.option("--threads", type=click.IntRange(min=1), metavar="N", help="CPU threads. Default: one per core, up to 4.")
 @click.option(
     "--limit-duration",
     "limit_duration_s",
     type=click.FloatRange(min=0, min_open=True),
     metavar="SECONDS",
-    help="Refuse recordings that last longer. Default: 28800 (8 hours).",
+    help="Refuse longer recordings. Default: 28800 (8 hours).",
 )
 @click.option(
     "--deadline-ms",
     type=click.FloatRange(min=0, min_open=True),
     metavar="MS",
-    help="Answer each conversation in this time where possible: leaves out the Llama first, then scenes, then faces.",
+    help="Try to answer each conversation within MS milliseconds: leaves out the Llama first, then scenes, then faces.",
 )
 @click.option("--json", "json_path", type=_File, metavar="FILE", help="Write JSON; `-` prints it instead of the table.")
 @click.option("--vtt", "vtt_path", type=_File, metavar="FILE", help="Write WebVTT subtitles with emotions and causes.")
-@click.option("--submission", "submission_path", type=_File, metavar="FILE", help="Write the pairs in SemEval's form.")
-@click.option("--report", "report_path", type=_File, metavar="FILE", help="Write a page to look at (HTML).")
+@click.option("--submission", "submission_path", type=_File, metavar="FILE", help="Write pairs in the SemEval format.")
+@click.option("--report", "report_path", type=_File, metavar="FILE", help="Write a report to open in a browser (HTML).")
 @click.option("--quiet", "-q", is_flag=True, help="No table, no progress bar: only files, `--json -` and errors.")
 def analyze(
     source: Path,
     transcript: Path | None,
-    bundle: Path | None,
-    precision: Precision | None,
-    engine: EngineName,
-    llm: Llm | None,
-    asked_below: float | None,
-    server: ServerConfig | None,
+    options: PipelineOptions,
     modalities: tuple[str, ...],
     threads: int | None,
     limit_duration_s: float | None,
@@ -120,21 +95,20 @@ def analyze(
     - a recording (any audio or video file, a picture) with its --transcript;
       without one only up to 30 seconds, taken as a single utterance
     - a transcript alone: ECF / SemEval JSON, MECPE text, SRT, WebVTT, STM
-    - a folder with a clip per utterance (dia1utt1.mp4 ...) and its --transcript
+    - a folder with one clip per utterance (dia1utt1.mp4 ...) and its --transcript
 
-    A transcript of many conversations is analysed conversation by conversation. A clip or track that is missing or
-    cannot be decoded is named below the table, and its utterance is analysed from what else there is.
+    A transcript with several conversations is analysed one conversation at a time. A clip or track that is missing or
+    cannot be decoded is named below the table; its utterance is analysed from the rest.
 
-    Several conversations: JSON becomes a line each, `--vtt talks.vtt` a file each (talks.16.vtt). If some of them
-    cannot be analysed, the others are shown and written all the same, the failed ones are listed at the end, and the
-    exit code is not 0.
+    With several conversations, JSON has one line and `--vtt talks.vtt` one file (talks.16.vtt) per conversation. If
+    some of them cannot be analysed, the others are still shown and written, the failed ones are listed at the end, and
+    the exit code is not 0.
 
     Exit codes: 0 done, 2 bad input or usage, 130 interrupted, 1 anything else. Files are written at the end, whole
-    or not at all. Nothing leaves this machine, but the words for a server elsewhere that --llm-url names.
+    or not at all. Nothing leaves this machine, except the words that go to a server named by --llm-url.
     """
     try:
-        from mechm.cli.options.outputs import Outputs
-        from mechm_runtime.engines.base import EngineConfig
+        from mechm.cli.options.outputs import AnalysisPrinter, Outputs
         from mechm_runtime.media import MediaLimits
         from mechm_runtime.types import MODALITIES
 
@@ -143,9 +117,8 @@ def analyze(
             raise click.UsageError("--quiet shows nothing: give --json, --vtt, --submission or --report with it")
         limits = MediaLimits() if limit_duration_s is None else MediaLimits(max_duration_s=limit_duration_s)
         conversations = read_input(source, transcript, outputs, limits, modalities or MODALITIES)
-        config = EngineConfig(n_threads=threads or 0, engine=engine)
-        pipeline = load_pipeline(bundle, precision, config, llm, asked_below, server, modalities or None, limits)
-        show = Printer(outputs, heading=len(conversations) > 1, quiet=quiet)
+        pipeline = options.load(n_threads=threads, modalities=modalities or None, limits=limits)
+        show = AnalysisPrinter(outputs, heading=len(conversations) > 1, quiet=quiet)
         analyses, failures = analyze_all(pipeline, conversations, show, quiet=quiet, deadline_ms=deadline_ms)
         finish(outputs, conversations, analyses, failures, title=source.stem or source.resolve().name, quiet=quiet)
         show.check()
@@ -157,7 +130,7 @@ def analyze(
 def read_input(
     source: Path, transcript: Path | None, outputs: Outputs, limits: MediaLimits, modalities: Sequence[str]
 ) -> tuple[Conversation, ...]:
-    """The conversations to analyse, after everything that can be refused before the work has been looked at.
+    """Read the conversations and check everything that can be refused before the work.
 
     Raises: InputError and its kinds: the input, an output, or modalities that the input cannot have.
     """
@@ -175,34 +148,6 @@ def read_input(
     return conversations
 
 
-def load_pipeline(
-    bundle: Path | None,
-    precision: Precision | None,
-    engine: EngineConfig,
-    llm: Llm | None,
-    asked_below: float | None,
-    server: ServerConfig | None,
-    modalities: Sequence[str] | None,
-    limits: MediaLimits,
-) -> Pipeline:
-    """The pipeline as the options say.
-
-    Raises: BundleError, ProviderError, MissingExtraError, LlmUnavailableError.
-    """
-    from mechm_runtime.pipeline import Pipeline
-
-    return Pipeline.from_bundle(
-        bundle,
-        precision=precision,
-        engine=engine,
-        modalities=modalities,
-        limits=limits,
-        llm=llm,
-        server=server,
-        asked_below=asked_below,
-    )
-
-
 def analyze_all(
     pipeline: Pipeline,
     conversations: Sequence[Conversation],
@@ -211,17 +156,18 @@ def analyze_all(
     quiet: bool,
     deadline_ms: float | None = None,
 ) -> tuple[list[Analysis], list[tuple[Conversation, InputError]]]:
-    """Analyse one conversation after the other, showing each when it is done.
+    """Analyse one conversation after the other and show each when it is done.
 
-    deadline_ms: of each.
+    deadline_ms: per conversation.
     Returns: the analyses, and the conversations that could not be analysed with the reason.
-    Raises: InputError: the only conversation cannot be analysed. Other MechmErrors: nothing could be, whatever it is.
+    Raises: InputError: the only conversation cannot be analysed. Other MechmErrors: no conversation could be.
     """
+    from mechm.cli.options.progress import AnalysisProgress
     from mechm_runtime.errors import InputError
 
     analyses: list[Analysis] = []
     failures: list[tuple[Conversation, InputError]] = []
-    with Bar(conversations, pipeline.modalities, pipeline.llm, hidden=quiet) as bar:
+    with AnalysisProgress(conversations, pipeline.modalities, pipeline.llm, hidden=quiet) as bar:
         for conversation in conversations:
             try:
                 analysis = pipeline.analyze(conversation, progress=bar.begin(conversation), deadline_ms=deadline_ms)
@@ -236,61 +182,6 @@ def analyze_all(
     return analyses, failures
 
 
-class Printer:
-    """Puts analyses on standard output: as tables, as lines of JSON, or not at all.
-
-    Where standard output gives up (a full disk, `| head`) the analyses may still go to files: what happened is kept
-    for `check`, and raised at once only where there are no files to write.
-    """
-
-    def __init__(self, outputs: Outputs, *, heading: bool, quiet: bool) -> None:
-        """`heading`: name the conversation above its table."""
-        self._as_json = outputs.json_to_stdout
-        self._silent = quiet and not self._as_json
-        self._heading = heading
-        self._has_files = outputs.has_files
-        self._failure: OSError | None = None
-
-    def __call__(self, analysis: Analysis) -> None:
-        """Print one analysis."""
-        if self._silent or self._failure is not None:
-            return
-        try:
-            if self._as_json:
-                click.echo(analysis.to_json().encode("utf-8", errors="backslashreplace"))
-            else:
-                self._table(analysis)
-        except OSError as error:
-            self._failure = error
-            if not self._has_files:
-                self.check()
-
-    def check(self) -> None:
-        """Raise what printing failed with, if it did.
-
-        Raises: MechmError; or BrokenPipeError, on which click ends quietly: the pipe's reader has seen enough.
-        """
-        from mechm_runtime.errors import MechmError
-
-        if isinstance(self._failure, BrokenPipeError):
-            raise self._failure
-        if self._failure is not None:
-            raise MechmError(
-                f"cannot print: {self._failure.strerror or self._failure}", hint="write to a file: --json FILE"
-            ) from self._failure
-
-    def _table(self, analysis: Analysis) -> None:
-        from mechm_runtime.output.formatting import printable
-        from mechm_runtime.output.table import render_table
-
-        text = render_table(analysis)
-        if self._heading:
-            text = f"Conversation {printable(analysis.conversation_id)}\n{text}"
-        # Where the terminal's encoding has no arrows, question marks are better than no table.
-        encoding = sys.stdout.encoding or "utf-8"
-        click.echo(text.encode(encoding, errors="replace").decode(encoding), nl=self._heading)
-
-
 def finish(
     outputs: Outputs,
     conversations: Sequence[Conversation],
@@ -300,7 +191,7 @@ def finish(
     title: str,
     quiet: bool,
 ) -> None:
-    """Write the files, say where they are, and list what failed.
+    """Write the files, name them, and list what failed.
 
     Raises: InputError: a conversation could not be analysed or a file not be written; everything else is done.
     """
@@ -324,78 +215,3 @@ def finish(
         )
     if unwritten:
         raise unwritten[0]
-
-
-class Bar:
-    """A progress bar over all conversations, on standard error and only where that is a terminal.
-
-    It counts an utterance in each stage that it will go through, so that it also moves inside a long conversation.
-    """
-
-    def __init__(
-        self, conversations: Sequence[Conversation], modalities: Sequence[str], llm: Llm, *, hidden: bool
-    ) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-        console = Console(stderr=True)
-        columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
-        self._shown = console.is_terminal and not hidden
-        self._progress: Progress = Progress(*columns, console=console, transient=True, disable=not self._shown)
-        self._with_text = "text" in modalities
-        self._with_llm = llm != "none"
-        self._with_media = tuple(modalities) != ("text",)
-        self._n_conversations = len(conversations)
-        self._n_begun = 0
-        self._end = 0
-        total = sum(sum(self._stages(conversation).values()) for conversation in conversations)
-        self._task = self._progress.add_task("Analysing", total=total)
-
-    def __enter__(self) -> Bar:
-        if self._shown:
-            self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._shown:
-            self._progress.stop()
-
-    def begin(self, conversation: Conversation) -> Callable[[str, int, int], None]:
-        """Start on the next conversation; returns what the pipeline reports to."""
-        stages = self._stages(conversation)
-        start = self._end
-        self._end += sum(stages.values())
-        self._n_begun += 1
-        where = f" {self._n_begun} of {self._n_conversations}" if self._n_conversations > 1 else ""
-        self._progress.update(self._task, completed=start, description=f"Analysing{where}")
-
-        def report(stage: str, n_done: int, n_total: int) -> None:
-            if stage in stages:
-                names = list(stages)
-                before = sum(stages[name] for name in names[: names.index(stage)])
-                self._progress.update(self._task, completed=start + before + stages[stage] * n_done / max(n_total, 1))
-
-        return report
-
-    @contextmanager
-    def aside(self) -> Iterator[None]:
-        """Take the bar away while something is printed: both may go to the same terminal."""
-        if self._shown:
-            self._progress.stop()
-        try:
-            yield
-        finally:
-            if self._shown:
-                self._progress.start()
-
-    def _stages(self, conversation: Conversation) -> dict[str, int]:
-        """The stages that this conversation goes through, and the bar's length of each."""
-        has_media = conversation.media is not None or any(u.media is not None for u in conversation.utterances)
-        stages = dict(STAGES)
-        if not self._with_text:
-            del stages["text"]
-        if not (self._with_media and has_media):
-            del stages["media"]
-        if not self._with_llm:
-            del stages["llm"]
-        return {stage: units * len(conversation.utterances) for stage, units in stages.items()}

@@ -1,44 +1,33 @@
-"""`mechm evaluate`: score a submission or a bundle on annotated conversations."""
+"""`mechm evaluate`: scores a submission or a bundle on annotated conversations."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from mechm.cli.options.engine import engine_option
-from mechm.cli.options.llm import llm_options
+from mechm.cli.options.pipeline import pipeline_options
 
 if TYPE_CHECKING:
+    from mechm.cli.options.pipeline import PipelineOptions
+    from mechm.evaluation.gold import Gold
     from mechm.evaluation.report import ScoreReport
-    from mechm_runtime.bundle.precision import EngineName
-    from mechm_runtime.llm.rescoring import Llm
-    from mechm_runtime.llm.vllm.config import ServerConfig
-    from mechm_runtime.pipeline import Precision
-    from mechm_runtime.types import LabelledConversation
+
+_File = click.Path(path_type=Path)
 
 
 @click.command()
-@click.argument("gold", type=click.Path(path_type=Path))
-@click.option(
-    "--submission", type=click.Path(path_type=Path), metavar="FILE", help="Score this SemEval submission (JSON)."
-)
-@click.option(
-    "--bundle",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Analyse with this bundle. Default: the one that `make demo` built, or MECHM_BUNDLE.",
-)
-@click.option("--precision", type=click.Choice(["fp32", "int8"]), help="Which of the bundle's precisions to run.")
-@engine_option
-@llm_options
+@click.argument("gold_path", metavar="GOLD", type=_File)
+@click.option("--submission", type=_File, metavar="FILE", help="Score this SemEval submission (JSON), not a bundle.")
+@pipeline_options
 @click.option(
     "--clips",
-    type=click.Path(path_type=Path),
+    type=_File,
     metavar="DIR",
-    help="Analyse sound and picture too: a clip per utterance (dia1utt1.mp4, or as MELD stores them).",
+    help="Analyse audio and video too: a folder with one clip per utterance (dia1utt1.mp4, or in MELD's folders). "
+    "Default: text alone.",
 )
 @click.option("--limit", type=click.IntRange(min=1), metavar="N", help="Score only the first N conversations.")
 @click.option(
@@ -46,143 +35,119 @@ if TYPE_CHECKING:
     type=click.FloatRange(0, 1),
     multiple=True,
     metavar="P",
-    help="Also say what is left if it abstains where no emotion is this probable; may be repeated.",
+    help="Also score abstention: no answer where no emotion has a probability of P; may be repeated.",
 )
 @click.option(
     "--figures",
-    type=click.Path(path_type=Path),
+    type=_File,
     metavar="DIR",
-    help="Write confusion.svg, risk_coverage.svg and reliability.svg there.",
+    help="Write confusion.svg, risk_coverage.svg and reliability.svg there (needs mechm[bench]).",
 )
-@click.option("--json", "json_path", type=click.Path(path_type=Path), metavar="FILE", help="Write the scores as JSON.")
+@click.option("--json", "json_path", type=_File, metavar="FILE", help="Write the scores as JSON.")
 def evaluate(
-    gold: Path,
+    gold_path: Path,
     submission: Path | None,
-    bundle: Path | None,
-    precision: Precision | None,
-    engine: EngineName,
-    llm: Llm | None,
-    asked_below: float | None,
-    server: ServerConfig | None,
+    options: PipelineOptions,
     clips: Path | None,
     limit: int | None,
     abstain_below: tuple[float, ...],
     figures: Path | None,
     json_path: Path | None,
 ) -> None:
-    """Score a bundle, or a submission that exists, on annotated data.
+    """Score a bundle, or an existing submission, on annotated conversations.
 
     GOLD is ECF / SemEval JSON with emotions and pairs, or MECPE text (ECF's train.txt, dev.txt, test.txt). The score
     is that of SemEval-2024 Task 3 Subtask 2: F1 over six emotions, weighted by how often each is annotated; and micro
-    F1. Scores on different gold files do not compare.
+    F1. Scores on different gold files are not comparable.
 
-    A bundle's emotions and probabilities are scored too: confusion, calibration error, risk against coverage.
+    For a bundle, emotions and probabilities are scored too: confusion, calibration error, risk against coverage.
     """
     if submission is not None:
-        options = {
-            "--bundle": bundle,
-            "--precision": precision,
-            "--llm": llm,
-            "--llm-below": asked_below,
-            "--clips": clips,
-            "--figures": figures,
-        }
-        for name, value in (options | {"--abstain-below": abstain_below or None}).items():
-            if value is not None:
-                raise click.UsageError(f"--submission is scored as it is: leave {name} out")
+        refuse_bundle_options(options, {"--clips": clips, "--figures": figures, "--abstain-below": abstain_below})
+    check_outputs(json_path, figures)
 
-    from rich.console import Console
-
-    from mechm.evaluation.figures import write_figures
-    from mechm.evaluation.report import render
+    from mechm.evaluation.gold import read_gold
     from mechm.evaluation.run import score_submission
-    from mechm_runtime.errors import InputError
-    from mechm_runtime.output.writers import write_bytes
-    from mechm_runtime.readers import read_labelled, read_submission
+    from mechm_runtime.readers import read_submission
 
-    # Before the work, not after it: analysing a test set can take an hour.
+    gold = read_gold(gold_path, limit)
+    if submission is None:
+        report = evaluate_bundle(gold, options, clips, abstain_below)
+    else:
+        predicted = read_submission(submission)
+        system = f"submission {submission.name}"
+        report = score_submission(gold.conversations, predicted, gold_name=gold.name, system=system)
+    write_report(report, json_path, figures)
+
+
+def refuse_bundle_options(options: PipelineOptions, others: Mapping[str, object]) -> None:
+    """Refuse options that have no effect on a submission.
+
+    others: values by option.
+    Raises: UsageError: one of them was given.
+    """
+    given = {
+        "--bundle": options.bundle,
+        "--precision": options.precision,
+        "--llm": options.llm,
+        "--llm-below": options.asked_below,
+        **others,
+    }
+    for name, value in given.items():
+        if value not in (None, ()):
+            raise click.UsageError(f"--submission is scored as it is: leave {name} out")
+
+
+def check_outputs(json_path: Path | None, figures: Path | None) -> None:
+    """Refuse outputs that would fail, before the work: analysing a test set can take an hour.
+
+    Raises: InputError: a folder is missing, or a file is in its place. MissingExtraError: figures without matplotlib.
+    """
+    from mechm.evaluation.figures import require_matplotlib
+    from mechm_runtime.errors import InputError
+
     if json_path is not None and not json_path.parent.is_dir():
         raise InputError(f"{json_path}: the folder does not exist", hint=f"mkdir -p {json_path.parent}")
     if figures is not None and figures.exists() and not figures.is_dir():
         raise InputError(f"--figures {figures} is a file", hint="give the name of a folder")
-    labelled = read_labelled(gold)
-    gold_name = gold.name
-    if limit is not None and limit < len(labelled):
-        gold_name = f"{gold.name}, first {limit} of {len(labelled)}"
-        labelled = labelled[:limit]
-    if submission is not None:
-        report = score_submission(
-            labelled, read_submission(submission), gold_name=gold_name, system=f"submission {submission.name}"
-        )
-    else:
-        report = _run_bundle(
-            gold,
-            labelled,
-            gold_name,
-            bundle=bundle,
-            precision=precision,
-            engine=engine,
-            llm=llm,
-            asked_below=asked_below,
-            server=server,
-            clips=clips,
+    if figures is not None:
+        require_matplotlib()
+
+
+def evaluate_bundle(
+    gold: Gold, options: PipelineOptions, clips: Path | None, abstain_below: Sequence[float]
+) -> ScoreReport:
+    """Analyse the conversations with a bundle, with a progress bar, and score the answers."""
+    from mechm.cli.options.progress import utterance_progress
+    from mechm.evaluation.run import evaluate as score_analyses
+
+    conversations = None if clips is None else gold.with_clips(clips)
+    pipeline = options.load()
+    engine = None if options.engine == "onnxruntime" else options.engine
+    system = (f"bundle {pipeline.bundle_id}", options.precision, engine, f"llm {pipeline.llm}")
+    with utterance_progress(gold.n_utterances) as on_progress:
+        return score_analyses(
+            gold.conversations,
+            pipeline.analyze,
+            gold_name=gold.name,
+            system=", ".join(filter(None, system)),
+            conversations=conversations,
             abstain_below=abstain_below,
+            on_progress=on_progress,
         )
+
+
+def write_report(report: ScoreReport, json_path: Path | None, figures: Path | None) -> None:
+    """Print the report as tables, and write it as JSON and as figures where these were asked for."""
+    from rich.console import Console
+
+    from mechm.evaluation.figures import write_figures
+    from mechm.evaluation.report import render
+    from mechm_runtime.output.writers import write_bytes
+
     Console().print(render(report))
     if json_path is not None:
         write_bytes(json_path, (report.to_json() + "\n").encode())
     if figures is not None:
         for path in write_figures(report, figures):
             click.echo(f"wrote {path}")
-
-
-def _run_bundle(
-    gold: Path,
-    labelled: Sequence[LabelledConversation],
-    gold_name: str,
-    *,
-    bundle: Path | None,
-    precision: Precision | None,
-    engine: EngineName,
-    llm: Llm | None,
-    asked_below: float | None,
-    server: ServerConfig | None,
-    clips: Path | None,
-    abstain_below: Sequence[float],
-) -> ScoreReport:
-    """Analyse the conversations with a bundle, with a progress bar on the terminal's error stream."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    from mechm.evaluation.run import evaluate as run_evaluation
-    from mechm_runtime.engines.base import EngineConfig
-    from mechm_runtime.pipeline import Pipeline
-    from mechm_runtime.readers import clip_names, clips_for
-
-    conversations = None
-    if clips is not None:
-        conversations = clips_for([one.conversation for one in labelled], clips, names=clip_names(gold))
-    pipeline = Pipeline.from_bundle(
-        bundle, precision=precision, engine=EngineConfig(engine=engine), llm=llm, server=server, asked_below=asked_below
-    )
-    run: list[str] = [precision] if precision else []
-    run += [engine] if engine != "onnxruntime" else []
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("utterances"),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
-        task = progress.add_task("Analysing", total=sum(len(one.emotions) for one in labelled))
-        return run_evaluation(
-            labelled,
-            pipeline.analyze,
-            gold_name=gold_name,
-            system=", ".join([f"bundle {pipeline.bundle_id}", *run, f"llm {pipeline.llm}"]),
-            conversations=conversations,
-            abstain_below=abstain_below,
-            on_progress=lambda n_utterances: progress.advance(task, n_utterances),
-        )

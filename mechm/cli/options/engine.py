@@ -1,4 +1,4 @@
-"""What runs the graphs: the option of the commands that analyse."""
+"""The inference engine: the option of the commands that analyse."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ engine_option = click.option(
     type=click.Choice(["onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"]),
     default="onnxruntime",
     show_default=True,
-    help="What runs the graphs. onnxruntime-gpu is onnxruntime on an NVIDIA GPU: 16 bits where the bundle was exported "
-    "with --target onnxruntime-gpu, else fp32. openvino is for bundles exported with --target openvino, and answers "
-    "closer to fp32 than onnxruntime in int8 does; it runs others in fp32. tensorrt and tensorrt-rtx run what mechm "
-    "export engines has put into the bundle, on an NVIDIA GPU.",
+    help="Inference engine. onnxruntime: CPU. onnxruntime-gpu: NVIDIA GPU, 16 bits if the bundle was exported with "
+    "--target onnxruntime-gpu, else fp32. openvino: Intel CPU, for bundles exported with --target openvino (closer to "
+    "fp32 than onnxruntime in int8), others run in fp32. tensorrt, tensorrt-rtx: NVIDIA GPU, with the engines that "
+    "mechm export engines has added to the bundle.",
 )

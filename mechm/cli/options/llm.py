@@ -1,11 +1,9 @@
-"""Which Llama is asked, and where: the options of the commands that analyse."""
+"""The Llama that rescores utterances and where it runs: the options of the commands that analyse."""
 
 from __future__ import annotations
 
-import functools
 import os
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -13,43 +11,36 @@ if TYPE_CHECKING:
     from mechm_runtime.llm.rescoring import Llm
     from mechm_runtime.llm.vllm.config import ServerConfig
 
-
-def llm_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add `--llm`, `--llm-url` and `--llm-below`, which reach the command as `llm`, `server` and `asked_below`."""
-
-    @functools.wraps(command)
-    def with_llm(*, llm: Llm | None, llm_url: str | None, llm_below: float | None, **arguments: Any) -> None:
-        if llm == "none" and llm_below is not None:
-            raise click.UsageError("--llm-below says when the Llama is asked, and --llm none that it never is")
-        command(llm=llm, server=_server(llm, llm_url), asked_below=llm_below, **arguments)
-
-    which = click.option(
+LLM_OPTIONS = (
+    click.option(
         "--llm",
         type=click.Choice(["none", "onnx", "vllm", "vllm-local"]),
-        help="Which Llama is asked about what was said: the bundle's own graph (onnx), a server that serves it "
-        "(vllm, see mechm serve llm), vLLM in this process (vllm-local), or none, which is faster and finds less. "
-        "Default: onnx, where the bundle has it.",
-    )
-    where = click.option(
+        help="Where the Llama runs that rescores utterances from their text. onnx: here, the bundle's own graph. vllm: "
+        "on a server (mechm serve llm). vllm-local: here, in vLLM. none: no Llama, which is faster and less accurate. "
+        "Default: onnx if the bundle has it, else none.",
+    ),
+    click.option(
         "--llm-url",
         metavar="URL",
-        help="Where the server of --llm vllm is, whose key is taken from VLLM_API_KEY. Default: http://127.0.0.1:8000",
-    )
-    below = click.option(
+        help="The server of --llm vllm; its key is read from VLLM_API_KEY. Default: http://127.0.0.1:8000",
+    ),
+    click.option(
         "--llm-below",
         type=click.FloatRange(0.0, 1.0),
         metavar="P",
-        help="Ask the Llama about utterances whose likeliest emotion has less than this probability without it. "
-        "Default: what the bundle says, chosen on dev; 1 asks about all.",
-    )
-    return which(where(below(with_llm)))
+        help="Rescore only utterances whose likeliest emotion has a probability below P; 1 rescores all. "
+        "Default: the bundle's own threshold, chosen on dev.",
+    ),
+)
 
 
-def _server(llm: Llm | None, url: str | None) -> ServerConfig | None:
-    """The server to ask, None where none is.
+def server_for(llm: Llm | None, url: str | None, asked_below: float | None) -> ServerConfig | None:
+    """The server that the three options name, None where no server is asked.
 
-    Raises: UsageError: an address that would not be used. InputError: it is no address.
+    Raises: UsageError: an option that would have no effect. InputError: `url` is no address.
     """
+    if llm == "none" and asked_below is not None:
+        raise click.UsageError("--llm-below says when the Llama is asked, and --llm none that it never is")
     if llm == "vllm":
         return server_config(url)
     if url is not None:

@@ -1,19 +1,21 @@
-"""The files that `mechm analyze` was asked for: checked before the work, written after it.
+"""The output of `mechm analyze`: files, checked before the work and written after it, and what is printed.
 
-It knows which file goes where; the forms themselves are `mechm_runtime.output.writers` and
-`mechm_runtime.output.report`.
+The formats themselves are in `mechm_runtime.output`.
 """
 
 from __future__ import annotations
 
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from mechm_runtime.errors import InputError
+import click
+
+from mechm_runtime.errors import InputError, MechmError
 from mechm_runtime.types import Analysis, Conversation
 
 STANDARD_OUTPUT = Path("-")
@@ -21,10 +23,10 @@ STANDARD_OUTPUT = Path("-")
 
 @dataclass(frozen=True, slots=True)
 class Outputs:
-    """Where to write what; None where nothing was asked for.
+    """One path per format; None where the format was not asked for.
 
     json: `STANDARD_OUTPUT` prints it and writes no file.
-    vtt: a file beside it for each of several conversations, see `mechm_runtime.output.writers.write_vtts`.
+    vtt: several conversations get one file each beside it, see `mechm_runtime.output.writers.vtt_paths`.
     """
 
     json: Path | None = None
@@ -53,10 +55,10 @@ class Outputs:
         return any((self.json_file, self.vtt, self.submission, self.report))
 
     def check(self, conversations: Sequence[Conversation], inputs: Sequence[Path]) -> None:
-        """Refuse now what would fail, or destroy something, when the work is done.
+        """Refuse outputs that would fail, or overwrite an input, after the work.
 
-        conversations: those to be analysed, all of them.
-        inputs: files given on the command line, which no output may replace; clips and recordings are added to them.
+        conversations: all that will be analysed.
+        inputs: files from the command line, which no output may replace; clips and recordings are added to them.
         Raises: InputError: a folder in a file's place, a folder that is missing or not writable, one file for two
             outputs or for an input and an output, or subtitles without times.
         """
@@ -79,11 +81,11 @@ class Outputs:
     def write(
         self, analyses: Sequence[Analysis], conversations: Sequence[Conversation], *, title: str
     ) -> tuple[tuple[Path, ...], tuple[InputError, ...]]:
-        """Write every file; one that fails stops no other.
+        """Write every file; the others are still written when one fails.
 
-        analyses: those that succeeded, at least one; conversations: all that were read. Names and forms follow the
-            latter, so that a conversation that failed does not change the others' files.
-        Returns: the files written, and what went wrong with the others.
+        analyses: those that succeeded, at least one. conversations: all that were read; file names and formats follow
+            these, so that a failed conversation does not change the files of the others.
+        Returns: the files written, and one error per file that was not.
         """
         from mechm_runtime.output.report import write_report
         from mechm_runtime.output.writers import vtt_paths, write_json, write_submission, write_vtt
@@ -124,6 +126,59 @@ class Outputs:
             yield "--report", self.report
 
 
+class AnalysisPrinter:
+    """Prints analyses on standard output: as tables, as lines of JSON, or not at all.
+
+    When standard output fails (a full disk, `| head`), the analyses may still go to files: the error is kept for
+    `check`, and raised at once only if there are no files to write.
+    """
+
+    def __init__(self, outputs: Outputs, *, heading: bool, quiet: bool) -> None:
+        """`heading`: print the conversation's id above its table."""
+        self._as_json = outputs.json_to_stdout
+        self._silent = quiet and not self._as_json
+        self._heading = heading
+        self._has_files = outputs.has_files
+        self._failure: OSError | None = None
+
+    def __call__(self, analysis: Analysis) -> None:
+        """Print one analysis."""
+        if self._silent or self._failure is not None:
+            return
+        try:
+            if self._as_json:
+                click.echo(analysis.to_json().encode("utf-8", errors="backslashreplace"))
+            else:
+                self._table(analysis)
+        except OSError as error:
+            self._failure = error
+            if not self._has_files:
+                self.check()
+
+    def check(self) -> None:
+        """Raise the error that printing failed with, if it did.
+
+        Raises: MechmError; or BrokenPipeError, on which click ends quietly: the reader of the pipe wanted no more.
+        """
+        if isinstance(self._failure, BrokenPipeError):
+            raise self._failure
+        if self._failure is not None:
+            raise MechmError(
+                f"cannot print: {self._failure.strerror or self._failure}", hint="write to a file: --json FILE"
+            ) from self._failure
+
+    def _table(self, analysis: Analysis) -> None:
+        from mechm_runtime.output.formatting import printable
+        from mechm_runtime.output.table import render_table
+
+        text = render_table(analysis)
+        if self._heading:
+            text = f"Conversation {printable(analysis.conversation_id)}\n{text}"
+        # Where the terminal's encoding has no arrows, question marks are better than no table.
+        encoding = sys.stdout.encoding or "utf-8"
+        click.echo(text.encode(encoding, errors="replace").decode(encoding), nl=self._heading)
+
+
 def _media(conversations: Sequence[Conversation]) -> Iterator[Path]:
     for conversation in conversations:
         if conversation.media is not None:
@@ -132,9 +187,9 @@ def _media(conversations: Sequence[Conversation]) -> Iterator[Path]:
 
 
 def _check_writable(option: str, path: Path) -> bool:
-    """Whether the path is a device or pipe, which is written as it is.
+    """Check that a file can be written there; returns whether it is a device or a pipe, which is written in place.
 
-    Raises: InputError: it is a folder or `-`, its folder is missing or may not be written, or it is no usable path.
+    Raises: InputError: it is a folder or `-`, its folder is missing or not writable, or the path is not usable.
     """
     if path == STANDARD_OUTPUT:
         raise InputError(f"{option} - : only --json goes to standard output", hint="give the name of a file")
