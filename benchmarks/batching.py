@@ -1,11 +1,11 @@
-"""Does joining the runs of conversations that are analysed at the same time pay on this machine?
+"""Measures whether joining the runs of concurrent conversations into batches is faster on this machine.
 
-Threads analyse conversations of words with one pipeline as fast as they can, with joined runs and without, in turns.
-Reports conversations per second and what one takes, for 1, 4 and 16 threads; with one thread nothing can be joined, and
-the two have to be alike.
+Threads analyse text conversations with one pipeline as fast as they can, with and without joined runs, in turns.
+Reports conversations per second and milliseconds per conversation for 1, 4 and 16 threads. With one thread nothing can
+be joined, so both must be alike.
 
-Limit to expect: on a CPU a larger batch costs as much as its parts, so that joining gains little more than what a call
-costs, and padding is lost; on a GPU a batch of 16 costs hardly more than one conversation. Prints a table and one JSON
+Limit to expect: on a CPU a large batch costs as much as its parts, so joining saves little more than the overhead of a
+call and loses on padding; on a GPU a batch of 16 costs hardly more than one conversation. Prints a table and one JSON
 line.
 
     python benchmarks/batching.py --bundle DIR --conversations ecf/dev.txt
@@ -35,7 +35,7 @@ from mechm_runtime.readers import read_labelled
 
 
 def measure(pipeline: Pipeline, talks: Sequence[Conversation], n_threads: int) -> tuple[float, list[float]]:
-    """Conversations per second, and the milliseconds of each."""
+    """Analyse all conversations; returns conversations per second and the milliseconds of each."""
     took: list[float] = []
 
     def analyse(talk: Conversation) -> None:

@@ -1,11 +1,11 @@
-"""What is lost, and what is gained, where the Llama is not asked about what the fusion is sure of?
+"""Measures accuracy and time when the Llama rescores only utterances that the fusion is unsure of.
 
     python benchmarks/early_exit.py --bundle DIR --gold ecf/dev.txt
 
-The bundle's default graphs on the CPU, text alone, one conversation at a time, for several bounds of the fusion's
-certainty (`Pipeline(asked_below=...)`), in turns on the same conversations. The bound that the bundle was exported with
-is among them; it was chosen on `dev` (`mechm train combination`). The limit to expect: at 0 time and accuracy are the
-fusion's alone; above it the conversation must be read however few questions there are on it.
+Runs the bundle's default graphs on the CPU, text alone, one conversation at a time, with several thresholds of the
+fusion's probability (`Pipeline(asked_below=...)`), in turns on the same conversations. The bundle's own threshold is
+among them; it was chosen on `dev` (`mechm train combination`). Limit to expect: at 0, time and accuracy are those of
+the fusion alone; above 0 the Llama has to read the conversation however few questions there are.
 """
 
 from __future__ import annotations
@@ -36,14 +36,14 @@ BOUNDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 
 
 class Counting:
-    """Runs the Llama's graph and counts questions."""
+    """Runs the Llama's graph and counts its questions."""
 
     def __init__(self, engine: GraphRunner) -> None:
         self._engine = engine
         self.n_asked = 0
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Arrays by input name to arrays by output name."""
+        """Run the graph on arrays by input name; returns arrays by output name."""
         self.n_asked += len(inputs["emotion_at"])
         return self._engine.run(inputs)
 

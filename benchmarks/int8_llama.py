@@ -1,11 +1,11 @@
-"""How should the Llama become int8? Size, divergence, answers kept and CPU time of several recipes, in one process.
+"""Compares recipes of int8 for the Llama: size, divergence, answers kept and CPU time, in one process.
 
     python benchmarks/int8_llama.py --adapter runs/llm --conversations ecf/dev.txt [--limit 16]
 
-Every recipe is compared with the fp32 graph on every question of the same conversations: mean divergence in nats of
-the emotions' and of the causes' answers, and the share of questions whose likeliest answer is the same. Channels are
-evened out on other conversations (those that come with mechm), as in an export. CPU time is process time, one thread.
-Choose on `dev`, never on `test`; what a bundle keeps is decided by its gate, on the labels of fusion and Llama.
+Every recipe is compared with the fp32 graph on every question of the same conversations: mean divergence in nats of the
+emotions' and of the causes' answers, and the share of questions with the same likeliest answer. Channels are smoothed
+on other conversations (those that come with mechm), as in an export. CPU time is process time with one thread. Choose
+on `dev`, never on `test`; the gate of a bundle decides on the labels of fusion and Llama.
 """
 
 from __future__ import annotations
@@ -43,14 +43,14 @@ RECIPES: dict[str, tuple[bool, frozenset[str]]] = {
     "channels evened out, also a token in output projections": (True, TOKEN_SCALED | {"self_attn.o_proj"}),
     "channels evened out, a scale a token everywhere": (True, frozenset({"_proj"})),
 }
-"""Whether channels are evened out, and the layers whose activations have a scale a token."""
+"""By recipe: whether channels are smoothed, and the layers whose activations have one scale per token."""
 
 Outputs = list[dict[str, npt.NDArray[np.float32]]]
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One recipe's result; of the emotions and of the causes."""
+    """One recipe's result, for emotions and for causes."""
 
     recipe: str
     megabytes: float
@@ -66,7 +66,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--adapter", type=Path, default=pretrained_folder("small") / "llm")
     parser.add_argument(
-        "--trained", type=Path, default=pretrained_folder("small"), help="the fusion it is weighed with"
+        "--trained", type=Path, default=pretrained_folder("small"), help="the fusion that it is combined with"
     )
     parser.add_argument("--conversations", type=Path, required=True)
     parser.add_argument("--limit", type=int, default=16)
@@ -101,7 +101,7 @@ def main() -> None:
 
 
 def _run(part: ExportPart, graph: Path, feeds: Sequence[Feeds]) -> tuple[Outputs, float]:
-    """Answers, and milliseconds of CPU time a conversation."""
+    """Run a graph; returns the answers, and milliseconds of CPU time per conversation."""
     files = PartFiles(part.name, part.inputs, part.outputs, {}, "")
     engine = LlamaGraph(Engine(graph, EngineConfig(n_threads=1)), files)
     engine.run(feeds[0])

@@ -1,9 +1,9 @@
-"""How should the text encoder become int8? Labels kept, F1 and CPU time of several recipes, in one process.
+"""Compares recipes of int8 for the text encoder: labels kept, F1 and CPU time, in one process.
 
     python benchmarks/int8_recipes.py --conversations ecf/dev.txt [--trained DIR]
 
 Every recipe is compared with the fp32 graph on the same conversations. Choose on `dev`, never on `test`. CPU time is
-process time of the text encoder and the fusion over all conversations, one thread.
+process time of the text encoder and the fusion over all conversations, with one thread.
 """
 
 from __future__ import annotations

@@ -1,15 +1,15 @@
-"""What does the light install cost: disk, import time, time to the first result, memory?
+"""Measures the light install: disk, import time, time to the first result, memory.
 
 Makes a fresh virtual environment in a temporary folder, installs mechm from this checkout with the extras `cpu` and
 `media` and measures
 
-- the size of site-packages, in all and of the largest packages (pip and setuptools, which the environment brings, left
-  out);
+- the size of site-packages, in total and of the largest packages (without pip and setuptools, which every environment
+  has);
 - `import mechm_runtime`, in fresh processes, minus the start of Python itself;
-- with --bundle, --input and --transcript: from the start of the process to the first result of `mechm analyze`, and the
-  process' peak resident memory.
+- with --bundle, --input and --transcript: the time from the start of the process to the first result of `mechm
+  analyze`, and the process's peak resident memory.
 
-Limits to expect: Python starts in about 15 ms and numpy imports in 60 to 100 ms, so no import of ours can be faster;
+Limits to expect: Python starts in about 15 ms and numpy imports in 60 to 100 ms, so no import of MECHM can be faster;
 onnxruntime alone takes about 50 MB on disk. The first run of each measurement, which fills the disk cache and writes
 .pyc files, is not counted. Prints a table and one JSON line.
 
@@ -40,7 +40,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 class Times:
     """Seconds of repeated runs of one command, and the largest peak resident memory among them.
 
-    Linux starts a child's peak at its parent's, so `peak_rss_bytes` means nothing below this script's own 20 MB.
+    On Linux a child's peak starts at its parent's, so `peak_rss_bytes` below this script's own 20 MB has no meaning.
     """
 
     p50_s: float
@@ -51,7 +51,7 @@ class Times:
 
 
 def make_environment(folder: Path, extras: str, pip_arguments: Sequence[str]) -> Path:
-    """A new environment in `folder` with mechm and its extras; returns its Python."""
+    """Make an environment in `folder` with mechm and its extras; returns its Python."""
     venv.create(folder, with_pip=True)
     python = folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
     target = f"{REPOSITORY}[{extras}]"
@@ -60,7 +60,7 @@ def make_environment(folder: Path, extras: str, pip_arguments: Sequence[str]) ->
 
 
 def package_sizes(python: Path) -> dict[str, int]:
-    """Entry of site-packages -> bytes on disk, largest first, without pip and setuptools."""
+    """Bytes on disk by entry of site-packages, largest first, without pip and setuptools."""
     answer = subprocess.run(
         [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"],
         check=True,
@@ -102,7 +102,7 @@ def time_command(command: Sequence[str | Path], n_runs: int) -> Times:
 
 
 def versions(python: Path) -> dict[str, str]:
-    """Distribution -> version in the new environment."""
+    """Versions by distribution in the new environment."""
     code = (
         "import json; from importlib.metadata import distributions as d;"
         "print(json.dumps({x.metadata['Name']: x.version for x in d()}))"
@@ -120,7 +120,9 @@ def main() -> None:
     parser.add_argument("--input", type=Path)
     parser.add_argument("--transcript", type=Path)
     parser.add_argument("--runs", type=int, default=5)
-    parser.add_argument("--pip", action="append", default=[], metavar="ARG", help="handed to pip install; repeatable")
+    parser.add_argument(
+        "--pip", action="append", default=[], metavar="ARG", help="passed to pip install; may be repeated"
+    )
     options = parser.parse_args()
 
     with tempfile.TemporaryDirectory() as folder:

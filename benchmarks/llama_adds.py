@@ -1,13 +1,12 @@
-"""What does the Llama add to the fusion, and for how many milliseconds? Scores of the task on text, with their time.
+"""Measures the Llama's gain over the fusion alone: the task's scores on text, with the time per conversation.
 
     python benchmarks/llama_adds.py --bundle DIR --gold ecf/test.txt
 
-The bundle's graphs on the CPU, one conversation at a time, without the Llama and with it, in fp32 and in int8 on
-onnxruntime, and with int8 weights on OpenVINO where the bundle was exported for it (`--target openvino`); with --url
-also the fusion in int8 beside a vLLM server; in turns on the same conversations. Of a bundle without a Llama, the
-fusion alone. The limit to expect: the
-Llama reads every word twice, with a little more than the parameters of the fusion's text encoder, so it takes at least
-twice as long; the accuracy is what it is for.
+Runs the bundle's graphs on the CPU, one conversation at a time, without and with the Llama, in fp32 and in int8 on
+onnxruntime, and with int8 weights on OpenVINO if the bundle was exported for it (`--target openvino`); with --url also
+the fusion in int8 with a vLLM server; in turns on the same conversations. For a bundle without a Llama, the fusion
+alone. Limit to expect: the Llama reads every token twice, with slightly more parameters than the fusion's text encoder,
+so an analysis takes at least twice as long.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ SYSTEMS: tuple[tuple[Llm, EngineName, str], ...] = (
     ("onnx", "openvino", W8),
     ("vllm", "onnxruntime", "int8"),
 )
-"""Which Llama, what runs the graphs, and in which precision."""
+"""Where the Llama runs, the engine, and the precision."""
 
 
 def main() -> None:
@@ -48,7 +47,9 @@ def main() -> None:
     parser.add_argument("--bundle", type=Path, default=None, help="default: the one that make demo built")
     parser.add_argument("--gold", type=Path, required=True, help="annotated conversations")
     parser.add_argument("--url", default=None, help="a server that `mechm serve llm` started with this bundle")
-    parser.add_argument("--asked-below", type=float, default=None, help="default: what the bundle says; 1 asks always")
+    parser.add_argument(
+        "--asked-below", type=float, default=None, help="default: the bundle's own; 1 asks about every utterance"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=int, default=None, help="only the first conversations")
     given = parser.parse_args()
@@ -70,7 +71,7 @@ def main() -> None:
     ]
     analyses: list[list[Analysis]] = [[] for _ in systems]
     for one in labelled:
-        # In turns, so that a machine that slows down slows them all.
+        # In turns, so that a machine that slows down slows all of them.
         for pipeline, found in zip(pipelines, analyses, strict=True):
             found.append(pipeline.analyze(one.conversation))
     print(

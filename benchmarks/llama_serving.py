@@ -1,16 +1,16 @@
-"""How fast does the Llama answer, by writing and by scoring, packed and one by one, in the graph and from a server?
+"""Measures the Llama's answers by generating and by scoring: packed, one by one, in the graph and on a server.
 
     mechm export llm --bundle DIR && mechm serve llm --bundle DIR &
     mechm export bundle --target onnxruntime --target openvino --out DIR
     python benchmarks/llama_serving.py --bundle DIR --conversations ecf/test.txt --url http://127.0.0.1:8000
 
-Four questions on each conversation of ten utterances, in turns on the same conversations, one thread. The original way
-is that of MER-MCE and its kind: transformers' generate, greedy, 20 tokens, one question at a time, here with the same
-merged weights; what it writes is not read, since this Llama was trained to answer, not to write. A question is an
-emotion and its causes. Answers on a new conversation and on one that was read before are told apart: what is kept, in
-the server's cache or by the graph, is for conversations that grow, so a new one is what counts. Then the newest
-utterance of a conversation that grows, asked about alone, with a start that was read and with one that was not.
-`mechm evaluate --llm ...` says what each scores.
+Four questions on each conversation of ten utterances, in turns on the same conversations, with one thread. A question
+asks for an emotion and its causes. The original way is that of MER-MCE and similar systems: transformers' generate,
+greedy, 20 tokens, one question at a time, here with the same merged weights; the generated text is ignored, since this
+Llama was trained to be scored. New conversations are reported separately from known ones, whose tokens are in the
+server's cache or among the graph's keys and values: those matter for conversations that grow, new ones for everything
+else. Last, the newest utterance of a growing conversation, with its start known or not. Accuracy: `mechm evaluate
+--llm ...`.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mechm.bench.rivals.writers import ServerWriter, TransformersWriter, written_prompt
+from mechm.bench.rivals.generators import ServerGenerator, TransformersGenerator, generation_prompt
 from mechm_runtime.bundle.manifest import LLAMA, Bundle
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.precision import W8, EngineName
@@ -46,7 +46,7 @@ QUESTIONS = 4
 TURNS = (5, 20, 50)
 REPEATS = 5
 KNOWN = "conversation known"
-"""Of systems that keep what they have read: a server's prefix cache, the graph's keys and values."""
+"""For systems that cache earlier tokens: a server's prefix cache, the graph's keys and values."""
 
 Ask = Callable[[Sequence[Utterance], list[int]], Any]
 
@@ -66,12 +66,12 @@ def main() -> None:
     talks = [one.conversation.utterances for one in read_labelled(given.conversations)]
     talks = [talk[:UTTERANCES] for talk in talks if len(talk) >= UTTERANCES][: given.limit]
     systems = _systems(bundle, bundle.folder / bundle.served.folder, questions, given.url)
-    for ask in systems.values():  # the first run allocates
+    for ask in systems.values():  # the first run allocates memory
         ask(talks[-1], [0])
     times: dict[str, list[float]] = {name: [] for name in systems}
     for talk in talks:
         asked = np.linspace(0, len(talk) - 1, QUESTIONS).round().astype(int).tolist()
-        # In turns, so that a machine that slows down slows them all.
+        # In turns, so that a machine that slows down slows all of them.
         for name, ask in systems.items():
             if KNOWN in name:
                 ask(talk, [0])
@@ -105,7 +105,7 @@ def main() -> None:
 
 
 def _newest(ask: Ask, before: Sequence[Utterance], known: bool, run: int) -> float:
-    """Milliseconds for the last utterance of a conversation, whose start was read before or was not."""
+    """Milliseconds for the last utterance of a conversation, with its start known or not."""
     opening = Utterance(1, "A", f"Let us begin with number {time.perf_counter_ns()} of the conversations, run {run}.")
     talk = [opening, *before]
     if known:
@@ -155,17 +155,17 @@ def _writer(folder: Path, questions: QuestionTokenizer) -> Ask:
 
     torch.set_num_threads(1)
     llama = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
-    writer = TransformersWriter(llama, questions)
-    return lambda talk, asked: [writer.generate(written_prompt(questions, talk, position)) for position in asked]
+    writer = TransformersGenerator(llama, questions)
+    return lambda talk, asked: [writer.generate(generation_prompt(questions, talk, position)) for position in asked]
 
 
 def _server_writer(url: str, questions: QuestionTokenizer) -> Ask:
-    writer = ServerWriter(ServerConfig(url), questions)
+    writer = ServerGenerator(ServerConfig(url), questions)
 
     def ask(talk: Sequence[Utterance], asked: list[int]) -> Any:
-        # A cache of its own, so that the scoring that follows does not find the conversation read.
+        # A separate cache, so that the scoring that follows does not find the conversation in it.
         salt = f"written {id(talk)}"
-        return [writer.generate(written_prompt(questions, talk, position), salt) for position in asked]
+        return [writer.generate(generation_prompt(questions, talk, position), salt) for position in asked]
 
     return ask
 

@@ -1,12 +1,12 @@
-"""How long until each of the Llama's backends has answered a first question, and how much memory does it take?
+"""Measures the time from process start to the Llama's first answer, and its memory, for each backend.
 
     mechm export llm --bundle DIR
     python benchmarks/llama_start.py --bundle DIR --vllm-python .venv-vllm/bin/python
 
-Every backend in a fresh process with one thread, three times, the least of each; from the start of the process to the
-answer on a first conversation, and the process' peak of resident memory. vLLM's server is started by `mechm serve llm`,
-which says both itself: its time until it has answered, its processes' memory then. The limit to expect: the weights
-have to be read once, at the disk's speed, and be there once.
+Each backend runs in a fresh process with one thread, three times; the lowest of each value counts: seconds to the
+answer on a first conversation, and the process's peak resident memory. vLLM's server is started by `mechm serve llm`,
+which reports both itself: the time until it has answered, and the memory of its processes then. Limit to expect: the
+weights have to be read once, at the disk's speed, and held in memory once.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def main() -> None:
         served = [_served(given.vllm_python, given.bundle, given.port) for _ in range(REPEATS)]
         least = {"start_s": min(s for s, _ in served), "memory_gb": min(gb for _, gb in served)}
         rows.append({"backend": "vllm server", **least})
-    print(f"{platform.machine()}, one thread, least of {REPEATS}; bundle {open_bundle(given.bundle).id}")
+    print(f"{platform.machine()}, one thread, lowest of {REPEATS} runs; bundle {open_bundle(given.bundle).id}")
     print(f"{'backend':14}{'start s':>9}{'memory GB':>11}")
     for row in rows:
         print(f"{row['backend']:14}{row['start_s']:9.1f}{row['memory_gb']:11.2f}")
@@ -76,7 +76,7 @@ def _started(python: Path, bundle: Path, backend: str) -> tuple[float, float]:
 
 
 def _answer(folder: Path, backend: str) -> None:
-    """Answer one question in this process and print its peak of memory in bytes."""
+    """Answer one question in this process and print its peak memory in bytes."""
     bundle = open_bundle(folder, check_hashes=False)
     if bundle.llama is None:
         raise SystemExit("the bundle has no Llama")

@@ -1,11 +1,11 @@
-"""What does it cost to get at the sound and the frames of a recording's utterances, beside decoding all of it?
+"""Measures decoding only the spans of utterances against decoding a whole recording, for audio and frames.
 
-Reads a recording's spans as the pipeline does, and as a plain program would with PyAV: every frame decoded, those that
-are wanted scaled to the same size, the sound in a second pass resampled to 16 kHz mono. Both take turns, one thread
-each; processor time of the decoding alone, in this process. Frames are held against each other: they have to be equal.
+Reads a recording's spans as the pipeline does, and as a plain program with PyAV does: every frame decoded, the needed
+ones scaled to the same size, the audio in a second pass resampled to 16 kHz mono. Both take turns with one thread;
+processor time of the decoding alone, in this process. The frames are compared and have to be equal.
 
-Limit to expect: in H.264 about half of the frames are referred to by others and have to be decoded; sound has to be
-decoded whole. Prints a table and one JSON line.
+Limit to expect: in H.264 about half of the frames are referenced by others and have to be decoded; audio has to be
+decoded completely. Prints a table and one JSON line.
 
     python benchmarks/media_decoding.py sample/conversation.mp4 --transcript sample/conversation.srt
 """
@@ -34,12 +34,12 @@ Spans = Sequence[tuple[float, float]]
 
 
 def moments(span: tuple[float, float], n_frames: int) -> list[float]:
-    """The middles of equal parts of a span, as the reader takes them."""
+    """The middles of equal parts of a span, where the reader takes frames."""
     return [span[0] + (k + 0.5) / n_frames * (span[1] - span[0]) for k in range(n_frames)]
 
 
 def as_the_pipeline(path: Path, spans: Spans, n_frames: int) -> Frames:
-    """Frames of all spans by the decoding process' own code."""
+    """Frames of all spans, decoded by the pipeline's reader."""
     frames: Frames = []
     with ExitStack() as stack:
         recording = Recording(str(path), MediaLimits(), stack)
@@ -52,7 +52,7 @@ def as_the_pipeline(path: Path, spans: Spans, n_frames: int) -> Frames:
 
 
 def all_of_it(path: Path, spans: Spans, n_frames: int) -> Frames:
-    """Frames of all spans with every frame decoded, and the sound."""
+    """Frames of all spans, with every frame and the audio decoded."""
     wanted = sorted(moment for span in spans for moment in moments(span, n_frames))
     frames: Frames = []
     with av.open(str(path)) as container:
@@ -75,7 +75,7 @@ def all_of_it(path: Path, spans: Spans, n_frames: int) -> Frames:
 
 
 def scaled(frame: av.VideoFrame) -> NDArray[np.uint8]:
-    """RGB with the longer side at most that of the limits."""
+    """The frame in RGB, its longer side at most that of the limits."""
     scale = min(1.0, MediaLimits().max_side / max(frame.width, frame.height))
     width, height = round(frame.width * scale), round(frame.height * scale)
     pixels = frame.to_ndarray(format="rgb24", width=width, height=height, interpolation="BICUBIC")
@@ -112,7 +112,7 @@ def main() -> None:
     medians = {name: statistics.median(values) for name, values in times.items()}
     for name, values in times.items():
         ratio = medians["all of it"] / medians[name]
-        print(f"{name:<10}  p50 {medians[name]:7.1f}  worst {max(values):7.1f}  {ratio:.2f} times as fast")
+        print(f"{name:<10}  p50 {medians[name]:7.1f}  slowest {max(values):7.1f}  {ratio:.2f} times as fast")
     print(
         json.dumps({"recording": options.recording.name, "frames_equal": equal, "cpu_ms_p50": medians, "runs": times})
     )

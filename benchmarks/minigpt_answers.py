@@ -1,13 +1,14 @@
-"""How fast does an imported MiniGPT-v2 answer, against the original way, and does it write the same?
+"""Measures an imported MiniGPT-v2 against the original implementation: time per answer, and whether answers are equal.
 
     mechm import minigpt-v2 --checkpoint checkpoint.pth --llama Llama-2-7b-chat-hf --vit eva_vit_g.pth --out DIR
     vllm serve DIR/llm --enable-prompt-embeds --max-logprobs 64 --served-model-name mechm-llama
     python benchmarks/minigpt_answers.py --model DIR --checkpoint checkpoint.pth --llama Llama-2-7b-chat-hf \
         --url http://127.0.0.1:8000
 
-The Llama's part: questions about random image tokens, a picture each, up to 20 tokens written. The original way is that
-of MER-MCE's `eval_ECAC_cause.py`: transformers' generate with the LoRA unmerged beside the Llama (peft), 20 questions
-in a batch padded on the left. All in turns on the same questions; the ViT's time is the same everywhere and left out.
+Only the Llama is measured: questions about random image tokens, one picture each, up to 20 generated tokens. The
+original is MER-MCE's `eval_ECAC_cause.py`: transformers' generate with the LoRA unmerged beside the Llama (peft), 20
+questions per batch, padded on the left. All systems take turns on the same questions; the ViT takes the same time in
+all of them and is left out.
 """
 
 from __future__ import annotations
@@ -53,7 +54,7 @@ Ask = Callable[[Sequence[Question]], list[list[int]]]
 def main() -> None:
     """Time every system and print a table and one JSON line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", type=Path, required=True, help="what mechm import minigpt-v2 wrote")
+    parser.add_argument("--model", type=Path, required=True, help="output of mechm import minigpt-v2")
     parser.add_argument("--checkpoint", type=Path, required=True)
     parser.add_argument("--llama", type=Path, required=True, help="the Llama that it was trained on")
     parser.add_argument("--url", default=None, help="a vLLM server of DIR/llm")
@@ -80,12 +81,12 @@ def main() -> None:
     answers = [here.prompts.answer_ids(emotion) for emotion in EMOTIONS]
     for name, writer in scoring.items():
         systems[name] = _scoring(writer, answers)
-    for ask in systems.values():  # the first run allocates
+    for ask in systems.values():  # the first run allocates memory
         ask(_questions(here, 1, seed=10_000))
     times: dict[str, list[float]] = {name: [] for name in systems}
     same: dict[str, int] = dict.fromkeys(systems, 0)
     for turn in range(given.rounds):
-        # Pictures of a round's own, so that a server's cache has not read them.
+        # New pictures in each round, so that none is in a server's cache.
         asked = _questions(here, given.questions, seed=turn)
         expected: list[list[int]] = []
         for name, ask in systems.items():
@@ -98,13 +99,13 @@ def main() -> None:
         f"{given.rounds} x {given.questions} questions, {given.dtype}, {given.device}, torch {version('torch')} with "
         f"{torch.get_num_threads()} threads, transformers {version('transformers')}, {platform.machine()}"
     )
-    print(f"{'':44}{'ms a question':>14}{'ratio':>8}{'same words':>12}")
+    print(f"{'':44}{'ms per question':>16}{'ratio':>8}{'same text':>12}")
     slowest = np.array(next(iter(times.values())))
     rows = []
     for name, taken in times.items():
         ms, ratio = 1000 * float(np.median(taken)), float(np.median(slowest / taken))
         share = "" if name.endswith("scored") else f"{same[name]}/{given.rounds * given.questions}"
-        print(f"{name:44}{ms:14.0f}{ratio:8.2f}{share:>12}")
+        print(f"{name:44}{ms:16.0f}{ratio:8.2f}{share:>12}")
         rows.append({"system": name, "ms": round(ms, 1), "ratio": round(ratio, 3), "same": share or None})
     print(json.dumps(rows))
 
@@ -140,7 +141,7 @@ def _scoring(writer: Writer, answers: Sequence[Sequence[int]]) -> Ask:
 
 
 def _original(checkpoint: Path, llama: Path, dtype: torch.dtype, device: str, batch: int) -> Ask:
-    """`MiniGPTBase.generate` with peft's LoRA beside the Llama."""
+    """`MiniGPTBase.generate` with peft's unmerged LoRA."""
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM, GenerationConfig
 
@@ -187,7 +188,7 @@ def _original(checkpoint: Path, llama: Path, dtype: torch.dtype, device: str, ba
 
 
 def _until_the_end(ids: list[int]) -> list[int]:
-    """What is written before `</s>` (2); a batch is padded after it."""
+    """The tokens before `</s>` (2); a batch is padded after it."""
     return ids[: ids.index(2)] if 2 in ids else ids
 
 

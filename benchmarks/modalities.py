@@ -1,16 +1,15 @@
-"""Does a voice or a face help, and does a wrong one harm? Weighted F1 and emotion accuracy on annotated conversations.
+"""Measures the gain from a matching voice or face and the loss from a wrong one: weighted F1 and emotion accuracy.
 
     python benchmarks/modalities.py --conversations ecf/dev.txt --speech emodb [--frames FILE ...] [--trained DIR]
         [--llm DIR]
 
-ECF has no recordings here, so voices are real recordings of the annotated emotion (or of any emotion: "random") and
-faces are simulated readings, as in training (`mechm.data.simulated_modalities`). The voices are of speakers that the
-voice head never heard: it is fitted anew on the others, and where it is fitted nothing else learns from recordings.
-What matching ones gain still is the most that a voice can give, since acted speech says plainly what it means; what
-random ones cost is what to look at. With --frames the scene encoder reads frames of those recordings or pictures, and
-every utterance is shown some of them by chance: what weights that learned nothing from frames make of real ones. With
---llm the Llama hears and sees the same (`mechm.llm.projection`) and both are weighed as in a bundle; it has nothing to
-read in a voice alone. Torch, fp32.
+ECF has no recordings here, so voices are real recordings of the annotated emotion (or of any emotion: "random"), and
+faces are simulated, as in training (`mechm.data.simulated_modalities`). The speakers of the voices are unknown to the
+voice head: it is fitted again on the other speakers, and no other part learns from recordings. The gain from matching
+voices is an upper bound, since acted speech is unusually clear; the loss from random ones is the important number. With
+--frames the scene encoder reads frames of those recordings or pictures, and each utterance gets some of them at random:
+the effect of real frames on weights that were not trained on any. With --llm the Llama gets the same audio and faces
+(`mechm.llm.projection`) and both are combined as in a bundle; audio alone gives it no text to read. Torch, fp32.
 """
 
 from __future__ import annotations
@@ -69,12 +68,12 @@ CASES = {
     "text + random frames": (("text", "scene"), 1.0),
     "matching voice alone": (("audio",), 0.0),
 }
-"""Name -> what is read; share of wrong voices and faces."""
+"""By name: modalities, and the share of wrong voices and faces."""
 FRAMES_A_FILE = 16
 
 
 class Llama:
-    """A trained Llama with its soft tokens, and how it is weighed against the fusion."""
+    """A trained Llama with its soft tokens, and its combination with the fusion."""
 
     def __init__(self, adapter: Path, fusion: Path, network: Network) -> None:
         fitted = read_combination(adapter, fusion)
@@ -86,7 +85,7 @@ class Llama:
         self._projection = Projection(network.fusion, network.config.text.hidden_size, projector)
 
     def read(self, group: Sequence[LabelledConversation], evidence: Evidence) -> list[ScoredConversation]:
-        """Scores of a group with what stands beside its words."""
+        """Scores of a group of conversations with the given modalities."""
         with torch.inference_mode():
             tokens, evident = self._projection(evidence, *speakers_of([one.conversation for one in group]))
         soft = [
@@ -97,7 +96,7 @@ class Llama:
 
 
 def read_frames(paths: Sequence[Path]) -> npt.NDArray[np.float32]:
-    """What the scene encoder makes of frames of recordings or pictures, float32 (frames, scene width)."""
+    """Scene tokens of frames of recordings or pictures, float32 (frames, scene width)."""
     encoder, config = build_scene_encoder(SMALL, weights_path("scene")), scene_config(SMALL)
     tokens = []
     with MediaReader() as reader, torch.inference_mode():
@@ -119,8 +118,12 @@ def main() -> None:
     parser.add_argument("--frames", type=Path, nargs="+", help="recordings or pictures")
     parser.add_argument("--trained", type=Path, default=None)
     parser.add_argument("--llm", type=Path, default=None, help="an adapter with its combination and its projector")
-    parser.add_argument("--held-out", nargs="+", default=["13", "14"], help="speakers whose voices are heard")
-    parser.add_argument("--copies", type=int, default=N_COPIES, help="degraded copies that the voice head learns from")
+    parser.add_argument(
+        "--held-out", nargs="+", default=["13", "14"], help="speakers of the voices, unknown to the voice head"
+    )
+    parser.add_argument(
+        "--copies", type=int, default=N_COPIES, help="degraded copies per recording that the voice head is fitted on"
+    )
     given = parser.parse_args()
     folder = weights_path("text")
     network = build_network(SMALL, folder)
@@ -178,7 +181,7 @@ def main() -> None:
         f"{given.conversations.name}: {len(labelled)} conversations; {held_out.sum()} recordings of speakers left out"
     )
     print(f"torch {torch.__version__} fp32, {platform.machine()}")
-    print(f"{'read from':42}{'weighted F1':>13}{'emotion accuracy':>18}")
+    print(f"{'modalities':42}{'weighted F1':>13}{'emotion accuracy':>18}")
     for name, (f1, accuracy) in results.items():
         print(f"{name:42}{f1:13.4f}{accuracy:18.4f}")
     print(json.dumps({name: {"weighted_f1": f1, "emotion_accuracy": a} for name, (f1, a) in results.items()}))

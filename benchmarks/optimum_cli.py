@@ -1,7 +1,7 @@
-"""optimum-cli's export of an encoder, and its int8 for AVX512-VNNI: the rival of `encoders.py`. No benchmark by itself.
+"""optimum-cli's export of an encoder and its int8 for AVX512-VNNI, the rival in `encoders.py`; no benchmark by itself.
 
-It runs in an environment of its own (`make optimum`), a command a graph. What it writes is read by the same onnxruntime
-as ours. Whisper's encoder it exports for 30 s of sound at once, whatever was said.
+It runs in an environment of its own (`make optimum`), one command per graph. Its graphs run on the same onnxruntime as
+ours. Whisper's encoder is exported for 30 s of audio only.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 
 COMMAND = ("-W", "ignore", "-m", "optimum.commands.optimum_cli")
 TASKS = {"whisper": "automatic-speech-recognition"}
-"""By model_type, where the encoder alone is no task; `feature-extraction` for all others."""
+"""Task by model_type if the encoder alone has none; `feature-extraction` for all others."""
 MEASURED = """
 import resource, subprocess, sys
 code = subprocess.call(sys.argv[2:])
@@ -30,7 +30,7 @@ ENCODER = ("encoder_model.onnx", "model.onnx")
 
 @dataclass(frozen=True, slots=True)
 class RivalGraph:
-    """A graph that optimum-cli wrote. peak_gb: memory of the process that did."""
+    """A graph written by optimum-cli. peak_gb: peak memory of its process."""
 
     precision: str
     path: Path
@@ -39,7 +39,7 @@ class RivalGraph:
 
     @property
     def size_bytes(self) -> int:
-        """Of the graph and the weights beside it."""
+        """Size of the graph and its external weights."""
         return sum(file.stat().st_size for file in self.path.parent.glob(f"{self.path.name}*"))
 
 
@@ -70,12 +70,12 @@ def export_rivals(python: Path, model: Path, model_type: str, folder: Path) -> l
 
 
 def _run(python: Path, *arguments: str | Path) -> tuple[float, float]:
-    """Run a command: its seconds, and the most memory it had, in GB."""
+    """Run a command; returns its seconds and its peak memory in GB."""
     start = time.perf_counter()
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONPATH": ""}
     command = [str(python), *COMMAND, *map(str, arguments)]
     with tempfile.NamedTemporaryFile("w+") as peak:
-        # Between the two stands a small process: a child's peak begins with the memory of the process that forked it.
+        # A small process in between, since a child's peak starts with the memory of the process that forked it.
         between = [sys.executable, "-c", MEASURED, peak.name, *command]
         done = subprocess.run(between, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=offline)
         peak_kb = int(peak.read() or 0)

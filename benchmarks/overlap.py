@@ -1,13 +1,13 @@
-"""How much of a recording's analysis is model runs, and how should threads be spent: inside operators, or side by side?
+"""Measures the model runs' share of an analysis, and threads inside operators against encoders run in parallel.
 
-Analyses one recording again and again with different numbers of threads inside an operator and of lanes (encoders side
-by side), in turns, and compares with the sum of the model runs: every graph run once more on the inputs it got, one
-after the other, with all threads inside the operators and nothing else going on.
+Analyses one recording repeatedly with different numbers of threads inside an operator and of lanes (encoders in
+parallel), in turns, and compares with the sum of the model runs: every graph run again on the same inputs, one after
+the other, with all threads inside the operators and nothing else running.
 
-Limit to expect: with one lane the analysis takes the sum of the model runs, the face detector's among them, plus
-features, the scaling of frames and cutting out of faces, and what of the decoding is not hidden; with as many lanes as
-cores it can take less than the sum, since operators gain less from a second thread than encoders do from a second core.
-Prints a table and one JSON line.
+Limit to expect: with one lane the analysis takes the sum of the model runs (with the face detector's), plus features,
+scaling of frames, cropping of faces, and decoding that is not hidden behind them. With one lane per core it can take
+less than the sum, since encoders gain more from a second core than operators from a second thread. Prints a table and
+one JSON line.
 
     python benchmarks/overlap.py --bundle DIR sample/conversation.mp4 --transcript sample/conversation.srt
 """
@@ -37,7 +37,7 @@ Feeds = Mapping[str, npt.NDArray[Any]]
 
 
 class Recorder:
-    """A graph that keeps what it was run on."""
+    """A graph that stores its inputs."""
 
     def __init__(self, runner: GraphRunner) -> None:
         self.runner = runner
@@ -50,7 +50,7 @@ class Recorder:
 
 
 def record(bundle: Path | None, conversation: Conversation, config: EngineConfig) -> list[Recorder]:
-    """Every graph with the inputs that this conversation gives it."""
+    """Every graph with its inputs for this conversation."""
     opened = open_bundle(bundle)
     recorders: list[Recorder] = []
 
@@ -63,7 +63,7 @@ def record(bundle: Path | None, conversation: Conversation, config: EngineConfig
 
 
 def ms(started: float) -> float:
-    """Milliseconds since then."""
+    """Milliseconds since a start."""
     return 1000 * (time.perf_counter() - started)
 
 
@@ -76,7 +76,7 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", default=["1x1", "2x1", "1x2", "2x2"], help="threads x lanes")
     parser.add_argument("--spin", action="store_true")
     parser.add_argument("--runs", type=int, default=7)
-    parser.add_argument("--first", type=int, help="only so many utterances")
+    parser.add_argument("--first", type=int, help="only the first N utterances")
     options = parser.parse_args()
 
     (conversation,) = read_transcript(options.transcript, media=options.recording)
@@ -103,11 +103,11 @@ def main() -> None:
             took[way].append(ms(started))
 
     print(f"{options.recording.name}, {len(conversation.utterances)} utterances, spinning: {options.spin}")
-    print(f"{platform.platform()}, {os.cpu_count()} cores, model runs with {most.threads} threads an operator")
+    print(f"{platform.platform()}, {os.cpu_count()} cores, model runs with {most.threads} threads per operator")
     medians = {name: float(np.median(values)) for name, values in took.items()}
     for name, values in took.items():
         worst, ratio = max(values), medians[name] / medians["model runs"]
-        print(f"{name:<10}  p50 {medians[name]:8.1f} ms  worst {worst:8.1f} ms  {ratio:5.2f} of the model runs")
+        print(f"{name:<10}  p50 {medians[name]:8.1f} ms  slowest {worst:8.1f} ms  {ratio:5.2f} times the model runs")
     print(json.dumps({"recording": options.recording.name, "spin": options.spin, "p50_ms": medians, "runs_ms": took}))
 
 

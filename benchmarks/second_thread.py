@@ -1,13 +1,13 @@
-"""Does a second thread inside a graph pay, at the sizes that the runtime feeds it?
+"""Measures a second thread inside a graph at the sizes that the runtime uses.
 
     python benchmarks/second_thread.py --bundle DIR [--threads 2]
 
-Every graph of the bundle's default precision is run in one thread and in several, in turns, on inputs of usual sizes
-(their values do not matter): voices of 1 to 30 s, 20 to 256 tokens of words, a frame at 480 and at 640 pixels, four
-faces, three whole frames. Reports milliseconds and the processor's time, p50. The limit to expect: a graph whose
-operators are short waits for its threads longer than it computes; then one thread takes as long, and leaves the other
-cores to what runs beside (`mechm_runtime.engines.part_loader.SMALL`, `mechm_runtime.engines.threads_by_length`). Prints
-a table and one JSON line.
+Every graph of the bundle's default precision runs with one thread and with several, in turns, on inputs of usual sizes
+(the values do not matter): voices of 1 to 30 s, 20 to 256 tokens of text, a frame at 480 and at 640 pixels, four faces,
+three whole frames. Reports milliseconds and processor time, p50. Limit to expect: a graph of short operators waits for
+its threads longer than it computes; then one thread takes as long and leaves the other cores free for parallel work
+(`mechm_runtime.engines.part_loader.SMALL`, `mechm_runtime.engines.threads_by_length`). Prints a table and one JSON
+line.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ Feeds = dict[str, np.ndarray[Any, Any]]
 
 
 def inputs(bundle: Bundle) -> Iterator[tuple[str, str, Feeds]]:
-    """Part, size in words, and inputs."""
+    """Part, its size as text, and its inputs."""
     random = np.random.default_rng(0)
     mels, per_second = bundle.log_mel.n_mels, round(bundle.log_mel.frames_per_second)
     for seconds in SECONDS:
@@ -55,7 +55,7 @@ def inputs(bundle: Bundle) -> Iterator[tuple[str, str, Feeds]]:
 
 
 def measure(runners: dict[int, GraphRunner], feeds: Feeds, repeats: int) -> dict[int, tuple[float, float]]:
-    """Milliseconds and the processor's milliseconds, p50, by number of threads."""
+    """Milliseconds and processor milliseconds, p50, by number of threads."""
     taken: dict[int, list[tuple[float, float]]] = {n: [] for n in runners}
     for runner in runners.values():
         runner.run(feeds)

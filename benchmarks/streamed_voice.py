@@ -1,11 +1,11 @@
-"""What does reading a voice while it speaks change? Answers from pieces beside answers from the whole, on real speech.
+"""Measures the change of answers when audio is encoded in pieces while a person speaks, on real speech.
 
     python benchmarks/streamed_voice.py --bundle DIR --speech emodb
 
-Every recording of EmoDB goes through a session, at once and in chunks of 100 ms as a microphone gives them, for several
-lengths of the pieces that are read while it speaks. The shipped weights were trained on these recordings: what counts
-is how much pieces change, not how much is right. `ms` is what is left to do when the speaker stops. The limit to
-expect: a recording shorter than a piece and a second is never cut, so that nothing changes for it.
+Every recording of EmoDB goes through a session, whole and in chunks of 100 ms as from a microphone, for several lengths
+of the pieces. The shipped weights were trained on these recordings, so only the change between the two matters, not the
+accuracy. `ms` is the time left to work when the speaker stops. Limit to expect: a recording shorter than a piece plus
+one second is never cut, so nothing changes for it.
 """
 
 from __future__ import annotations
@@ -31,21 +31,21 @@ from mechm_runtime.session.update import SessionUpdate
 from mechm_runtime.types import EMOTIONS, Utterance
 
 CHUNK = 1600
-"""Samples, 100 ms."""
+"""Samples per chunk, 100 ms."""
 LONG_S = 60.0
 """No recording of EmoDB is longer."""
 
 
 @dataclass(slots=True)
 class Found:
-    """Of each recording: the label, the probabilities, and what was left to do in milliseconds."""
+    """Per recording: the label, the probabilities, and the milliseconds left at its end."""
 
     labels: list[str | None] = field(default_factory=list)
     probabilities: list[list[float]] = field(default_factory=list)
     times_ms: list[float] = field(default_factory=list)
 
     def add(self, update: SessionUpdate, started: float) -> None:
-        """Take over one answer."""
+        """Add one answer."""
         self.times_ms.append(1000 * (time.perf_counter() - started))
         self.labels.append(update.utterance.emotion)
         self.probabilities.append([update.utterance.probabilities[emotion] for emotion in EMOTIONS])
@@ -104,11 +104,11 @@ def main() -> None:
 
 
 def stream(pipeline: Pipeline, samples: npt.NDArray[np.float32], piece_s: float, found: Found) -> None:
-    """One recording as a microphone gives it; what it has said is read before it ends, as there is time to."""
+    """Stream one recording as from a microphone; finished pieces are encoded before its end, as in real time."""
     session = pipeline.open_session(config=SessionConfig(piece_s=piece_s))
     for start in range(0, len(samples), CHUNK):
         session.append_audio(samples[start : start + CHUNK])
-    pipeline.close()  # waits for the pieces that real speech would have left the time for
+    pipeline.close()  # waits for the pieces that would be finished in real time
     started = time.perf_counter()
     found.add(session.append(Utterance(1)), started)
 

@@ -1,11 +1,10 @@
-"""What do answers cost that come while a conversation goes on? Scores at once, at the end and of the whole, with times.
+"""Measures answers that are given while a conversation goes on: scores at once, at the end, and of the whole.
 
     python benchmarks/streaming.py --bundle DIR --gold ecf/dev.txt
 
-Each conversation goes through a session utterance by utterance, text alone. `at once` are the answers given when an
-utterance had just ended; `at the end` those that revisions had left when the conversation was over; `whole` is
-`Pipeline.analyze` on all of it. The limit to expect: an answer at once cannot know what is said later, which the whole
-does; the end can come near to the whole.
+Each conversation goes through a session utterance by utterance, text alone. `at once` are the answers given right after
+each utterance; `at the end` the answers after all revisions; `whole` is `Pipeline.analyze` on all of it. Limit to
+expect: an answer at once cannot use later utterances, which `whole` does; `at the end` can come close to `whole`.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ from mechm_runtime.session.config import SessionConfig
 from mechm_runtime.types import LabelledConversation, Pair
 
 Answers = dict[str, tuple[list[str | None], list[Pair]]]
-"""Conversation -> emotions and pairs."""
+"""Emotions and pairs by conversation."""
 
 
 def main() -> None:
@@ -40,7 +39,7 @@ def main() -> None:
     parser.add_argument("--llm", choices=["none", "onnx"], default="onnx")
     parser.add_argument("--text-tokens", type=int, nargs="+", default=[SessionConfig().text_tokens])
     parser.add_argument("--revised-turns", type=int, nargs="+", default=[SessionConfig().revised_turns])
-    parser.add_argument("--asked-below", type=float, default=None, help="default: what the bundle says")
+    parser.add_argument("--asked-below", type=float, default=None, help="default: the bundle's own")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--limit", type=int, default=None, help="only the first conversations")
     given = parser.parse_args()
@@ -77,7 +76,7 @@ def main() -> None:
 def stream(
     pipeline: Pipeline, labelled: Sequence[LabelledConversation], config: SessionConfig
 ) -> tuple[Answers, Answers, list[float], int]:
-    """Answers at once and at the end, milliseconds an utterance, and the number of revisions."""
+    """Stream one conversation; returns answers at once and at the end, milliseconds per utterance, and revisions."""
     at_once: Answers = {}
     at_the_end: Answers = {}
     times: list[float] = []
@@ -107,7 +106,7 @@ def stream(
 def row(
     name: str, labelled: Sequence[LabelledConversation], found: Answers, times: list[float], n_revisions: int | None
 ) -> dict[str, object]:
-    """One line of the table, printed."""
+    """Print one row of the table."""
     f1 = score_pairs(labelled, {key: pairs for key, (_, pairs) in found.items()}).weighted.f1
     accuracy = score_emotions(labelled, {key: emotions for key, (emotions, _) in found.items()}).accuracy
     p50, p99 = np.percentile(times, [50, 99])

@@ -1,12 +1,12 @@
-"""What does it cost a CPU that onnxruntime joins a sum and the layer normalization behind it to one operator?
+"""Measures the cost on a CPU of onnxruntime's fusion of a sum with the layer normalization that follows it.
 
     python benchmarks/sums_before_norms.py --bundle DIR
 
-It does so with every graph that it loads (SkipLayerNormFusion), but its joint operator computes number by number, where
-a normalization by itself computes with vectors. Text and audio of the bundle's default precision are run as onnxruntime
-would load them and as the runtime does (`mechm_runtime.engines.onnxruntime_engine.LEFT_OUT`), in turns, in one thread,
-on inputs of usual sizes. The limit to expect: two normalizations a layer are a hundredth of a transformer's arithmetic,
-so none of them should show. Prints a table and one JSON line.
+onnxruntime fuses them in every graph that it loads (SkipLayerNormFusion), but the fused operator computes one number at
+a time, while a separate normalization uses vector instructions. Text and audio of the bundle's default precision are
+run as onnxruntime would load them and as the runtime does (`mechm_runtime.engines.onnxruntime_engine.LEFT_OUT`), in
+turns, with one thread, on inputs of usual sizes. Limit to expect: two normalizations per layer are a hundredth of a
+transformer's arithmetic, so there should be no difference. Prints a table and one JSON line.
 """
 
 from __future__ import annotations
@@ -57,9 +57,9 @@ def main() -> None:
         joined, apart = (float(np.median(taken[way])) for way in ("joined", "apart"))
         rows.append({"part": name, "size": size, "precision": part.default, "joined_ms": joined, "apart_ms": apart})
     print(f"onnxruntime {version('onnxruntime')}, {platform.processor() or platform.machine()}; {bundle.id}")
-    print(f"{'part':12}{'size':>12}{'':>6}{'joined ms':>12}{'apart ms':>12}")
+    print(f"{'part':12}{'size':>12}{'':>6}{'fused ms':>12}{'separate ms':>13}")
     for row in rows:
-        print(f"{row['part']:12}{row['size']:>12}{row['precision']:>6}{row['joined_ms']:12.2f}{row['apart_ms']:12.2f}")
+        print(f"{row['part']:12}{row['size']:>12}{row['precision']:>6}{row['joined_ms']:12.2f}{row['apart_ms']:13.2f}")
     print(json.dumps(rows))
 
 

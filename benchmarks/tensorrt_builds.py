@@ -1,11 +1,11 @@
-"""How long does building an engine without a GPU take, and how large is it, part by part and precision by precision?
+"""Measures building engines without a GPU: seconds and size by part and precision.
 
     python benchmarks/tensorrt_builds.py --bundle DIR [--part NAME ...] [--precision fp16 ...] [--sm 89]
 
-Each part is converted as `mechm export engines` does it, calibrated on the shipped conversations, and built once for
-one compute capability with TensorRT-RTX. Seconds are wall-clock of `build_engine` alone, one build at a time; the
-conversion is beside them. There is no limit to expect but the disk's for the size: an engine holds its weights. int8 is
-built of the parts that words reach.
+Each part is converted like in `mechm export engines`, calibrated on the shipped conversations, and built once for one
+compute capability with TensorRT-RTX. Seconds are wall-clock time of `build_engine` alone, one build at a time; the
+conversion's time is a column of its own. Limit to expect: for the size, that of the weights, which an engine contains.
+int8 is built for the parts that text passes through.
 
 The preset `small` for compute capability 89, TensorRT-RTX 1.7.1.116, onnxruntime 1.32, two cores of an Intel Xeon;
 engine in MB, and seconds to build:

@@ -1,14 +1,14 @@
-"""What does a voice alone tell of a speaker never heard before, and what is left of it in noise and on the telephone?
+"""Measures emotion recognition from the voice alone, for unknown speakers, in clean and degraded recordings.
 
     python benchmarks/voice.py --speech emodb [--trained DIR] [--out FILE]
 
-Leaves one speaker out at a time: the voice head is fitted on the others by what `mechm train fusion --speech` calls
-(`read_speech`, `fit_voice`), then hears the left-out speaker's recordings as they are and degraded in ten ways. The
-babble is of other speakers, noise is drawn anew. Unweighted average recall (UAR), for the head by itself and for what
-`mechm analyze` would answer: the whole fusion on a single utterance without text, then the decision. The fusion's other
-weights are trained ones; they saw no recording, since text attends to none where the head is fitted. Expect acted
-speech to be read far better than that of a real conversation, and emotions that only loudness tells apart (joy from
-anger) to be mistaken first. Torch, fp32.
+Leaves one speaker out at a time: the voice head is fitted on the others with the code of `mechm train fusion --speech`
+(`read_speech`, `fit_voice`), then tested on the left-out speaker's recordings, clean and degraded in ten ways. Babble
+comes from other speakers, noise is drawn anew. Reports unweighted average recall (UAR) of the head alone, and of the
+answer that `mechm analyze` would give: the whole fusion on one utterance without text, then the decision. The fusion's
+other weights are trained ones that saw no recording, since text attends to none while the head is fitted. Expect acted
+speech to be recognised far better than real conversations, and emotions that differ only in loudness (joy and anger) to
+be confused first. Torch, fp32.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ CLEAN = "as recorded"
 
 @dataclass(frozen=True, slots=True)
 class Heard:
-    """Labels for one way of hearing all recordings, int64 (recordings,): by the head, and by fusion and decision."""
+    """Labels of all recordings in one condition, int64 (recordings,): by the head, and by fusion and decision."""
 
     head: Labels
     fused: Labels
@@ -65,7 +65,7 @@ def main() -> None:
     parser.add_argument("--speech", type=Path, required=True)
     parser.add_argument("--trained", type=Path, default=None)
     parser.add_argument("--copies", type=int, default=N_COPIES)
-    parser.add_argument("--out", type=Path, default=None, help="the JSON line, as a file too")
+    parser.add_argument("--out", type=Path, default=None, help="also write the JSON line to this file")
     given = parser.parse_args()
     encoder = build_audio_encoder(SMALL, weights_path("audio"))
     corpus = read_speech_corpus(given.speech)
@@ -82,7 +82,7 @@ def main() -> None:
 def degraded(
     recordings: Sequence[SpeechRecording], encoder: nn.Module, speech: SpeechFeatures
 ) -> dict[str, npt.NDArray[np.float32]]:
-    """Name -> audio tokens float32 (recordings, audio tokens, audio width) of every recording, degraded."""
+    """Audio tokens by condition, float32 (recordings, audio tokens, audio width)."""
     samples = [s for _, s in read_samples(recordings)[0]]
     features = {CLEAN: speech.tokens[0]}
     for name, degrade in DEGRADATIONS.items():
@@ -101,7 +101,7 @@ def leave_one_speaker_out(
     features: dict[str, npt.NDArray[np.float32]],
     config: VoiceConfig,
 ) -> dict[str, Heard]:
-    """Labels for every recording from a head that never heard its speaker."""
+    """Labels of every recording from a head that was fitted without its speaker."""
     n = len(speech.emotions)
     heard = {name: Heard(np.zeros(n, np.int64), np.zeros(n, np.int64)) for name in features}
     for speaker in sorted(set(speech.speakers)):
@@ -114,7 +114,7 @@ def leave_one_speaker_out(
 
 
 def listen(fusion: Fusion, decision: DecisionConfig, tokens: torch.Tensor) -> tuple[Labels, Labels]:
-    """Labels of single utterances without text: the head's, and those of fusion and decision.
+    """Labels of single utterances without text, by the head, and by fusion and decision.
 
     tokens: float32 (n, audio tokens, audio width).
     """
@@ -141,12 +141,12 @@ def listen(fusion: Fusion, decision: DecisionConfig, tokens: torch.Tensor) -> tu
 
 
 def recalls(emotions: Labels, found: Labels) -> dict[str, float]:
-    """Emotion -> share of its recordings that were found."""
+    """Recall by emotion."""
     return {EMOTIONS[e]: float((found[emotions == e] == e).mean()) for e in np.unique(emotions).tolist()}
 
 
 def average_recall(emotions: Labels, found: Labels) -> float:
-    """Unweighted over emotions."""
+    """Unweighted average over emotions."""
     return float(np.mean(list(recalls(emotions, found).values())))
 
 
@@ -155,7 +155,7 @@ def report(speech: SpeechFeatures, heard: dict[str, Heard], config: VoiceConfig,
     truth = speech.emotions
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     print(f"numpy {np.__version__}, torch {torch.__version__} fp32, {machine}; one speaker left out; {config}")
-    print(f"\n{'heard':20}{'UAR head':>10}{'UAR fusion':>12}")
+    print(f"\n{'condition':20}{'UAR head':>10}{'UAR fusion':>12}")
     figures = {}
     for name, labels in heard.items():
         figures[name] = {"head": average_recall(truth, labels.head), "fusion": average_recall(truth, labels.fused)}

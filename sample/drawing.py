@@ -1,7 +1,7 @@
-"""The speakers of the sample, drawn: a face with an expression, a mouth that opens, eyes that look somewhere.
+"""Draws the speakers of the sample: a face with an expression, an opening mouth and a gaze.
 
-Everything is drawn with pillow from curves, four times too large and scaled down, so that edges are smooth. Nothing
-here knows about the story or about sound; `make_sample.py` tells how open a mouth is and who looks at whom.
+Everything is drawn with pillow from curves, `SUPERSAMPLING` times too large and scaled down, so that edges are smooth.
+The story and the audio are in `make_sample.py`, which gives the openness of a mouth and the direction of a gaze.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
 SUPERSAMPLING = 3
-"""How many times too large a figure is drawn before it is scaled down."""
+"""Factor by which a figure is drawn too large before it is scaled down."""
 
 Colour = tuple[int, int, int]
 Points = list[tuple[float, float]]
@@ -68,7 +68,7 @@ EXPRESSIONS: dict[str, Expression] = {
 
 @dataclass(frozen=True)
 class Figure:
-    """How one person looks."""
+    """The looks of one person."""
 
     skin: Colour
     hair: Colour
@@ -87,7 +87,7 @@ def draw_figure(figure: Figure, face: Expression, *, speech: float, gaze: float,
 
     Returns: RGBA (size, size).
     """
-    # Rounding to steps that nobody sees lets most frames of a video share a drawing.
+    # Rounding to invisible steps lets most frames of a video share a drawing.
     stepped = Expression(**{f.name: round(getattr(face, f.name) * 12) / 12 for f in fields(face)})
     return _drawn(figure, stepped, round(speech * 6) / 6, round(gaze * 4) / 4, blink, size)
 
@@ -275,7 +275,7 @@ def _mouth(pen: _Pen, figure: Figure, face: Expression, speech: float) -> None:
     half = 0.33 * face.mouth_width * (1.0 - 0.12 * speech)
     y = 0.72 - 0.03 * face.lip_raise
     corner = -0.11 * face.mouth_curve
-    # Surprise and speech round the mouth: what is open adds up, but never beyond a jaw's reach.
+    # Surprise and speech both open the mouth: they add up, within the range of a jaw.
     opening = min(face.mouth_open + 0.75 * speech, 1.05) * 0.3
     upper = -0.04 - 0.16 * opening - 0.07 * face.lip_raise + 0.1 * max(face.mouth_curve, 0.0)
     lower = 0.05 + opening + 0.13 * max(face.mouth_curve, 0.0) - 0.1 * max(-face.mouth_curve, 0.0) * (1 - opening)

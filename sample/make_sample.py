@@ -27,7 +27,7 @@ from PIL import Image
 
 HERE = Path(__file__).resolve().parent
 SAMPLE_RATE = 22050
-"""What espeak-ng speaks at, in Hz."""
+"""Of espeak-ng's output, in Hz."""
 FRAMES_PER_SECOND = 20
 WIDTH, HEIGHT = 640, 360
 LEAD_S, TAIL_S = 0.6, 1.0
@@ -37,7 +37,7 @@ LEAD_S, TAIL_S = 0.6, 1.0
 class Person:
     """A speaker: a place at the table (the middle of the head, as a share of the width), a look and a voice.
 
-    pitch: espeak-ng's 0 to 99. speed_wpm: words a minute.
+    pitch: espeak-ng's, 0 to 99. speed_wpm: words per minute.
     """
 
     x: float
@@ -66,7 +66,7 @@ PEOPLE: dict[str, Person] = {
 
 @dataclass(frozen=True)
 class Turn:
-    """What is said, with which emotion, caused by which turns (from 1), after how long a pause."""
+    """One utterance: speaker, words, emotion, the turns that caused it (from 1), and the pause before it."""
 
     speaker: str
     text: str
@@ -95,7 +95,7 @@ STORY: tuple[Turn, ...] = (
 
 @dataclass(frozen=True)
 class Delivery:
-    """How an emotion changes a voice: factors on pitch and speed, loudness, and how far the melody swings (SSML)."""
+    """Changes of a voice with an emotion: factors on pitch and speed, loudness, and the range of the melody (SSML)."""
 
     pitch: float
     speed: float
@@ -126,7 +126,7 @@ def speak(turn: Turn) -> Samples:
     command += ["-p", str(min(round(person.pitch * delivery.pitch), 99)), "-a", str(delivery.amplitude)]
     command += ["-s", str(round(person.speed_wpm * delivery.speed))]
     words = f'<speak><prosody range="{delivery.melody}">{turn.text}</prosody></speak>'
-    spoken = subprocess.run([*command, words], check=True, capture_output=True).stdout  # noqa: S603 - our own words
+    spoken = subprocess.run([*command, words], check=True, capture_output=True).stdout  # noqa: S603 (our own arguments, no shell)
     # A streamed WAV header carries no true length: `wave` is told to read what is there.
     with wave.open(io.BytesIO(spoken)) as recording:
         data = recording.readframes(len(spoken))
@@ -159,7 +159,7 @@ def record() -> tuple[Samples, list[tuple[float, float]]]:
 
 
 class Stage:
-    """Who does what at a moment: speakers lean in and act, listeners watch the speaker and react."""
+    """The persons at a moment: speakers lean in and act, listeners watch the speaker and react."""
 
     def __init__(self, samples: Samples, times: list[tuple[float, float]]) -> None:
         self.times = times
@@ -174,7 +174,7 @@ class Stage:
         self.next_blink = {name: int(self.chance.integers(10, 70)) for name in PEOPLE}
 
     def _loudness(self, samples: Samples) -> Samples:
-        """How far the voice opens the mouth in each frame: float32 (n_frames,) in [0, 1]."""
+        """Openness of the mouth per frame from the voice's loudness: float32 (n_frames,) in [0, 1]."""
         hop = SAMPLE_RATE // FRAMES_PER_SECOND
         frames = samples[: self.n_frames * hop].reshape(self.n_frames, hop)
         level = np.sqrt((frames**2).mean(axis=1))

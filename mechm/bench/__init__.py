@@ -1,5 +1,6 @@
-"""What `mechm bench` measures: MLPerf's scenarios, stages and their limits, growth, memory, start, accuracy, rivals.
+"""The measurements of `mechm bench`: MLPerf's scenarios, stages and their limits, scaling, start, accuracy, rivals.
 
-One file a scenario, each a typed function that returns a frozen dataclass; `results` puts them into one JSON document,
-and `report`, `readme` and `figures` show it. `rivals` need torch, everything else runs in a light install.
+One file per scenario, each with a typed function that returns a frozen dataclass. `results` puts them into one JSON
+document; `report`, `readme` and `figures` show it. `rivals` need torch, `figures` matplotlib; everything else runs in a
+light install.
 """

@@ -1,6 +1,7 @@
-"""How well each system answers, by the task's official scorer, so that no speed stands alone.
+"""Accuracy of each system by the task's official scorer, so that every speed has its accuracy beside it.
 
-Rivals that write are asked on the first conversations only, since they take minutes; ours is scored on those too.
+Rivals are scored on the first conversations only, since those that generate text take minutes; MECHM is scored on
+these and on all.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from mechm.bench.rivals.by_utterance import ByUtterance
+from mechm.bench.rivals.per_utterance import PerUtteranceSystem
 from mechm.bench.systems import System
 from mechm.evaluation.run import evaluate
 from mechm_runtime.system.progress import Progress
@@ -17,7 +18,7 @@ from mechm_runtime.types import Analysis, Conversation, LabelledConversation
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """On the first conversations of the gold file, text alone."""
+    """Scores on the first conversations of the gold file, text alone; each score in [0, 1]."""
 
     n_conversations: int
     n_utterances: int
@@ -28,7 +29,7 @@ class Score:
 
 @dataclass(frozen=True, slots=True)
 class SystemScores:
-    """short: on the conversations that every system answered. whole: on all that were asked for; None for rivals."""
+    """short: on the conversations that every system answered. whole: on all; None for rivals."""
 
     system: str
     is_rival: bool
@@ -39,7 +40,7 @@ class SystemScores:
 
 @dataclass(frozen=True, slots=True)
 class Accuracy:
-    """gold: the file's name, which says which split this is."""
+    """gold: the name of the gold file, which identifies the split."""
 
     gold: str
     systems: tuple[SystemScores, ...]
@@ -47,32 +48,34 @@ class Accuracy:
 
 def run_accuracy(
     own: Sequence[System],
-    rivals: Sequence[ByUtterance],
+    rivals: Sequence[PerUtteranceSystem],
     gold: Sequence[LabelledConversation],
     gold_name: str,
     *,
     n_short: int,
     on_progress: Progress,
 ) -> Accuracy:
-    """Score prepared systems; the rivals write one token from then on.
+    """Score prepared systems; afterwards the rivals generate one token per answer.
 
-    gold: what ours is scored on. n_short: how many of them rivals are scored on too.
+    gold: scored by MECHM. n_short: how many of them every system is scored on.
     """
     rows = []
     for system in own:
         answers: dict[str, Analysis] = {}
-        whole = _score(_keeping(system, answers), gold, gold_name, system.name, on_progress)
-        short = _score(_known(answers), gold[:n_short], gold_name, system.name, on_progress)
+        whole = _score(_storing(system, answers), gold, gold_name, system.name, on_progress)
+        short = _score(_from(answers), gold[:n_short], gold_name, system.name, on_progress)
         rows.append(SystemScores(system.name, False, system.llm, short, whole))
     for rival in rivals:
-        # What is written first decides, so that one token gives the answer that twenty give.
+        # The first token decides the answer, so one gives the same answers as twenty.
         rival.n_tokens = 1
         short = _score(rival.analyze, gold[:n_short], gold_name, rival.name, on_progress)
         rows.append(SystemScores(rival.name, True, rival.llm, short, None))
     return Accuracy(gold_name, tuple(rows))
 
 
-def _keeping(system: System, answers: dict[str, Analysis]) -> Callable[[Conversation], Analysis]:
+def _storing(system: System, answers: dict[str, Analysis]) -> Callable[[Conversation], Analysis]:
+    """The system's analysis, which also stores every answer."""
+
     def analyze(conversation: Conversation) -> Analysis:
         answers[conversation.id] = system.analyze(conversation)
         return answers[conversation.id]
@@ -80,7 +83,8 @@ def _keeping(system: System, answers: dict[str, Analysis]) -> Callable[[Conversa
     return analyze
 
 
-def _known(answers: Mapping[str, Analysis]) -> Callable[[Conversation], Analysis]:
+def _from(answers: Mapping[str, Analysis]) -> Callable[[Conversation], Analysis]:
+    """Stored answers in place of an analysis."""
     return lambda conversation: answers[conversation.id]
 
 

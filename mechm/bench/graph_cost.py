@@ -1,8 +1,8 @@
-"""What one run of a graph costs at least: multiplications and bytes, from the shapes that ran.
+"""Minimal cost of one run of a graph: arithmetic operations and bytes, from the shapes that ran.
 
-onnxruntime's own profile names every operator that was executed with its shapes, fused ones too, so nothing has to be
-inferred from the file. Counted are the products (matrices, attention, convolutions), in which the time goes; the rest
-is far below a hundredth of the multiplications. It measures no time: a profiled run is slower than others.
+onnxruntime's profile lists every executed operator with its shapes, fused ones too, so nothing is inferred from the
+file. Matrix products, attention and convolutions are counted; all other operators together are far below a hundredth of
+the multiplications. It measures no time: a profiled run is slower than others.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ PRODUCTS = frozenset(("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulNBits
 INT8_PRODUCTS = frozenset(("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm", "QLinearMatMul"))
 CONVOLUTIONS = frozenset(("Conv", "FusedConv"))
 ATTENTION = frozenset(("MultiHeadAttention",))
-HEAVY = ("MatMul", "Gemm", "Conv", "Attention")
-"""In the names of operators that would matter; one that is none of the above is named in `GraphCost.uncounted`."""
+EXPENSIVE = ("MatMul", "Gemm", "Conv", "Attention")
+"""Words in the names of operators that would matter; those not listed above are named in `GraphCost.uncounted`."""
 
 
 @dataclass(frozen=True, slots=True)
 class GraphCost:
-    """One run of a graph.
+    """Cost of one run of a graph.
 
-    fp32_operations, int8_operations: a multiplication and an addition are two. n_bytes: weights of the products, and
-    the graph's inputs and outputs, each read or written once. uncounted: operators that should have been counted.
+    fp32_operations, int8_operations: a multiplication and an addition count as two. n_bytes: weights of the products,
+    and the graph's inputs and outputs, each read or written once. uncounted: operators that should have been counted.
     """
 
     fp32_operations: int
@@ -43,11 +43,11 @@ class GraphCost:
 
     @property
     def operations(self) -> int:
-        """Of both kinds."""
+        """fp32 and int8 operations."""
         return self.fp32_operations + self.int8_operations
 
     def ideal_ms(self, limits: Limits) -> float:
-        """Milliseconds that no program on this machine can stay below, as far as its limits were measured."""
+        """The least milliseconds that the run can take on a machine with these limits."""
         compute_s = self.fp32_operations / (limits.fp32_gflops * 1e9) + self.int8_operations / (limits.int8_gops * 1e9)
         return 1000 * max(compute_s, self.n_bytes / (limits.memory_gbs * 1e9))
 
@@ -55,7 +55,7 @@ class GraphCost:
 def graph_cost(path: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> GraphCost:
     """Run a graph once under onnxruntime's profiler and count.
 
-    feeds: arrays by input name; others than the graph's are passed over.
+    feeds: arrays by input name; names that the graph does not have are ignored.
     """
     import onnxruntime
 
@@ -74,7 +74,10 @@ def graph_cost(path: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> GraphCost:
 
 
 def count_events(events: Sequence[Mapping[str, Any]], moved_bytes: int = 0) -> GraphCost:
-    """Count the executed nodes of a profile. moved_bytes: of the graph's inputs and outputs."""
+    """Count the executed nodes of a profile.
+
+    moved_bytes: size of the graph's inputs and outputs.
+    """
     operations = {"fp32": 0, "int8": 0}
     weights, uncounted = 0, set()
     for event in events:
@@ -87,17 +90,17 @@ def count_events(events: Sequence[Mapping[str, Any]], moved_bytes: int = 0) -> G
             kind = "int8" if name in INT8_PRODUCTS else "fp32"
             depth = inputs[0][-1]
             operations[kind] += 2 * math.prod(outputs[0]) * depth
-            # A constant matrix was packed when the graph was loaded, and is not among the inputs any more.
+            # A constant matrix was packed when the graph was loaded, and is no longer among the inputs.
             if not any(len(shape) >= 2 for shape in inputs[1:]):
                 weights += depth * outputs[0][-1] * (1 if kind == "int8" else 4)
         elif name in CONVOLUTIONS:
             operations["fp32"] += 2 * math.prod(outputs[0]) * math.prod(inputs[1][1:])
             weights += 4 * math.prod(inputs[1])
         elif name in ATTENTION:
-            # Scores and their product with the values, two products of (queries, keys, width) each.
+            # Two products of (queries, keys, width): the scores, and the scores with the values.
             batch, queries, width = inputs[0]
             operations["fp32"] += 4 * batch * queries * inputs[1][-2] * width
-        elif any(word in name for word in HEAVY):
+        elif any(word in name for word in EXPENSIVE):
             uncounted.add(name)
     return GraphCost(operations["fp32"], operations["int8"], weights + moved_bytes, tuple(sorted(uncounted)))
 

@@ -1,4 +1,4 @@
-"""The machine's limits, measured: floating-point and int8 multiplications a second, and bytes a second from memory.
+"""Measures the machine's limits: fp32 and int8 operations per second, and bytes per second from memory.
 
 Measured in a process of its own, since the thread count of numpy's BLAS is fixed when it is loaded:
 
@@ -24,20 +24,21 @@ from mechm_runtime.errors import MechmError, MissingExtraError
 GEMM_SIDE = 1536
 """Rows and columns of the matrices: large enough for a processor's full speed, 28 MB in fp32."""
 MEMORY_BYTES = 256 << 20
-"""Of each array that is read or copied: beyond the caches of a server's processor's share."""
+"""Of each array that is read or copied: larger than the caches of a server processor."""
 MEASURED_S = 1.0
+"""Seconds that each operation is repeated for."""
 N_PROCESSES = 2
-"""One after the other, of which the better counts: a limit that somebody else held down is none."""
+"""Run one after the other; the better result counts, since other programs only make a machine slower."""
 TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What the machine can do with `n_threads`.
+    """Highest speeds that were measured with `n_threads`.
 
-    fp32_gflops: the better of numpy's BLAS and onnxruntime's MatMul. int8_gops: onnxruntime's MatMulInteger, uint8 by
-    int8, as its int8 graphs multiply. A multiplication and an addition count as two. memory_gbs: the better of reading
-    two arrays (a dot product) and copying one (counted as read and written).
+    fp32_gflops: the better of numpy's BLAS and onnxruntime's MatMul, in billions of operations per second. int8_gops:
+    onnxruntime's MatMulInteger, uint8 by int8, as in its int8 graphs. A multiplication and an addition count as two.
+    memory_gbs: GB/s, the better of reading two arrays (a dot product) and copying one (counted as read and written).
     """
 
     n_threads: int
@@ -52,7 +53,7 @@ def measure_limits(n_threads: int) -> Limits:
     Raises: MissingExtraError: without onnx. MechmError: the process failed.
     """
     try:
-        import onnx  # noqa: F401 (the process needs it; here only its absence counts)
+        import onnx  # noqa: F401 (used in the process; here only its absence counts)
     except ImportError as error:
         raise MissingExtraError("onnx", extra="bench") from error
     measured = [_measured(n_threads) for _ in range(N_PROCESSES)]
@@ -66,7 +67,7 @@ def measure_limits(n_threads: int) -> Limits:
 
 def _measured(n_threads: int) -> Limits:
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), str(n_threads))
-    done = subprocess.run(  # noqa: S603 (our own interpreter and words, no shell)
+    done = subprocess.run(  # noqa: S603 (our own interpreter and arguments, no shell)
         [sys.executable, "-m", "mechm.bench.limits", str(n_threads)],
         capture_output=True,
         text=True,
@@ -102,7 +103,7 @@ def _measure(n_threads: int) -> Limits:
 
 
 def _onnxruntime_product(a: Any, n_threads: int) -> Callable[[], object]:
-    """A product of `a` with a constant matrix, as graphs have them: int8 where `a` is uint8."""
+    """A product of `a` with a constant matrix, as in graphs; int8 if `a` is uint8."""
     import numpy as np
     import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
@@ -125,7 +126,7 @@ def _onnxruntime_product(a: Any, n_threads: int) -> Callable[[], object]:
 
 
 def _best_s(work: Callable[[], object]) -> float:
-    """Seconds of the quickest of the runs that fit into `MEASURED_S`: a limit is what can be reached."""
+    """Seconds of the fastest run within `MEASURED_S`, since a limit is the best that can be reached."""
     work()
     best, started = float("inf"), time.perf_counter()
     while time.perf_counter() - started < MEASURED_S:

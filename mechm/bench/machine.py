@@ -1,4 +1,4 @@
-"""The machine that was measured: processor, cores, memory and versions, without which a time means nothing."""
+"""The machine that was measured: processor, cores, memory and versions, which every published time needs."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """cpu: the processor's own name. cores: that this process may use. memory_gb: of the machine; None where unknown.
+    """The machine as results describe it.
 
-    versions: of the packages that compute, those that are installed.
+    cpu: name of the processor. cores: usable by this process. memory_gb: GB of the machine; None if unknown.
+    versions: by package, of the installed ones of `PACKAGES`.
     """
 
     cpu: str
@@ -32,7 +33,7 @@ class Machine:
 
 
 def describe_machine() -> Machine:
-    """This machine."""
+    """Describe this machine."""
     return Machine(
         cpu=_cpu_name(),
         cores=usable_cores(),
@@ -44,14 +45,14 @@ def describe_machine() -> Machine:
 
 
 def resident_bytes() -> int | None:
-    """Memory of this process that lies in RAM now; None where the system does not tell (it does on Linux)."""
+    """Memory of this process in RAM now; None on systems that do not report it (Linux does)."""
     return _status_bytes("VmRSS")
 
 
 def peak_resident_bytes() -> int | None:
-    """The most memory of this process that lay in RAM at once, since it started; None as in `resident_bytes`.
+    """Peak memory of this process in RAM since it started; None as in `resident_bytes`.
 
-    Not `resource.getrusage`: there a child starts at what its parent had.
+    Not from `resource.getrusage`, where a child process starts with its parent's peak.
     """
     return _status_bytes("VmHWM")
 

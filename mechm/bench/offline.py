@@ -1,4 +1,4 @@
-"""MLPerf's offline: all queries are there at once, and several threads share one pipeline."""
+"""MLPerf's offline scenario: all queries are there at the start, and several threads share one pipeline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from mechm_runtime.types import Conversation
 
 @dataclass(frozen=True, slots=True)
 class Offline:
-    """n_workers: threads that analyse, each with `n_threads` inside an operator."""
+    """Throughput of one system.
+
+    n_workers: threads that analyse conversations. n_threads: threads inside an operator, per worker.
+    """
 
     system: str
     conversation: str
@@ -35,8 +38,11 @@ def run_offline(
     n_threads: int,
     on_progress: StageProgress,
 ) -> Offline:
-    """Analyse all conversations, `n_workers` at a time."""
-    system.analyze(conversations[0])  # the first run loads and allocates
+    """Analyse all conversations, `n_workers` at the same time.
+
+    described: the conversations in words, for the result.
+    """
+    system.analyze(conversations[0])  # the first run loads the parts and allocates memory
     start = time.perf_counter()
     with ThreadPoolExecutor(n_workers) as pool:
         waiting = [pool.submit(system.analyze, conversation) for conversation in conversations]

@@ -1,6 +1,6 @@
-"""The README's table of speeds, made from the newest committed results.
+"""The published tables of speed and accuracy as Markdown, made from the newest committed results.
 
-It stands between two marks and is never edited by hand: `python benchmarks/table.py` writes it, and a test compares.
+They stand between two marks and are never edited by hand: `python benchmarks/table.py` writes them, a test compares.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from mechm_runtime.errors import InputError
 BEGIN, END = "<!-- mechm bench: made by benchmarks/table.py -->", "<!-- end of mechm bench -->"
 
 WIDTH = 120
-"""Characters of a line of the README; a table's rows are longer."""
-BEND = 0.95
-"""Of the highest throughput."""
+"""Characters per line of text; table rows are longer."""
+SATURATED = 0.95
+"""Share of the highest throughput that counts as all of it."""
 
 Results = Mapping[str, Any]
 
 
 def with_table(readme: str, table: str) -> str:
-    """The README with the table between its marks.
+    """Replace what stands between the marks of a page.
 
-    Raises: InputError: it has not exactly one pair of marks.
+    Raises: InputError: the page has not exactly one pair of marks.
     """
     if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
         raise InputError("the README has no place for the table", hint=f"add two lines: {BEGIN} and {END}")
@@ -34,9 +34,9 @@ def with_table(readme: str, table: str) -> str:
 
 
 def readme_table(found: Sequence[Results]) -> str:
-    """The table of the newest results, with another one below it for everything else that was read in the same manner.
+    """The table of the newest results, followed by those of other modalities with the same bundle and threads.
 
-    found: documents, the newest first; those in which modalities were chosen stand behind.
+    found: documents, the newest first; those with chosen modalities come second.
     """
     newest = next((results for results in found if not results.get("modalities")), found[0])
     others = [
@@ -50,9 +50,9 @@ def readme_table(found: Sequence[Results]) -> str:
 
 
 def table_of(results: Results, others: Sequence[Results] = ()) -> str:
-    """The table and what stands below it, as Markdown without a line break at its end.
+    """The table and the facts below it, as Markdown without a line break at its end.
 
-    others: whose speeds alone stand below the first table.
+    others: results of which only the table of speeds is shown.
     """
     machine, *facts = _below(results)
     below = [*wrapped(machine), "", *(line for fact in facts for line in wrapped(f"- {fact}", indent="  "))]
@@ -61,7 +61,7 @@ def table_of(results: Results, others: Sequence[Results] = ()) -> str:
 
 
 def wrapped(sentence: str, indent: str = "") -> list[str]:
-    """Lines of the README's width; the second and later ones are indented."""
+    """Lines of at most `WIDTH` characters; all but the first are indented."""
     wrapper = TextWrapper(WIDTH, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
     return wrapper.wrap(sentence)
 
@@ -71,7 +71,8 @@ def _speeds(results: Results) -> Iterator[str]:
     if measured is None:
         return
     scored = {} if results["accuracy"] is None else {one["system"]: one for one in results["accuracy"]["systems"]}
-    yield f"| {measured['conversation']} | ms p50 | p99 | of | times ours | weighted F1 | emotions right |"
+    columns = "p50 (ms) | p99 (ms) | queries | times as slow as mechm | weighted F1 | emotion accuracy"
+    yield f"| {measured['conversation']} | {columns} |"
     yield "| --- | --- | --- | --- | --- | --- | --- |"
     for one in sorted(measured["systems"], key=lambda one: (one["llm"], one["latency"]["p50_ms"])):
         latency, name = one["latency"], one["system"]
@@ -98,18 +99,19 @@ def _session(one: Results) -> Iterator[str]:
     counts = " / ".join(str(at["n_sessions"]) for at in one["together"])
     yield (
         f"{one['system']}, {counts} sessions at once: {rates} utterances a second, "
-        f"the most there is from {bend(one['together'])} on; {one['whole']['session_kb']:,.0f} kB a session."
+        f"the most there is from {saturation_point(one['together'])} on; "
+        f"{one['whole']['session_kb']:,.0f} kB a session."
     )
 
 
-def bend(together: Sequence[Results]) -> int:
-    """The fewest sessions that reach nearly all of the highest throughput: more of them only wait longer."""
+def saturation_point(together: Sequence[Results]) -> int:
+    """The fewest sessions that reach nearly the highest throughput; more sessions only wait longer."""
     most = max(at["utterances_per_s"] for at in together)
-    return min(int(at["n_sessions"]) for at in together if at["utterances_per_s"] >= BEND * most)
+    return min(int(at["n_sessions"]) for at in together if at["utterances_per_s"] >= SATURATED * most)
 
 
 def _below(results: Results) -> Iterator[str]:
-    """The machine, then a sentence on everything else that was measured."""
+    """The machine, then one sentence per fact."""
     machine = results["machine"]
     versions = ", ".join(
         f"{name} {machine['versions'][name]}"
@@ -123,18 +125,18 @@ def _below(results: Results) -> Iterator[str]:
     if results["accuracy"] is not None:
         short = results["accuracy"]["systems"][0]["short"]
         yield (
-            f"Scores: {results['accuracy']['gold']}, the first {short['n_conversations']} conversations "
+            f"Scores are on the first {short['n_conversations']} conversations of {results['accuracy']['gold']} "
             f"({short['n_utterances']} utterances), text alone."
         )
     for one in results["stages"]:
-        parts = ", ".join(f"{p['part']} {p['share']:.0%}" for p in one["parts"] if p["share"] and p["ms"] >= 5)
-        yield f"{one['system']}: wall time {one['overhead']:.2f} times the model runs one after the other" + (
-            f"; of what the machine can do, {parts} is reached." if parts else "."
+        parts = [f"{p['part']} {100 * p['share']:.0f} %" for p in one["parts"] if p["share"] and p["ms"] >= 5]
+        yield f"{one['system']}: the wall time is {one['overhead']:.2f} times the sum of the model runs" + (
+            f"; share of the machine's peak: {', '.join(parts)}." if parts else "."
         )
     for start in results["start"]:
         yield (
-            f"{start['system']}, start to first result, {start['conversation']}: {start['first_s']:.2f} s, "
-            f"{start['peak_mb']:,.0f} MB."
+            f"{start['system']}, cold start to first result, {start['conversation']}: {start['first_s']:.2f} s, "
+            f"{start['peak_mb']:,.0f} MB at peak."
         )
     for one in results["session"]:
         yield from _session(one)

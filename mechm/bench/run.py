@@ -1,6 +1,6 @@
-"""Run the scenarios that were asked for, one after the other, and put their results together.
+"""Runs the chosen scenarios one after the other and collects their results.
 
-Systems are loaded here and handed to the scenarios; what a scenario measures is known to it alone.
+Systems are loaded here and given to the scenarios, which know what to measure.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from mechm.bench.machine import describe_machine
 from mechm.bench.offline import run_offline
 from mechm.bench.results import Results
 from mechm.bench.rivals import Baseline, RivalConfig, make_rival
-from mechm.bench.rivals.by_utterance import ByUtterance
+from mechm.bench.rivals.per_utterance import PerUtteranceSystem
 from mechm.bench.scaling import run_scaling
 from mechm.bench.server import run_server
 from mechm.bench.session import TURNS, run_session
 from mechm.bench.single_stream import run_single_stream
 from mechm.bench.stages import measure_stages
 from mechm.bench.start import run_start
-from mechm.bench.systems import Own, OwnConfig, System
+from mechm.bench.systems import MechmConfig, MechmSystem, System
 from mechm.bench.workload import describe
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.errors import MissingExtraError
@@ -63,7 +63,7 @@ class BenchConfig:
     """
 
     scenarios: tuple[Scenario, ...]
-    own: tuple[OwnConfig, ...]
+    own: tuple[MechmConfig, ...]
     conversation: Conversation
     n_threads: int
     rivals: RivalConfig
@@ -91,15 +91,15 @@ class _Run:
     def step(self, name: str) -> StageProgress:
         return lambda done, total: self.report(name, done, total)
 
-    def one_threaded(self) -> tuple[OwnConfig, ...]:
-        """Ours with one thread inside an operator, for scenarios whose callers fill the cores."""
+    def one_threaded(self) -> tuple[MechmConfig, ...]:
+        """MECHM with one thread inside an operator, for scenarios whose callers keep all cores busy."""
         return tuple(replace(one, n_threads=1) for one in self.config.own)
 
 
 def run_bench(bundle: Bundle, config: BenchConfig, on_progress: Progress) -> Results:
     """Measure everything that the config asks for.
 
-    on_progress: called with what is being done, how much of it is done and how much there is.
+    on_progress: called with the name of the step, the number done and the total (0 if unknown).
     Raises: MissingExtraError, InputError, WeightsError: a system lacks what it needs; all of them are loaded before
         anything is measured.
     """
@@ -115,7 +115,7 @@ def run_bench(bundle: Bundle, config: BenchConfig, on_progress: Progress) -> Res
         modalities=config.modalities,
     )
     on_progress("loading the systems", 0, 0)
-    own = [Own(bundle, one) for one in config.own]
+    own = [MechmSystem(bundle, one) for one in config.own]
     rivals = _rivals(run)
     systems: tuple[System, ...] = (*own, *rivals)
     for system in systems:
@@ -138,13 +138,13 @@ def run_bench(bundle: Bundle, config: BenchConfig, on_progress: Progress) -> Res
             own, rivals, config.gold, config.gold_name, n_short=config.n_short, on_progress=on_progress
         )
         results = replace(results, accuracy=scored)
-    del own, rivals, systems, system  # torch's weights and ours take gigabytes that the rest does not need
-    results = _alone(run, results, limits)
+    del own, rivals, systems, system  # frees gigabytes of weights before memory and speed are measured alone
+    results = _without_rivals(run, results, limits)
     return replace(results, notes=tuple(run.notes))
 
 
-def _alone(run: _Run, results: Results, limits: Limits | None) -> Results:
-    """The scenarios that no rival takes part in."""
+def _without_rivals(run: _Run, results: Results, limits: Limits | None) -> Results:
+    """Run the scenarios of MECHM alone."""
     config = run.config
     if run.wants("stages"):
         stages = [
@@ -175,14 +175,18 @@ def _alone(run: _Run, results: Results, limits: Limits | None) -> Results:
         n_frames = run.bundle.fusion.n_frames
         held = [
             run_session(
-                Own(run.bundle, one), config.conversation, n_frames, turns=config.amounts.turns, on_progress=run.report
+                MechmSystem(run.bundle, one),
+                config.conversation,
+                n_frames,
+                turns=config.amounts.turns,
+                on_progress=run.report,
             )
             for one in config.own
         ]
         results = replace(results, session=tuple(held))
     if run.wants("scaling"):
         scaled = [
-            run_scaling(Own(run.bundle, one), config.conversation, run.described, on_progress=run.report)
+            run_scaling(MechmSystem(run.bundle, one), config.conversation, run.described, on_progress=run.report)
             for one in run.one_threaded()
         ]
         results = replace(results, scaling=tuple(scaled))
@@ -193,7 +197,7 @@ def _under_load(run: _Run, results: Results) -> Results:
     config = run.config
     offline, server = [], []
     for one in run.one_threaded():
-        system = Own(run.bundle, one)
+        system = MechmSystem(run.bundle, one)
         measured = run_offline(
             system,
             [config.conversation] * config.amounts.n_queries,
@@ -219,8 +223,8 @@ def _under_load(run: _Run, results: Results) -> Results:
     return replace(results, offline=tuple(offline), server=tuple(server))
 
 
-def _rivals(run: _Run) -> list[ByUtterance]:
-    """Every rival alone and with its Llama."""
+def _rivals(run: _Run) -> list[PerUtteranceSystem]:
+    """Every rival without and with its Llama."""
     if not run.config.gold and not run.wants("single-stream"):
         return []
     made = [make_rival(name, run.bundle, run.config.rivals) for name in run.config.baselines]
@@ -228,9 +232,11 @@ def _rivals(run: _Run) -> list[ByUtterance]:
 
 
 def _limits(run: _Run) -> Limits | None:
-    """The machine's limits; without onnx the stages have no shares, and a note says why."""
+    """The machine's limits; None without onnx, with a note on the missing shares."""
     if others := {one.engine for one in run.config.own} - {"onnxruntime"}:
-        run.notes.append(f"stages without their share of the machine's limit: {', '.join(others)} tells no operations")
+        run.notes.append(
+            f"stages without their share of the machine's limit: operations of {', '.join(others)} are not counted"
+        )
         return None
     run.report("measuring the machine's limits", 0, 0)
     try:

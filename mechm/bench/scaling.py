@@ -1,4 +1,4 @@
-"""What an analysis costs as the conversation, its utterances and the number of callers grow."""
+"""Cost of an analysis against the length of the conversation, the length of utterances, and the number of callers."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from mechm.bench.machine import resident_bytes
 from mechm.bench.systems import System
-from mechm.bench.workload import of_length, of_seconds
+from mechm.bench.workload import with_length, with_utterance_seconds
 from mechm_runtime.system.progress import Progress
 from mechm_runtime.types import Conversation
 
@@ -19,16 +19,16 @@ UTTERANCES = (1, 5, 10, 20, 50)
 SECONDS = (1.0, 3.0, 10.0, 30.0)
 CALLERS = (1, 2, 4, 8)
 REPEATS = 3
-ENOUGH_S = 4.0
-"""A point that took this long in one go is not repeated; callers call for at least so long together."""
+MEASURED_S = 4.0
+"""Seconds per point: a point is repeated until then, and callers call for at least so long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """x: utterances, seconds an utterance, or callers at once. ms: median of a conversation, n of them.
+    """One measurement.
 
-    per_s: conversations a second that all callers get together. grown_mb: by how much the process has grown since the
-    first conversation was analysed.
+    x: utterances, seconds per utterance, or callers. ms: median latency of `n` conversations. per_s: conversations per
+    second, of all callers together. grown_mb: growth of the process's memory since its first analysis; None if unknown.
     """
 
     x: float
@@ -40,8 +40,11 @@ class Point:
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """utterances: of one caller's conversations, longer and longer. seconds: the same utterances, each longer; none
-    without a recording. callers: at once, with the conversation as it was given."""
+    """Three series of one system.
+
+    utterances: one caller, longer and longer conversations. seconds: the same utterances, each longer; empty without a
+    recording. callers: at the same time, with the conversation as it was given.
+    """
 
     system: str
     conversation: str
@@ -51,12 +54,15 @@ class Scaling:
 
 
 def run_scaling(system: System, conversation: Conversation, described: str, *, on_progress: Progress) -> Scaling:
-    """Measure a prepared system."""
+    """Measure a prepared system.
+
+    described: the conversation in words, for the result.
+    """
     longest_s = max((u.end_s or 0.0 for u in conversation.utterances), default=0.0)
     lengths = [seconds for seconds in SECONDS if conversation.media is not None and seconds <= longest_s]
     n_points = len(UTTERANCES) + len(lengths) + len(CALLERS)
     done = iter(range(n_points + 1))
-    system.analyze(conversation)  # the first run loads and allocates
+    system.analyze(conversation)  # the first run loads the parts and allocates memory
     before = resident_bytes()
 
     def points(kind: str, xs: Sequence[float], measure: Callable[[float], Point]) -> Iterator[Point]:
@@ -64,8 +70,10 @@ def run_scaling(system: System, conversation: Conversation, described: str, *, o
             on_progress(f"scaling by {kind}: {x:g}", next(done), n_points)
             yield measure(x)
 
-    utterances = points("utterances", UTTERANCES, lambda x: _alone(system, of_length(conversation, int(x)), x, before))
-    seconds = points("seconds", lengths, lambda x: _alone(system, of_seconds(conversation, x), x, before))
+    utterances = points(
+        "utterances", UTTERANCES, lambda x: _alone(system, with_length(conversation, int(x)), x, before)
+    )
+    seconds = points("seconds", lengths, lambda x: _alone(system, with_utterance_seconds(conversation, x), x, before))
     callers = points("callers", CALLERS, lambda x: _together(system, conversation, int(x), before))
     return Scaling(
         system.name,
@@ -78,7 +86,7 @@ def run_scaling(system: System, conversation: Conversation, described: str, *, o
 
 def _alone(system: System, conversation: Conversation, x: float, before: int | None) -> Point:
     taken: list[float] = []
-    while len(taken) < REPEATS and sum(taken) < ENOUGH_S:
+    while len(taken) < REPEATS and sum(taken) < MEASURED_S:
         start = time.perf_counter()
         system.analyze(conversation)
         taken.append(time.perf_counter() - start)
@@ -87,12 +95,12 @@ def _alone(system: System, conversation: Conversation, x: float, before: int | N
 
 
 def _together(system: System, conversation: Conversation, n_callers: int, before: int | None) -> Point:
-    """Every caller asks again as soon as it is answered, and starts no further query after `ENOUGH_S`."""
+    """Each caller sends its next query as soon as it is answered, until `MEASURED_S` have passed."""
     started = time.perf_counter()
 
     def call(_: int) -> list[float]:
         taken: list[float] = []
-        while not taken or time.perf_counter() - started < ENOUGH_S:
+        while not taken or time.perf_counter() - started < MEASURED_S:
             start = time.perf_counter()
             system.analyze(conversation)
             taken.append(time.perf_counter() - start)

@@ -1,7 +1,7 @@
-"""MLPerf's server: queries arrive by a Poisson process; the highest rate whose p99 stays below a bound is looked for.
+"""MLPerf's server scenario: the highest rate of Poisson arrivals whose p99 latency stays below a bound.
 
-A query's latency runs from when it arrived to when it was answered, its time in the queue included. Arrivals come from
-a fixed seed, the same for every rate but for their pace.
+A query's latency runs from its arrival to its answer, including its time in the queue. Arrivals come from a fixed seed
+and differ between rates only in their pace.
 """
 
 from __future__ import annotations
@@ -18,19 +18,19 @@ from mechm_runtime.system.progress import StageProgress
 from mechm_runtime.types import Conversation
 
 SEED = 20_261_126
-LEAST_SHARE = 0.25
-"""Of the machine's throughput: the rate that is tried first. Where it does not hold, none is looked for: single queries
-take too long for the bound, and slow arrivals too long to measure."""
+FIRST_SHARE = 0.25
+"""The rate tried first, as a share of the throughput. If it does not hold, the search ends: single queries take too
+long for the bound, and slower arrivals too long to measure."""
 N_HALVINGS = 3
-"""Of the range from there to the throughput: what is found is at most a tenth of it too low."""
+"""Of the range between that rate and the throughput: the result is at most a tenth of the throughput too low."""
 MIN_QUERIES = 12
-GIVEN_UP = 4.0
-"""A trial ends when a query has waited for this many bounds: its rate is too high, however it would go on."""
+ABORT_FACTOR = 4.0
+"""A trial ends early when a query has taken this many times the bound: its rate is too high in any case."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerTrial:
-    """One rate. holds: whether its p99 is below the bound; False too where it was ended early."""
+    """One rate. holds: whether its p99 is below the bound; False as well if it was ended early."""
 
     queries_per_s: float
     holds: bool
@@ -39,7 +39,7 @@ class ServerTrial:
 
 @dataclass(frozen=True, slots=True)
 class Server:
-    """queries_per_s: the highest rate that held, 0 where none did. capacity_per_s: throughput with no bound."""
+    """queries_per_s: the highest rate that held, 0 if none did. capacity_per_s: throughput without a bound."""
 
     system: str
     conversation: str
@@ -64,12 +64,12 @@ def run_server(
     duration_s: float,
     on_progress: StageProgress,
 ) -> Server:
-    """Look for the highest rate.
+    """Find the highest rate by halving.
 
-    capacity_per_s: conversations a second that the offline scenario reached; no rate above it can hold.
-    duration_s: of arrivals, in each trial.
+    capacity_per_s: conversations per second of the offline scenario; no higher rate can hold.
+    duration_s: of the arrivals in each trial.
     """
-    rate, low, high = LEAST_SHARE * capacity_per_s, 0.0, capacity_per_s
+    rate, low, high = FIRST_SHARE * capacity_per_s, 0.0, capacity_per_s
     trials: list[ServerTrial] = []
     while len(trials) <= N_HALVINGS and (low or not trials):
         trials.append(_trial(system, conversation, rate, bound_ms, n_workers, duration_s))
@@ -90,7 +90,7 @@ def run_server(
 
 
 def arrival_times(rate: float, duration_s: float) -> list[float]:
-    """Seconds from the start at which queries arrive, at least `MIN_QUERIES` of them."""
+    """Arrival times in seconds from the start, at least `MIN_QUERIES` of them."""
     random = np.random.default_rng(SEED)
     n_most = max(MIN_QUERIES, int(4 * rate * duration_s) + 1)
     times = np.cumsum(random.exponential(1 / rate, n_most))
@@ -102,10 +102,10 @@ def _trial(
     system: System, conversation: Conversation, rate: float, bound_ms: float, n_workers: int, duration_s: float
 ) -> ServerTrial:
     finished: list[float] = []
-    given_up = False
+    aborted = False
 
     def answer(arrived: float) -> None:
-        if given_up:
+        if aborted:
             return
         system.analyze(conversation)
         finished.append(1000 * (time.perf_counter() - arrived))
@@ -117,12 +117,12 @@ def _trial(
             delay_s = start + at - time.perf_counter()
             if delay_s > 0:
                 time.sleep(delay_s)
-            if finished and max(finished[-n_workers:]) > GIVEN_UP * bound_ms:
-                given_up = True
+            if finished and max(finished[-n_workers:]) > ABORT_FACTOR * bound_ms:
+                aborted = True
                 break
             waiting.append(pool.submit(answer, start + at))
         for one in waiting:
             one.result()
-            given_up = given_up or finished[-1] > GIVEN_UP * bound_ms
+            aborted = aborted or finished[-1] > ABORT_FACTOR * bound_ms
     latency = Latency.of(finished)
-    return ServerTrial(round(rate, 3), not given_up and latency.p99_ms <= bound_ms, latency)
+    return ServerTrial(round(rate, 3), not aborted and latency.p99_ms <= bound_ms, latency)

@@ -1,9 +1,8 @@
-"""MLPerf's single stream: one query after the other, each as soon as the last is answered; ours and rivals in turns.
+"""MLPerf's single-stream scenario: each query is sent when the last is answered; MECHM and rivals take turns.
 
-A round has every rival once and ours several times between them, so that a machine that slows down slows them all.
-After a rival there is a pause: vLLM's server goes on spinning for about a second after it has answered, on the cores of
-whoever comes next.
-Speed against a rival is the median over the rounds of its time over the median of ours in the same round.
+A round has every rival once and MECHM several times between them, so that a machine that slows down slows all of them.
+A pause follows each rival: vLLM's server keeps cores busy for about a second after its answer. The speedup over a rival
+is the median over the rounds of its time divided by the median time of MECHM in the same round.
 """
 
 from __future__ import annotations
@@ -20,14 +19,15 @@ from mechm_runtime.system.progress import Progress
 from mechm_runtime.types import Conversation
 
 PAUSE_S = 2.0
+"""After a rival's query."""
 
 
 @dataclass(frozen=True, slots=True)
 class SystemTimes:
     """One system on one conversation.
 
-    first_ms: the first query, which loads encoders, allocates and, for torch.compile, compiles. stages_ms: medians.
-    same_labels: utterances with the label that the first of ours gives, of `n_utterances`.
+    first_ms: the first query, which loads encoders, allocates memory and, for torch.compile, compiles. stages_ms:
+    medians by stage. same_labels: utterances, of `n_utterances`, with the label that the first MECHM system gives.
     """
 
     system: str
@@ -42,7 +42,7 @@ class SystemTimes:
 
 @dataclass(frozen=True, slots=True)
 class Speedup:
-    """How many times the rival's time is ours: median, least and most of the rounds."""
+    """The rival's time as a multiple of MECHM's: median, lowest and highest of the rounds."""
 
     rival: str
     own: str
@@ -53,7 +53,7 @@ class Speedup:
 
 @dataclass(frozen=True, slots=True)
 class SingleStream:
-    """conversation: what was analysed, in words."""
+    """conversation: the analysed conversation in words."""
 
     conversation: str
     n_rounds: int
@@ -90,7 +90,8 @@ def run_single_stream(
 ) -> SingleStream:
     """Measure prepared systems.
 
-    n_rounds: queries a rival. n_repeats: queries of each of ours, at least one a round. pause_s: after a rival's.
+    described: the conversation in words, for the result. n_rounds: queries per rival. n_repeats: queries per MECHM
+    system, at least one per round. pause_s: after a rival's query.
     """
     measured = []
     for done, system in enumerate((*own, *rivals)):
@@ -112,7 +113,7 @@ def run_single_stream(
         for turn in range(share):
             for one in ours:
                 one.run(conversation)
-            # The rivals' turns lie evenly between ours.
+            # The rivals' queries are spread evenly between ours.
             while waiting and (len(theirs) - len(waiting) + 1) * share <= (turn + 1) * len(theirs):
                 waiting.pop(0).run(conversation)
                 time.sleep(pause_s)

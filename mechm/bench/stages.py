@@ -1,8 +1,9 @@
-"""Where a conversation's time goes: each part's runs, what they cost at least, and what is left around them.
+"""Time per part of a conversation, its share of the machine's limit, and the time around the model runs.
 
-A part's share of the limit is the least time that its products and bytes need on this machine over the time it took.
-Parts are timed one after the other, since side by side they share the cores. The overhead is the time that a
-conversation takes as the pipeline runs it, side by side, over the sum of those model runs; both are taken in turns.
+A part's share of the limit is the least time that its operations and bytes need on this machine, divided by the time it
+took. Parts are timed one after the other, since they share the cores when run in parallel. The overhead is the wall
+time of a conversation as the pipeline runs it, in parallel, divided by the sum of those model runs; both are measured
+in turns.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy.typing as npt
 
 from mechm.bench.graph_cost import GraphCost, graph_cost
 from mechm.bench.limits import Limits
-from mechm.bench.systems import LoadPart, Own, OwnConfig
+from mechm.bench.systems import LoadPart, MechmConfig, MechmSystem
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.system.progress import StageProgress
@@ -30,10 +31,10 @@ Arrays = Mapping[str, npt.NDArray[Any]]
 class PartShare:
     """One part on one conversation.
 
-    n_runs: of its graph. ms: median of their sum over the conversations measured. ideal_ms: the least that they need;
-    None, with what depends on it, where the machine's limits were not measured. share: ideal_ms / ms.
-    gops: billions of operations a second that were reached. operations_per_byte: how compute-bound it is.
-    int8_share: of its operations, how many are int8.
+    n_runs: of its graph per conversation. ms: median over the repeats of their sum. ideal_ms: the least that they can
+    take; None, like `share`, if the machine's limits were not measured. share: ideal_ms / ms.
+    gops: billions of operations per second that were reached. operations_per_byte: arithmetic intensity.
+    int8_share: share of the operations that are int8. uncounted: see `GraphCost`.
     """
 
     part: str
@@ -49,10 +50,10 @@ class PartShare:
 
 @dataclass(frozen=True, slots=True)
 class StageShares:
-    """Medians of a conversation.
+    """Medians over the repeats of one conversation.
 
-    wall_ms: as the pipeline runs it. model_ms: the sum of its model runs, one after the other. overhead: their ratio.
-    sequential_ms: all of it, one after the other. stages_ms: the pipeline's own stages then.
+    wall_ms: as the pipeline runs it, in parallel. model_ms: the sum of its model runs, one after the other. overhead:
+    wall_ms / model_ms. sequential_ms: everything, one after the other. stages_ms: the pipeline's stages in that run.
     """
 
     system: str
@@ -72,7 +73,7 @@ class _Run:
 
 
 class _Recorder:
-    """Times every run of a part. `keeps`: whether the inputs are kept, for one conversation, to count them later."""
+    """Times every run of a part; while `keeps` is True it stores the inputs, to count their operations later."""
 
     def __init__(self) -> None:
         self.runs: list[_Run] = []
@@ -97,7 +98,7 @@ class _Recorded:
 
 def measure_stages(
     bundle: Bundle,
-    config: OwnConfig,
+    config: MechmConfig,
     conversation: Conversation,
     *,
     limits: Limits | None,
@@ -106,12 +107,12 @@ def measure_stages(
 ) -> StageShares:
     """Analyse a conversation `n_repeats` times with every run of a part timed.
 
-    limits: None leaves ideal times and shares out.
+    limits: None leaves out ideal times and shares.
     """
     recorder = _Recorder()
-    own, shipped = Own(bundle, config, recorder.wrap), Own(bundle, config)
+    own, shipped = MechmSystem(bundle, config, recorder.wrap), MechmSystem(bundle, config)
     for system in (own, shipped):
-        system.analyze(conversation)  # loads the parts and lets them allocate
+        system.analyze(conversation)  # loads the parts and allocates memory
     recorder.runs.clear()
     recorder.keeps = True
     own.analyze(conversation)
@@ -141,14 +142,14 @@ def measure_stages(
     )
 
 
-def _timed(own: Own, conversation: Conversation) -> tuple[float, Analysis]:
+def _timed(own: MechmSystem, conversation: Conversation) -> tuple[float, Analysis]:
     start = time.perf_counter()
     analysis = own.analyze(conversation)
     return 1000 * (time.perf_counter() - start), analysis
 
 
-def _costs(bundle: Bundle, config: OwnConfig, runs: list[_Run]) -> dict[str, list[GraphCost]]:
-    """The cost of every run, by part; runs of equal shapes are counted once."""
+def _costs(bundle: Bundle, config: MechmConfig, runs: list[_Run]) -> dict[str, list[GraphCost]]:
+    """Costs by part, one per run; equal shapes are profiled once."""
     known: dict[tuple[object, ...], GraphCost] = {}
     costs: dict[str, list[GraphCost]] = {}
     for run in runs:

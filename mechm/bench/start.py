@@ -1,7 +1,7 @@
-"""Cold start: from the start of a process to its first result, and the most memory it held, in fresh processes.
+"""The start scenario: time from the start of a process to its first result, and its peak memory, in fresh processes.
 
-Each runs `mechm analyze`, which opens and hashes the bundle, loads what it needs, and prints JSON. The first run, which
-fills the disk's cache, is not counted. Memory is that of the process itself, without the short-lived one that decodes.
+Each runs `mechm analyze`, which opens and hashes the bundle, loads the parts, and prints JSON. The first run, which
+fills the disk's cache, is not counted. Memory is that of the process itself, without the short-lived decoder process.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from mechm.bench.first_result import PEAK
-from mechm.bench.systems import OwnConfig
-from mechm.bench.workload import describe, of_length, words_alone
+from mechm.bench.systems import MechmConfig
+from mechm.bench.workload import describe, text_only, with_length
 from mechm_runtime.errors import MechmError
 from mechm_runtime.system.progress import Progress
 from mechm_runtime.types import Conversation
@@ -27,7 +27,7 @@ from mechm_runtime.types import Conversation
 
 @dataclass(frozen=True, slots=True)
 class Start:
-    """first_s: median seconds to the first byte of the result; worst_s: the slowest. peak_mb: the largest peak."""
+    """first_s: median seconds to the first byte of the result. worst_s: the slowest. peak_mb: largest peak memory."""
 
     system: str
     conversation: str
@@ -39,21 +39,21 @@ class Start:
 
 def run_start(
     bundle: Path,
-    configs: Sequence[OwnConfig],
+    configs: Sequence[MechmConfig],
     conversation: Conversation,
     modalities: Sequence[str],
     *,
     n_runs: int,
     on_progress: Progress,
 ) -> tuple[Start, ...]:
-    """One utterance in words, one with all that it has, and the whole conversation, with every configuration.
+    """Measure one utterance as text, one with its recording, and the whole conversation, in every configuration.
 
-    modalities: that the configurations read, for the descriptions.
+    modalities: that the configurations use, for the descriptions.
     """
-    # Clips are found by a folder's names, which these temporary transcripts do not have.
-    whole = conversation if conversation.media is not None else words_alone(conversation)
-    one = of_length(whole, 1)
-    inputs = {describe(c, modalities): c for c in (words_alone(one), one, whole)}
+    # Clips are found by the transcript's name, which these temporary transcripts do not have.
+    whole = conversation if conversation.media is not None else text_only(conversation)
+    one = with_length(whole, 1)
+    inputs = {describe(c, modalities): c for c in (text_only(one), one, whole)}
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for number, (config, described) in enumerate((config, name) for config in configs for name in inputs):
@@ -74,7 +74,7 @@ def run_start(
     return tuple(rows)
 
 
-def _command(bundle: Path, config: OwnConfig) -> list[str]:
+def _command(bundle: Path, config: MechmConfig) -> list[str]:
     command = [sys.executable, "-m", "mechm.bench.first_result", "analyze", "--bundle", str(bundle), "--json", "-"]
     command += ["--quiet", "--llm", config.llm, "--engine", config.engine, "--threads", str(config.n_threads)]
     if config.precision is not None:
@@ -87,7 +87,7 @@ def _command(bundle: Path, config: OwnConfig) -> list[str]:
 
 
 def _input(conversation: Conversation, folder: Path) -> list[str]:
-    """The arguments that name the conversation, whose transcript is written into `folder`."""
+    """Write the conversation's transcript into `folder`; returns the arguments that name the conversation."""
     transcript = folder / f"{len(conversation.utterances)}.json"
     turns = [
         {"utterance_ID": u.id, "speaker": u.speaker, "text": u.text or "", "start_s": u.start_s, "end_s": u.end_s}
@@ -101,7 +101,7 @@ def _input(conversation: Conversation, folder: Path) -> list[str]:
 
 
 def _first_result(command: Sequence[str]) -> tuple[float, int]:
-    """Seconds to the first byte of the answer, and the peak of memory in bytes.
+    """Run a command; returns the seconds to the first byte of its answer, and its peak memory in bytes.
 
     Raises: MechmError: the command failed.
     """

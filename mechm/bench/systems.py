@@ -1,4 +1,4 @@
-"""What is measured: MECHM in one configuration, or a rival, behind one small interface."""
+"""The systems that are measured: MECHM in one configuration, or a rival, behind one interface."""
 
 from __future__ import annotations
 
@@ -18,33 +18,36 @@ from mechm_runtime.types import Analysis, Conversation
 
 LoadPart = Callable[[PartFiles], GraphRunner]
 Wrap = Callable[[LoadPart], LoadPart]
-"""Puts something around what loads the parts."""
+"""Replaces the function that loads a part, to observe the part's runs."""
 
 
 class System(Protocol):
-    """Something that analyses conversations."""
+    """A system that analyses conversations."""
 
     @property
     def name(self) -> str:
-        """What it is called in tables."""
+        """Its name in tables."""
 
     @property
     def llm(self) -> bool:
-        """Whether a Llama takes part."""
+        """Whether it uses a Llama."""
 
     def prepare(self) -> None:
-        """Load everything. Raises: MechmError: something is missing."""
+        """Load everything.
+
+        Raises: MechmError: weights or packages are missing.
+        """
 
     def analyze(self, conversation: Conversation) -> Analysis:
         """Analyse one conversation, with the milliseconds of every stage."""
 
 
 @dataclass(frozen=True, slots=True)
-class OwnConfig:
+class MechmConfig:
     """MECHM in one configuration.
 
-    precision: of every part; None for the bundle's default part by part. n_threads: inside an operator.
-    modalities: that are read; None for those that the bundle's weights learned to read.
+    precision: of all parts; None for the bundle's own choice for each part. n_threads: inside an operator.
+    modalities: that are used; None for those that the bundle's weights were trained on.
     """
 
     llm: Llm
@@ -62,13 +65,13 @@ class OwnConfig:
         return f"{' '.join(word for word in ('mechm', engine, self.precision) if word)}, {llama}"
 
 
-class Own:
-    """MECHM's pipeline on a bundle, which remembers nothing from one analysis to the next.
+class MechmSystem:
+    """MECHM's pipeline on a bundle, without any cache between analyses.
 
-    wrap: put around what loads the parts, to look at their runs; None for the pipeline as it is.
+    wrap: see `Wrap`; None for the pipeline as it is.
     """
 
-    def __init__(self, bundle: Bundle, config: OwnConfig, wrap: Wrap | None = None) -> None:
+    def __init__(self, bundle: Bundle, config: MechmConfig, wrap: Wrap | None = None) -> None:
         self.config = config
         self._bundle = bundle
         self._wrap = wrap
@@ -76,12 +79,12 @@ class Own:
 
     @property
     def name(self) -> str:
-        """What it is called in tables."""
+        """Its name in tables."""
         return self.config.name
 
     @property
     def llm(self) -> bool:
-        """Whether a Llama takes part."""
+        """Whether it uses a Llama."""
         return self.config.llm != "none"
 
     @property
@@ -92,13 +95,13 @@ class Own:
         return self._pipeline
 
     def prepare(self) -> None:
-        """Load the pipeline; encoders of voice and picture are loaded by the first conversation that has them."""
+        """Load the pipeline; the encoders of audio and video are loaded by the first conversation that has them."""
         self._pipeline = self._load()
 
     def analyze(self, conversation: Conversation) -> Analysis:
         """Analyse one conversation.
 
-        Raises: LlmUnavailableError: the Llama did not answer, so that the time would be the fusion's alone.
+        Raises: LlmUnavailableError: the Llama did not answer, so that the time would be that of the fusion alone.
         """
         analysis = self.pipeline.analyze(conversation)
         if self.config.server is not None:

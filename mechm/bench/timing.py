@@ -1,4 +1,4 @@
-"""Latencies as numbers that can be compared: percentiles of repeated measurements, and the measurements themselves."""
+"""Latency percentiles of repeated measurements, with the measurements themselves."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 class Latency:
     """Wall-clock milliseconds of repeated queries.
 
-    p99_ms: of `n` queries; below a hundred it is close to their worst.
-    samples_ms: every measurement, in the order they were made.
+    p99_ms: of `n` queries; close to the slowest if there are fewer than a hundred.
+    samples_ms: every measurement, in order.
     """
 
     n: int
@@ -24,6 +24,6 @@ class Latency:
 
     @classmethod
     def of(cls, samples_ms: Sequence[float]) -> Latency:
-        """Percentiles of at least one measurement."""
+        """Compute the percentiles of at least one measurement."""
         p50, p90, p99 = (round(float(value), 3) for value in np.percentile(samples_ms, [50, 90, 99]))
         return cls(len(samples_ms), p50, p90, p99, tuple(round(value, 3) for value in samples_ms))

@@ -1,7 +1,7 @@
-"""What is analysed: a conversation cut to a number of utterances, made longer, slower or silent out of real material.
+"""The conversation that is analysed, cut, lengthened or reduced to its text.
 
-A recording is never written again: an utterance of another length is another span of the same recording, and a longer
-conversation tells its utterances again. What is computed depends on lengths and shapes, not on who says what.
+Recordings are never rewritten: an utterance of another length is another span of the same recording, and a longer
+conversation repeats its utterances. The computation depends on lengths and shapes, not on who says what.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SAMPLE = Path(__file__).resolve().parents[2] / "sample"
 def sample_conversation() -> tuple[Path, Path]:
     """The recording and the transcript of the shipped sample.
 
-    Raises: InputError: this is no checkout, so there is none.
+    Raises: InputError: mechm was not installed from a checkout, so there is no sample.
     """
     recording, transcript = SAMPLE / "conversation.mp4", SAMPLE / "conversation.srt"
     if not recording.is_file() or not transcript.is_file():
@@ -33,15 +33,15 @@ def sample_conversation() -> tuple[Path, Path]:
     return recording, transcript
 
 
-def of_length(conversation: Conversation, n_utterances: int) -> Conversation:
-    """The first utterances, told again from the start where there are fewer than wanted; ids from 1."""
-    told = islice(cycle(conversation.utterances), n_utterances)
-    utterances = tuple(replace(utterance, id=number) for number, utterance in enumerate(told, 1))
+def with_length(conversation: Conversation, n_utterances: int) -> Conversation:
+    """The first utterances, repeated from the start if there are fewer than wanted; ids from 1."""
+    repeated = islice(cycle(conversation.utterances), n_utterances)
+    utterances = tuple(replace(utterance, id=number) for number, utterance in enumerate(repeated, 1))
     return replace(conversation, utterances=utterances)
 
 
-def of_seconds(conversation: Conversation, seconds: float) -> Conversation:
-    """The same words, each utterance lasting `seconds` of the recording; it starts earlier where that ends too soon.
+def with_utterance_seconds(conversation: Conversation, seconds: float) -> Conversation:
+    """The same words, each utterance `seconds` long; it starts earlier if the recording ends too soon.
 
     Raises: InputError: the recording is shorter, or the utterances have clips or no times.
     """
@@ -59,13 +59,13 @@ def of_seconds(conversation: Conversation, seconds: float) -> Conversation:
     return replace(conversation, utterances=utterances)
 
 
-def words_alone(conversation: Conversation) -> Conversation:
-    """The same conversation without its recording."""
+def text_only(conversation: Conversation) -> Conversation:
+    """The conversation without its recording."""
     return replace(conversation, media=None, utterances=tuple(replace(u, media=None) for u in conversation.utterances))
 
 
 def describe(conversation: Conversation, modalities: Sequence[str]) -> str:
-    """What is analysed, in words: its utterances, what is read of them, and how long they last in all."""
+    """The conversation in words: number of utterances, modalities and total length, as results carry it."""
     n = len(conversation.utterances)
     words = f"{n} utterance{'s' * (n != 1)}"
     if not is_recorded(conversation):

@@ -1,7 +1,7 @@
-"""The `mechm` command: a table of commands that are imported only when they run.
+"""The `mechm` command: a table of commands, each imported only when it runs.
 
-Each row names a module, the click command in it and one line of help, so that `mechm --help` costs nothing and works
-without torch. The modules named here import heavy packages inside their functions.
+A row names a module, the click command in it and one line of help, so that `mechm --help` is fast and works without
+torch. The modules named here import heavy packages inside their functions.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ import click
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "analyze": ("mechm.cli.analyze", "analyze", "Find emotions and their causes in a recording or transcript."),
     "ask": ("mechm.cli.ask", "ask", "Ask an imported MiniGPT-v2 about pictures and recordings."),
-    "bench": ("mechm.cli.bench", "bench", "Measure a bundle on this machine, beside rivals."),
+    "bench": ("mechm.cli.bench", "bench", "Measure a bundle's speed, memory and accuracy, also against rivals."),
     "bundle": ("mechm_export.cli.deployment", "bundle", "Inspect, compare, sign, split and pack bundles."),
-    "doctor": ("mechm.cli.doctor", "doctor", "Say what is installed, what works here and what to install."),
-    "evaluate": ("mechm.cli.evaluate", "evaluate", "Score a bundle, weights or a submission on annotated data."),
-    "export": ("mechm_export.cli.bundle", "export", "Turn weights into a verified bundle."),
-    "import": ("mechm.cli.importing", "import_group", "Read a model of other projects' into our layout."),
+    "doctor": ("mechm.cli.doctor", "doctor", "Show what is installed, what works here and what to install."),
+    "evaluate": ("mechm.cli.evaluate", "evaluate", "Score a bundle or a submission on annotated conversations."),
+    "export": ("mechm_export.cli.bundle", "export", "Export weights to a verified bundle."),
+    "import": ("mechm.cli.importing", "import_group", "Convert a model of another project."),
     "merge": ("mechm.cli.merge", "merge", "Merge the Llama's adapter into its base: a plain Hugging Face model."),
     "serve": ("mechm.cli.serve", "serve", "Serve a bundle's Llama with vLLM."),
     "train": (
@@ -29,7 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
         "train",
         "Train the fusion and its heads, or the Llama's adapter, and weigh the two.",
     ),
-    "weights": ("mechm.cli.weights", "weights", "Fetch, list and locate base weights."),
+    "weights": ("mechm.cli.weights", "weights", "Download, list and locate base weights."),
 }
 
 
@@ -37,7 +37,7 @@ class LazyGroup(click.Group):
     """A group whose commands live in other modules and are imported on use."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names of the table, sorted."""
+        """The names in the table, sorted."""
         return sorted(COMMANDS)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
@@ -57,11 +57,11 @@ class LazyGroup(click.Group):
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("mechm"), prog_name="mechm")
 def cli() -> None:
-    """Emotion-cause analysis of conversations: which utterance carries which emotion, and which caused it."""
+    """Emotion-cause analysis of conversations: the emotion of each utterance, and the utterances that caused it."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; the library's own errors become one line, a hint and an exit code."""
+    """Run the command line; errors of the library are printed as one line and a hint, and set the exit code."""
     from mechm_runtime.errors import MechmError
 
     try:

@@ -1,4 +1,4 @@
-"""`mechm ask`: an imported MiniGPT-v2, asked about pictures."""
+"""`mechm ask`: asks an imported MiniGPT-v2 about pictures and recordings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from mechm.minigpt.model import Backend, MiniGptV2
 
 SERVED_AT_ONCE = 8
-"""Questions on their way to a server, which reads several together."""
+"""Questions sent to a server at the same time; it batches them."""
 
 _OPTIONS = (
     click.option(
@@ -22,36 +22,45 @@ _OPTIONS = (
         type=click.Path(path_type=Path, exists=True, file_okay=False),
         required=True,
         metavar="DIR",
-        help="What mechm import minigpt-v2 wrote.",
+        help="The model: the output of mechm import minigpt-v2.",
     ),
     click.option(
         "--task",
         metavar="WORD",
-        help="Ask in MER-MCE's form, `[WORD] TEXT `. Default: the text as it is, after the picture.",
+        help="Ask in MER-MCE's format, `[WORD] TEXT `. Default: the text unchanged, after the picture.",
     ),
     click.option(
-        "--max-new-tokens", type=click.IntRange(1, 2000), default=20, show_default=True, help="Longest answer written."
+        "--max-new-tokens",
+        type=click.IntRange(1, 2000),
+        default=20,
+        show_default=True,
+        help="Longest answer, in tokens.",
     ),
     click.option(
         "--backend",
         type=click.Choice(["torch", "vllm", "vllm-local"]),
         default="torch",
         show_default=True,
-        help="What runs the Llama: torch, a vLLM server, or vLLM in this process. The ViT runs in torch, here.",
+        help="Where the Llama runs: in this process (torch, vllm-local) or on a vLLM server (vllm). The ViT always "
+        "runs here, in torch.",
     ),
-    click.option("--llm-url", metavar="URL", help="vllm: the server. Default: http://127.0.0.1:8000."),
-    click.option("--llm-model", metavar="NAME", help="vllm: what the server calls the model. Default: mechm-llama."),
+    click.option("--llm-url", metavar="URL", help="The server of --backend vllm. Default: http://127.0.0.1:8000."),
+    click.option("--llm-model", metavar="NAME", help="The model's name on that server. Default: mechm-llama."),
     click.option(
         "--dtype",
         type=click.Choice(["bf16", "fp16", "fp32"]),
-        help="Of what torch runs. Default: fp32 on CPUs, fp16 on a GPU.",
+        help="Precision in torch. Default: fp32 on a CPU, fp16 on a GPU.",
     ),
-    click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda where there is one."),
+    click.option(
+        "--device",
+        type=click.Choice(["cpu", "cuda"]),
+        help="Where torch runs. Default: cuda if there is a GPU, else cpu.",
+    ),
 )
 
 
 def model_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the model, the form of a question, the longest answer, and what runs it all."""
+    """Add the options of the model, the question's format, the longest answer and the backend."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
@@ -59,9 +68,10 @@ def model_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @click.group()
 def ask() -> None:
-    """Ask an imported MiniGPT-v2, MER-MCE or Emotion-LLaMA in the words that it was trained with.
+    """Ask an imported MiniGPT-v2, MER-MCE or Emotion-LLaMA in the prompt format of its training.
 
-    It sees a picture, or a recording's first frame, and writes the likeliest tokens. A vLLM server can run its Llama:
+    The model sees a picture, or a recording's first frame, and generates the likeliest tokens. A vLLM server can run
+    its Llama:
 
     \b
     mechm serve minigpt --model mer-mce
@@ -71,12 +81,16 @@ def ask() -> None:
 
 @ask.command()
 @model_options
-@click.option("--answers", metavar="A,B,...", help="Print how likely each of these answers is instead of writing one.")
+@click.option(
+    "--answers",
+    metavar="A,B,...",
+    help="Print the score (log probability) of each of these answers instead of generating one.",
+)
 @click.option(
     "--features",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="For Emotion-LLaMA: a numpy file (3, 1024) of its face, video and voice encoders' features.",
+    help="For Emotion-LLaMA: features of its face, video and audio encoders, a numpy file (3, 1024).",
 )
 @click.argument("media", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.argument("text")
@@ -121,18 +135,22 @@ def picture(
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     required=True,
     metavar="DIR",
-    help="Where the questions' clips are, NAME.mp4 or NAME.avi.",
+    help="Folder with the questions' clips, NAME.mp4 or NAME.avi.",
 )
 @click.option(
     "--features",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     metavar="DIR",
-    help="For Emotion-LLaMA: a numpy file (3, 1024) a clip, NAME.npy.",
+    help="For Emotion-LLaMA: folder with one numpy file (3, 1024) per clip, NAME.npy.",
 )
 @click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), required=True, metavar="FILE", help="The answers."
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    metavar="FILE",
+    help="Output file for the answers.",
 )
-@click.option("--resume", is_flag=True, help="Go on with the answers that --out holds.")
+@click.option("--resume", is_flag=True, help="Continue after the answers already in --out.")
 @click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 def questions(
     folder: Path,
@@ -149,9 +167,9 @@ def questions(
     resume: bool,
     file: Path,
 ) -> None:
-    """Ask the questions of FILE, a line of JSON each, and write a line `NAME<tab>ANSWER` each.
+    """Ask the questions of FILE, one JSON object per line, and write one line `NAME<tab>ANSWER` per question.
 
-    Both are in MER-MCE's form: what its eval_ECAC_cause.py reads and writes.
+    Both files have the format of MER-MCE's eval_ECAC_cause.py.
 
     \b
     mechm ask questions --model mer-mce --task emotion --clips videos --out answers.txt submit_now-n_w-e.json
@@ -178,9 +196,9 @@ def questions(
 def open_model(
     folder: Path, backend: Backend, llm_url: str | None, llm_model: str | None, dtype: str | None, device: str | None
 ) -> MiniGptV2:
-    """The model as the options want it run.
+    """Open the model with the chosen backend, precision and device.
 
-    Raises: UsageError: options contradict each other, or there is no such device.
+    Raises: UsageError: options contradict each other, or the device is missing.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""`mechm doctor`: shows what `mechm_runtime.doctor` found. It judges nothing itself and changes nothing."""
+"""`mechm doctor`: prints the findings of `mechm_runtime.doctor`. It decides nothing itself and changes nothing."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 @click.command()
-@click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object instead of tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
 def doctor(as_json: bool) -> None:
-    """Say what is installed, what works here and what to install.
+    """Show what is installed, what works here and what to install.
 
-    Every execution provider that onnxruntime lists computes a small product in a process of its own: being listed is
-    not the same as working. Exits with 0 if the light runtime can run here, else with 1.
+    Each execution provider of onnxruntime runs a small test in a process of its own, since a listed provider may still
+    not work. Exit code: 0 if the light runtime can run here, else 1.
     """
     from mechm_runtime.doctor import examine
 
@@ -35,7 +35,7 @@ def doctor(as_json: bool) -> None:
 
 
 def show(report: Report, console: Console) -> None:
-    """Print the report as tables, the verdict last, where the eye rests when the command is done."""
+    """Print the report as tables, with the verdict last, where it is seen when the command is done."""
     for table in (
         _machine(report),
         _extras(report),
@@ -53,7 +53,7 @@ def show(report: Report, console: Console) -> None:
 
 
 def _literal(text: str) -> str:
-    """Text from outside, with the square brackets that would be styles to rich kept as they are."""
+    """Escape text from outside, so that rich prints its square brackets and does not read them as styles."""
     from rich.markup import escape
 
     return escape(text)
@@ -92,7 +92,7 @@ def _machine(report: Report) -> Table:
 
 
 def _extras(report: Report) -> Table:
-    table = _table("Packages", "extra", "installed", "missing, and how to have it")
+    table = _table("Packages", "extra", "installed", "missing and how to install it")
     for extra in report.extras:
         lacking = ""
         if extra.missing:
@@ -103,7 +103,7 @@ def _extras(report: Report) -> Table:
 
 
 def _providers(report: Report) -> Table:
-    table = _table("Execution providers that onnxruntime lists", "provider", "works", "remark")
+    table = _table("Execution providers of onnxruntime", "provider", "works", "details")
     for provider in report.providers:
         why = _literal(provider.reason) + (f"\n{_literal(provider.fix)}" if provider.fix else "")
         opened = f"session opened in {provider.setup_ms:.0f} ms" if provider.setup_ms is not None else ""
@@ -121,7 +121,7 @@ def _decoders(report: Report) -> Table:
 
 
 def _files(report: Report) -> Table:
-    table = _table("Weights and bundle", "what", "there", "where, or how to get it")
+    table = _table("Weights and bundle", "files", "present", "location or how to get it")
     for files in report.files:
         where = files.command
         if files.present:

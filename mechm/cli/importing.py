@@ -1,4 +1,4 @@
-"""`mechm import`: models that others trained, into our layout."""
+"""`mechm import`: converts models of other projects."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @click.group("import")
 def import_group() -> None:
-    """Read a model of other projects' into our layout, complete or not at all."""
+    """Convert a model of another project; it is written completely or not at all."""
 
 
 @import_group.command("minigpt-v2")
@@ -23,40 +23,40 @@ def import_group() -> None:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     required=True,
     metavar="FILE",
-    help="What was trained: checkpoint.pth of MiniGPT-v2, MER-MCE or Emotion-LLaMA.",
+    help="The trained weights: checkpoint.pth of MiniGPT-v2, MER-MCE or Emotion-LLaMA.",
 )
 @click.option(
     "--llama",
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     required=True,
     metavar="DIR",
-    help="The Llama that it was trained on, in the Hugging Face layout (Llama-2-7b-chat-hf).",
+    help="The Llama that it was trained on, in Hugging Face format (Llama-2-7b-chat-hf).",
 )
 @click.option(
     "--vit",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="eva_vit_g.pth; left out where the checkpoint has a ViT of its own.",
+    help="eva_vit_g.pth; not needed if the checkpoint contains a ViT.",
 )
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the model goes.")
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Output folder.")
 @click.option(
     "--dtype",
     type=click.Choice(["bf16", "fp16", "fp32"]),
     default="fp16",
     show_default=True,
-    help="Of the Llama's weights; the original runs in fp16.",
+    help="Precision of the Llama's weights; the original runs in fp16.",
 )
 @click.option(
     "--lora-alpha",
     type=click.FloatRange(min=0, min_open=True),
-    help="Of the LoRA. Default: what the checkpoint says, else 16.",
+    help="Alpha of the LoRA. Default: the checkpoint's, else 16.",
 )
 @click.option(
     "--ln-vision",
     type=click.Choice(["checkpoint", "identity"]),
     default="checkpoint",
     show_default=True,
-    help="identity for checkpoints that were saved without ln_vision, as the original code answers with them.",
+    help="Layer norm behind the ViT; identity is for checkpoints saved without one, as the original code runs them.",
 )
 def minigpt_v2(
     checkpoint: Path,
@@ -67,11 +67,11 @@ def minigpt_v2(
     lora_alpha: float | None,
     ln_vision: LnVision,
 ) -> None:
-    """Import a MiniGPT-v2, MER-MCE or Emotion-LLaMA checkpoint, its LoRA merged into the Llama.
+    """Import a MiniGPT-v2, MER-MCE or Emotion-LLaMA checkpoint and merge its LoRA into the Llama.
 
-    Every tensor of the files is accounted for, nothing in them is run, and the result is put in place only if it
-    answers as the Llama with the LoRA beside it does. It needs the disk space of the result (15.5 GB for Llama-2-7b in
-    fp16) and the memory of a few of its blocks.
+    Every tensor of the files is accounted for, no code in them is run, and the result is kept only if it answers like
+    the Llama with the unmerged LoRA. Disk: the size of the result (15.5 GB for Llama-2-7b in fp16). Memory: a few of
+    its blocks.
 
     \b
     mechm import minigpt-v2 --checkpoint checkpoint_6.pth --llama Llama-2-7b-chat-hf --vit eva_vit_g.pth --out mer-mce
@@ -93,6 +93,6 @@ def minigpt_v2(
             on_progress=on_progress,
         )
     click.echo(f"{made.variant}: LoRA of rank {made.rank}, alpha {made.alpha:g}, on {made.n_pairs} layers")
-    click.echo(f"merged, fp32, against the LoRA beside the Llama: {describe(made.merged)}")
+    click.echo(f"merged, fp32, compared with the unmerged LoRA: {describe(made.merged)}")
     click.echo(f"written, {made.dtype}: {describe(made.written)}")
     click.echo(f"wrote {out} ({made.n_parameters / 1e6:,.0f} M parameters)")

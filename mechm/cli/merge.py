@@ -1,4 +1,4 @@
-"""`mechm merge`."""
+"""`mechm merge`: merges the Llama's LoRA adapter into its base."""
 
 from __future__ import annotations
 
@@ -17,37 +17,41 @@ _OPTIONS = (
         "--base",
         type=click.Path(path_type=Path, exists=True, file_okay=False),
         metavar="DIR",
-        help="The model it was trained on, in the Hugging Face layout. Default: the preset's, see mechm weights.",
+        help="The model it was trained on, in Hugging Face format. Default: the preset's, see mechm weights.",
     ),
     click.option(
         "--dtype",
         type=click.Choice(["bf16", "fp16", "fp32"]),
         default="bf16",
         show_default=True,
-        help="Of the weights.",
+        help="Precision of the written weights.",
     ),
     click.option(
         "--conversations",
         type=click.Path(path_type=Path),
         metavar="FILE",
-        help="Compare answers on these: ECF / SemEval JSON, MECPE text or subtitles. Default: four that come with "
-        "mechm.",
+        help="Conversations to compare answers on: ECF / SemEval JSON, MECPE text or subtitles. Default: four that "
+        "come with mechm.",
     ),
-    click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Default: cuda where there is one."),
+    click.option(
+        "--device",
+        type=click.Choice(["cpu", "cuda"]),
+        help="Where to compare. Default: cuda if there is a GPU, else cpu.",
+    ),
 )
 
 
 def merge_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add `base`, `dtype`, `conversations` and `device`: how an adapter is merged."""
+    """Add the options of merging an adapter: `base`, `dtype`, `conversations` and `device`."""
     for option in reversed(_OPTIONS):
         command = option(command)
     return command
 
 
 def merge_settings(dtype: DType, conversations: Path | None, device: str | None) -> dict[str, Any]:
-    """The options as `mechm.llm.merge.merge_adapter` takes them.
+    """Keyword arguments of `mechm.llm.merge.merge_adapter` from the options.
 
-    Raises: UsageError: there is no such device. TranscriptError: the conversations cannot be read.
+    Raises: UsageError: the device is missing. TranscriptError: the conversations cannot be read.
     """
     import torch
 
@@ -63,7 +67,7 @@ def merge_settings(dtype: DType, conversations: Path | None, device: str | None)
 
 
 def print_merge(made: MergeReport, out: Path) -> None:
-    """What was merged and written, and how it answers."""
+    """Print the comparison of the merged model, and where it was written."""
     from mechm.llm.merge import describe
 
     click.echo(f"on {made.conversations} ({made.n_conversations} conversations), against base and adapter in fp32:")
@@ -78,10 +82,14 @@ def print_merge(made: MergeReport, out: Path) -> None:
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     required=True,
     metavar="DIR",
-    help="What mechm train llm wrote.",
+    help="The adapter: the output of mechm train llm.",
 )
-@click.option("--preset", type=click.Choice(["small", "llama2-7b"]), help="Default: the one that the adapter names.")
-@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Where the model goes.")
+@click.option(
+    "--preset",
+    type=click.Choice(["small", "llama2-7b"]),
+    help="Preset of the base. Default: the one that the adapter names.",
+)
+@click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="Output folder.")
 @merge_options
 def merge(
     adapter: Path,
@@ -94,8 +102,8 @@ def merge(
 ) -> None:
     """Merge the Llama's LoRA adapter into its base: a plain model that transformers and vLLM load.
 
-    The merged model is put in place only if it answers as the base with its adapter does. It takes 4 bytes of memory a
-    parameter: 0.6 GB for the preset small, 27 GB for llama2-7b.
+    The merged model is kept only if it answers like the base with its adapter. Memory: 4 bytes per parameter, 0.6 GB
+    for the preset small and 27 GB for llama2-7b.
 
     \b
     mechm merge --adapter runs/llm --out runs/llm-merged

@@ -1,4 +1,4 @@
-"""`mechm serve`: the Llama of a bundle, or of an imported MiniGPT-v2, behind vLLM."""
+"""`mechm serve`: starts vLLM with the Llama of a bundle or of an imported MiniGPT-v2."""
 
 from __future__ import annotations
 
@@ -18,32 +18,34 @@ if TYPE_CHECKING:
 
 @click.group()
 def serve() -> None:
-    """Serve a Llama to other processes."""
+    """Start a vLLM server with a Llama."""
 
 
 _SERVER_OPTIONS = (
-    click.option("--host", default="127.0.0.1", show_default=True, help="Where it listens."),
-    click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True),
-    click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True),
+    click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on."),
+    click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="Port to listen on."),
+    click.option(
+        "--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True, help="Where vLLM runs."
+    ),
     click.option(
         "--concurrency",
         type=click.IntRange(min=1),
         default=16,
         show_default=True,
-        help="Prompts that are read at once.",
+        help="Prompts processed at the same time.",
     ),
     click.option(
         "--gpu-memory",
         type=click.FloatRange(0, 1, min_open=True),
         default=0.9,
         show_default=True,
-        help="Share of the GPU's memory, with --device cuda.",
+        help="Share of the GPU's memory to use, with --device cuda.",
     ),
     click.option(
         "--step-tokens",
         type=click.IntRange(min=32),
-        help="Tokens read in one step: longer conversations are read in several, so that short ones need not wait. "
-        "Default: what vLLM chooses.",
+        help="Tokens processed in one step: longer conversations take several steps, so that short ones do not wait. "
+        "Default: vLLM's choice.",
     ),
     click.option(
         "--timeout",
@@ -51,15 +53,15 @@ _SERVER_OPTIONS = (
         type=click.FloatRange(min=1),
         default=600.0,
         show_default=True,
-        help="Seconds to start.",
+        help="Seconds to wait for the server to start.",
     ),
     click.option("--print", "print_only", is_flag=True, help="Print the plain vLLM command instead of running it."),
-    click.option("--verbose", is_flag=True, help="Show what vLLM writes."),
+    click.option("--verbose", is_flag=True, help="Show vLLM's own output."),
 )
 
 
 def server_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add how vLLM is run, which the command gets as `config`."""
+    """Add the options of vLLM, which the command receives as `config: ServeConfig`."""
 
     @wraps(command)
     def configured(
@@ -89,8 +91,8 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
     "folder",
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
-    help="A bundle that `mechm export llm` has completed, or package:NAME for an installed one. Default: MECHM_BUNDLE, "
-    "or what make demo built.",
+    help="A bundle completed by `mechm export llm`, or package:NAME for an installed one. Default: MECHM_BUNDLE, or "
+    "the bundle that `make demo` built.",
 )
 @server_options
 def llm(
@@ -100,9 +102,9 @@ def llm(
     print_only: bool,
     verbose: bool,
 ) -> None:
-    """Start vLLM with a bundle's Llama, until Ctrl-C; `mechm analyze --llm vllm` asks it.
+    """Start vLLM with a bundle's Llama, for `mechm analyze --llm vllm`; Ctrl-C stops it.
 
-    Where others than this machine shall reach it, set VLLM_API_KEY to what they must show.
+    To serve other machines, set VLLM_API_KEY to the key that they must send.
 
     \b
     mechm export llm --bundle bundle && mechm serve llm --bundle bundle
@@ -129,7 +131,7 @@ def llm(
     type=click.Path(path_type=Path, exists=True, file_okay=False),
     required=True,
     metavar="DIR",
-    help="What mechm import minigpt-v2 wrote.",
+    help="The model: the output of mechm import minigpt-v2.",
 )
 @server_options
 def minigpt(
@@ -139,10 +141,10 @@ def minigpt(
     print_only: bool,
     verbose: bool,
 ) -> None:
-    """Start vLLM with the Llama of an imported MiniGPT-v2, until Ctrl-C; `mechm ask --backend vllm` asks it.
+    """Start vLLM with the Llama of an imported MiniGPT-v2, for `mechm ask --backend vllm`; Ctrl-C stops it.
 
-    Pictures are turned into tokens where `mechm ask` runs. Where others than this machine shall reach the server, set
-    VLLM_API_KEY to what they must show.
+    Pictures are encoded where `mechm ask` runs. To serve other machines, set VLLM_API_KEY to the key that they must
+    send.
 
     \b
     mechm serve minigpt --model mer-mce
@@ -163,7 +165,7 @@ def minigpt(
 
 
 def _print(plan: ServingPlan, config: ServeConfig) -> None:
-    """Print the command that would run; a key stays out of it."""
+    """Print the command that would run, without the API key."""
     import shlex
 
     from mechm_runtime.llm.vllm.launch_plan import API_KEY, serve_arguments, serve_environment
@@ -199,7 +201,7 @@ def _run(
         f"conversations of {plan.context} tokens",
         err=True,
     )
-    # A service manager stops with SIGTERM: the same way out as Ctrl-C's.
+    # Service managers stop a process with SIGTERM, which ends the server like Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         with running_server(plan, config, client, timeout_s=timeout_s, verbose=verbose) as server:

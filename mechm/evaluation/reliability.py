@@ -1,7 +1,8 @@
-"""Whether probabilities mean what they say: of what is given 0.8, eight in ten should be right.
+"""Calibration of probabilities: of the answers given a probability of 0.8, eight in ten should be right.
 
-Expected calibration error with equal-width bins (Naeini et al. 2015, Guo et al. 2017), as the cards of trained weights
-carry it. Calibrating is `mechm.training.calibration`.
+Expected calibration error with equal-width bins (Naeini et al. 2015, Guo et al. 2017), as in the cards of trained
+weights.
+The calibration itself is fitted by `mechm.training.calibration`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ N_BINS = 15
 
 @dataclass(frozen=True, slots=True)
 class ReliabilityBin:
-    """What was said with a probability in [low, high): how much that is, its mean probability, its share of hits."""
+    """Answers with a probability in [low, high): their number, mean probability and share of right ones."""
 
     low: float
     high: float
@@ -30,8 +31,8 @@ class ReliabilityBin:
 class Reliability:
     """Calibration of a set of probabilities.
 
-    ece: expected calibration error, the mean distance of probability and share of hits over the bins, weighted by what
-        is in them. n: how many probabilities. bins: those that hold anything, in rising order.
+    ece: expected calibration error, the mean distance between probability and share of right answers over the bins,
+        weighted by their size. n: number of probabilities. bins: the non-empty ones, in rising order.
     """
 
     ece: float
@@ -42,9 +43,9 @@ class Reliability:
 def score_reliability(
     probabilities: Sequence[float] | npt.NDArray[np.floating], right: Sequence[bool] | npt.NDArray[np.bool_]
 ) -> Reliability:
-    """Hold probabilities against what happened.
+    """Compare probabilities with the outcome.
 
-    probabilities: float (N,), in [0, 1]. right: bool (N,), whether what was given that probability is so.
+    probabilities: float (N,), in [0, 1]. right: bool (N,), whether the answer with that probability is right.
     """
     p, hits = np.asarray(probabilities, np.float64), np.asarray(right, np.bool_)
     index = np.minimum((p * N_BINS).astype(int), N_BINS - 1)

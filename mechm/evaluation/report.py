@@ -1,6 +1,6 @@
-"""A score report: what was scored, on what, and how well; as JSON and as tables for a terminal.
+"""A score report: the system, the gold file and the scores, as JSON and as tables for a terminal.
 
-Every report names its gold file and that file's size, because scores on ECF 1.0 `test` and on ECF 2.0 do not compare.
+Every report names its gold file and that file's size, since scores on ECF 1.0 `test` and on ECF 2.0 are not comparable.
 """
 
 from __future__ import annotations
@@ -34,7 +34,10 @@ class Speed:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """emotions: of each utterance's likeliest emotion, whatever was decided. pairs: of the pairs that were found."""
+    """Calibration of two kinds of answers.
+
+    emotions: each utterance's likeliest emotion, whatever was decided. pairs: the predicted pairs.
+    """
 
     emotions: Reliability
     pairs: Reliability
@@ -44,12 +47,12 @@ class Calibration:
 class ScoreReport:
     """The scores of one system on one gold file.
 
-    gold: the gold file's name, which says which split this is.
-    system: what was scored: a submission's file name, or a bundle's id and precision.
+    gold: the gold file's name, which identifies the split.
+    system: a submission's file name, or a bundle's id, precision and engine.
     modalities: "text" or "text + clips" for a bundle, "" for a submission.
     emotions, calibration, risk_coverage: None for a submission, which has neither labels nor probabilities.
-    abstention: one for each threshold that was asked for.
-    n_missing_clips: utterances without a clip where clips were asked for.
+    abstention: one entry per threshold that was asked for.
+    n_missing_clips: utterances without a clip, if clips were asked for.
     """
 
     gold: str
@@ -93,8 +96,8 @@ def _parts(report: ScoreReport) -> Iterator[RenderableType]:
     if report.speed is not None:
         speed = report.speed
         yield Text(
-            f"Speed   {speed.p50_ms:.1f} ms a conversation (p50), {speed.p99_ms:.1f} ms (p99), "
-            f"{speed.total_s:.1f} s in all"
+            f"Speed   {speed.p50_ms:.1f} ms per conversation (p50), {speed.p99_ms:.1f} ms (p99), "
+            f"{speed.total_s:.1f} s in total"
         )
     for count, what in (
         (report.n_missing_clips, "utterances have no clip and were analysed from their text"),
@@ -123,7 +126,7 @@ def _pair_table(report: ScoreReport) -> Table:
 
 
 def _distance_table(report: ScoreReport) -> Table:
-    title = f"Where the cause lies, seen from the emotion, on {report.gold}"
+    title = f"Pairs by the distance from emotion to cause, on {report.gold}"
     table = _table(title, "", "precision", "recall", "F1", "gold", "found", "right")
     for distance, score in report.pairs.per_distance.items():
         table.add_row(DISTANCE_NAMES[distance], *_numbers(score), *_counts(score))
@@ -147,9 +150,9 @@ def _risk_line(risk: RiskCoverage) -> str:
 
 def _abstention_table(report: ScoreReport) -> Table:
     table = _table(
-        f"If it abstained below a probability, on {report.gold}",
+        f"Scores with abstention below a probability, on {report.gold}",
         "below",
-        *("coverage", "answered", "accuracy", "emotion F1", "pair F1", "of answered"),
+        *("coverage", "answered", "accuracy", "emotion F1", "pair F1", "pair F1 (answered)"),
     )
     for one in report.abstention:
         table.add_row(

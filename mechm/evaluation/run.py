@@ -1,6 +1,6 @@
-"""Score a submission, or anything that analyses conversations, on annotated ones.
+"""Scores a submission, or any function that analyses conversations, on annotated ones.
 
-What analyses is a function, so that a runtime pipeline, a model in training and a test's rule are scored alike.
+Taking a function lets a runtime pipeline, a model in training and a test's rule be scored in the same way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def score_submission(
 ) -> ScoreReport:
     """Score predicted pairs.
 
-    gold_name, system: the names that the report carries.
+    gold_name, system: names for the report.
 
     Raises: LabelError: as `score_pairs`.
     """
@@ -51,13 +51,12 @@ def evaluate(
 ) -> ScoreReport:
     """Analyse every conversation and score pairs, emotions and probabilities.
 
-    conversations: what is analysed in place of the gold conversations themselves, in the same order: the same with
-        clips attached. Without it only text is analysed.
-    abstain_below: probabilities; for each the report says what would be left if the system abstained below it.
+    conversations: the gold conversations with clips attached, in the same order; None analyses text only.
+    abstain_below: probabilities; for each the report has the scores with abstention below it.
     on_progress: called after each conversation with its number of utterances.
 
-    Raises: InputError: no conversations. LabelError: `conversations` are others than the gold's, or an answer is for
-        other utterances than those asked about. Whatever `analyze` raises.
+    Raises: InputError: no conversations. LabelError: `conversations` differ from the gold's, or an answer is about
+        other utterances than those asked about. Any error of `analyze`.
     """
     if not gold:
         raise InputError("no conversations to evaluate")

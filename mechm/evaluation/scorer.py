@@ -1,10 +1,10 @@
-"""The score of SemEval-2024 Task 3 Subtask 2, and how well utterances' emotions were recognised.
+"""The scores of SemEval-2024 Task 3 Subtask 2, and of emotion recognition per utterance.
 
 `score_pairs` follows the organisers' scorer (NUSTM/SemEval-2024_ECAC, `CodaLab/evaluation/evaluate.py`): a predicted
-pair counts where its emotion utterance, emotion and cause utterance are all annotated; duplicates count once; neutral
-pairs count neither as found nor as missed; conversations without gold are left out, and gold conversations without a
+pair is right if its emotion utterance, emotion and cause utterance are all annotated; duplicates count once; neutral
+pairs count neither as found nor as missed; conversations without gold are ignored, and gold conversations without a
 prediction are refused. It differs by less than 1e-7, since that scorer adds 1e-8 to its denominators and this one
-gives 0 where there is nothing to divide.
+gives 0 for an empty denominator.
 
 It reads no files (`mechm_runtime.readers`) and prints nothing (`mechm.evaluation.report`).
 """
@@ -23,11 +23,11 @@ SCORED_EMOTIONS = EMOTIONS[1:]
 """The six emotions that the task scores: all but neutral."""
 
 DISTANCES = ("self", "1_back", "2_back", "3_or_more_back", "ahead")
-"""Where a cause lies, seen from its emotion: in the same utterance, before it, or after it."""
+"""The position of a cause relative to its emotion: in the same utterance, before it, or after it."""
 
 
 class PairLike(Protocol):
-    """What a pair has to have: `GoldPair` and `Pair` of mechm_runtime do."""
+    """The attributes of a pair, as `GoldPair` and `Pair` of mechm_runtime have them."""
 
     @property
     def emotion_utterance(self) -> int:
@@ -39,7 +39,7 @@ class PairLike(Protocol):
 
     @property
     def cause_utterance(self) -> int:
-        """Id of the utterance that caused it."""
+        """Id of the utterance with its cause."""
 
 
 Pairs = Sequence[LabelledConversation] | Mapping[str, Collection[PairLike]]
@@ -57,7 +57,10 @@ class Prf:
 
 @dataclass(frozen=True, slots=True)
 class ClassScore:
-    """The score of one emotion, or of one distance: how often it is annotated, predicted, and predicted rightly."""
+    """The score of one emotion, or of one distance.
+
+    n_gold, n_predicted, n_correct: how often it is annotated, predicted, and predicted correctly.
+    """
 
     precision: float
     recall: float

@@ -1,8 +1,8 @@
-"""The usual glue: plain onnxruntime fp32 exports one utterance at a time, and vLLM's generate over HTTP.
+"""Common glue code: plain onnxruntime fp32 graphs, one utterance at a time, and vLLM's generate over HTTP.
 
-The graphs are the bundle's fp32 ones in sessions with onnxruntime's own settings but for the number of threads; voices
-are padded to 30 s, the only length that optimum's export of Whisper takes. The server is one that `mechm serve llm`, or
-anybody, started with the merged weights.
+The graphs are the bundle's fp32 ones in sessions with onnxruntime's defaults except for the number of threads; audio is
+padded to 30 s, the only length that optimum's export of Whisper takes. The server was started with the merged weights,
+by `mechm serve llm` or otherwise.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from typing import Any
 import numpy.typing as npt
 
 from mechm.bench.rivals import PARTS, RivalConfig
-from mechm.bench.rivals.by_utterance import ByUtterance, Writer
-from mechm.bench.rivals.writers import ServerWriter, question_tokenizer
+from mechm.bench.rivals.generators import ServerGenerator, question_tokenizer
+from mechm.bench.rivals.per_utterance import AnswerGenerator, PerUtteranceSystem
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.engines.base import GraphRunner
 
 
 class PlainSession:
-    """A graph as the documentation of onnxruntime runs it."""
+    """A graph in a session as in onnxruntime's documentation."""
 
     def __init__(self, path: Path, n_threads: int) -> None:
         import onnxruntime
@@ -33,21 +33,26 @@ class PlainSession:
         self._outputs = [one.name for one in self._session.get_outputs()]
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Arrays by input name to arrays by output name."""
+        """Run the graph on arrays by input name; returns arrays by output name."""
         given = self._session.run(None, {name: inputs[name] for name in self._inputs})
         return dict(zip(self._outputs, given, strict=True))
 
 
-def make(bundle: Bundle, config: RivalConfig) -> ByUtterance:
+def make(bundle: Bundle, config: RivalConfig) -> PerUtteranceSystem:
     """See `mechm.bench.rivals.make_rival`."""
 
-    def load() -> tuple[Mapping[str, GraphRunner], Writer | None]:
+    def load() -> tuple[Mapping[str, GraphRunner], AnswerGenerator | None]:
         names = [name for name in PARTS if name in bundle.parts]
         parts = {name: PlainSession(bundle.path(bundle.parts[name].files["fp32"]), config.n_threads) for name in names}
-        if not config.writes or config.server is None:
+        if not config.generates or config.server is None:
             return parts, None
-        return parts, ServerWriter(config.server, question_tokenizer(bundle))
+        return parts, ServerGenerator(config.server, question_tokenizer(bundle))
 
-    return ByUtterance(
-        "onnxruntime glue", bundle, load, llama="vLLM" if config.writes else "", pads=True, modalities=config.modalities
+    return PerUtteranceSystem(
+        "onnxruntime glue",
+        bundle,
+        load,
+        llama="vLLM" if config.generates else "",
+        pads=True,
+        modalities=config.modalities,
     )

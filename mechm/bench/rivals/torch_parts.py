@@ -1,4 +1,4 @@
-"""The bundle's parts in torch, from the weights that it was exported from, behind the interface of a graph."""
+"""The bundle's parts as torch modules, from the weights that it was exported from, with a graph's interface."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from mechm_runtime.bundle.manifest import Bundle
 
 
 def load_modules(bundle: Bundle, trained: Path | None) -> dict[str, nn.Module]:
-    """Every part's module in fp32, the text encoder's adapter merged.
+    """Modules by part in fp32, the text encoder's adapter merged.
 
-    trained: what `mechm train fusion` wrote; None for the weights shipped for the bundle's preset.
-    Raises: WeightsError: weights are not there.
+    trained: output folder of `mechm train fusion`; None for the weights shipped for the bundle's preset.
+    Raises: WeightsError: weights are missing.
     """
     preset = bundle.preset
     config = preset_config(preset)

@@ -1,1 +1,1 @@
-"""Options and output that several commands share."""
+"""Options, inputs, outputs and progress of the commands."""

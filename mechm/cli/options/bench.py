@@ -1,4 +1,4 @@
-"""The options of `mechm bench`: what is analysed, by which systems, and how much is measured."""
+"""The options of `mechm bench`: the conversation, the systems, and the number of measurements."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from mechm.cli.options.pipeline import DEFAULT_BUNDLE
 
 if TYPE_CHECKING:
     from mechm.bench.rivals import Baseline, RivalConfig
-    from mechm.bench.systems import OwnConfig
+    from mechm.bench.systems import MechmConfig
     from mechm_runtime.bundle.manifest import Bundle
     from mechm_runtime.bundle.precision import EngineName
     from mechm_runtime.llm.rescoring import Llm
@@ -50,7 +50,7 @@ class SystemOptions:
         return EngineConfig(n_threads=self.threads or 0).threads
 
     def asked_llms(self, bundle: Bundle) -> tuple[Llm, ...]:
-        """Where the Llama runs, per configuration of MECHM; those that the bundle allows where nothing was asked for.
+        """One entry per configuration of MECHM; all that the bundle allows if none was asked for.
 
         Raises: UsageError: a server is named that nobody asks.
         """
@@ -60,17 +60,17 @@ class SystemOptions:
             raise click.UsageError("--llm-url is for --llm vllm and --baseline glue")
         return asked
 
-    def own_configs(self, bundle: Bundle) -> tuple[OwnConfig, ...]:
+    def own_configs(self, bundle: Bundle) -> tuple[MechmConfig, ...]:
         """MECHM in every configuration: each precision with each Llama.
 
         Raises: UsageError: as `asked_llms`. InputError: `llm_url` is no address.
         """
-        from mechm.bench.systems import OwnConfig
+        from mechm.bench.systems import MechmConfig
 
         llms = self.asked_llms(bundle)
         precisions: tuple[Precision | None, ...] = tuple(dict.fromkeys(self.precisions)) or (None,)
         return tuple(
-            OwnConfig(
+            MechmConfig(
                 llm,
                 precision,
                 self.engine,
@@ -83,12 +83,12 @@ class SystemOptions:
         )
 
     def rival_config(self, bundle: Bundle) -> RivalConfig:
-        """What the rivals share; they have a Llama too if any configuration of MECHM has one."""
+        """The settings of the rivals; they use a Llama too if any configuration of MECHM does."""
         from mechm.bench.rivals import RivalConfig
 
-        writes = any(llm != "none" for llm in self.asked_llms(bundle))
+        generates = any(llm != "none" for llm in self.asked_llms(bundle))
         server = None if self.llm_url is None else server_config(self.llm_url)
-        return RivalConfig(self.n_threads, writes, self.trained, self.adapter, server, self.modalities)
+        return RivalConfig(self.n_threads, generates, self.trained, self.adapter, server, self.modalities)
 
 
 _SYSTEM_OPTIONS = (
@@ -195,13 +195,32 @@ def conversation_options(command: _Command) -> _Command:
 
 _AMOUNT_OPTIONS = (
     click.option(
-        "--repeats", type=click.IntRange(min=1), default=40, show_default=True, help="Queries per MECHM system."
+        "--repeats",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=40,
+        show_default=True,
+        help="Queries per MECHM system.",
     ),
-    click.option("--rounds", type=click.IntRange(min=1), metavar="N", default=3, show_default=True, help="Queries per rival."),
     click.option(
-        "--starts", type=click.IntRange(min=1), default=3, show_default=True, help="Processes started per row."
+        "--rounds", type=click.IntRange(min=1), metavar="N", default=3, show_default=True, help="Queries per rival."
     ),
-    click.option("--queries", type=click.IntRange(min=1), metavar="N", default=16, show_default=True, help="Queries of `offline`."),
+    click.option(
+        "--starts",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=3,
+        show_default=True,
+        help="Processes started per row.",
+    ),
+    click.option(
+        "--queries",
+        type=click.IntRange(min=1),
+        metavar="N",
+        default=16,
+        show_default=True,
+        help="Queries of `offline`.",
+    ),
     click.option(
         "--bound",
         "bound_ms",
@@ -232,7 +251,7 @@ _AMOUNT_OPTIONS = (
 
 
 def amount_options(command: _Command) -> _Command:
-    """Add how often things are measured, which the command receives as `amounts: Amounts`."""
+    """Add the numbers of measurements, which the command receives as `amounts: Amounts`."""
 
     @functools.wraps(command)
     def with_amounts(
@@ -263,11 +282,11 @@ def _with(options: Sequence[Callable[[_Command], _Command]], command: _Command) 
 
 def _conversation(source: Path | None, transcript: Path | None, n_utterances: int) -> Conversation:
     """The first conversation of INPUT, or the shipped sample, cut or repeated to a number of utterances."""
-    from mechm.bench.workload import of_length, sample_conversation
+    from mechm.bench.workload import sample_conversation, with_length
     from mechm.cli.options.inputs import load_conversations
 
     if source is None:
         if transcript is not None:
             raise click.UsageError("--transcript goes with an INPUT")
         source, transcript = sample_conversation()
-    return of_length(load_conversations(source, transcript)[0], n_utterances)
+    return with_length(load_conversations(source, transcript)[0], n_utterances)

@@ -1,8 +1,8 @@
-"""Decide what INPUT of `mechm analyze` is, and make conversations of it.
+"""Reads the INPUT of `mechm analyze`: a recording, a transcript or a folder of clips.
 
-Three kinds: a recording, a transcript, a folder of clips. A file's name decides where it ends like one of them, else
-its first bytes. Everything that can be wrong with an input short of decoding it whole is refused here, before a bundle
-is loaded. Nothing is decoded in this process and nothing is fetched.
+A known ending of the file's name decides which it is, else its first bytes. Everything that can be wrong with an input,
+except what only decoding all of it would show, is refused here, before a bundle is loaded. Nothing is decoded in this
+process and nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TRANSCRIPTS = "SRT, WebVTT, STM, RTTM, ECF / SemEval JSON or MECPE text"
 ACCEPTED = f"give a recording, a transcript ({TRANSCRIPTS}) or a folder of clips"
 
 HEAD_BYTES = 4096
-"""How much of a file without a telling name is read to see whether it is text."""
+"""Bytes read of a file with an unknown ending to see whether it is text."""
 
 
 def load_conversations(
@@ -44,7 +44,7 @@ def load_conversations(
 ) -> tuple[Conversation, ...]:
     """The conversations of a recording, a transcript or a folder of clips.
 
-    transcript: who says what and when; a folder needs one, a transcript takes none.
+    transcript: speakers, words and times; a folder needs one, a transcript takes none.
     limits: on recordings; None for the defaults.
     Raises: InputError: none of the three, a combination that makes no sense, or nothing to analyse. MediaError,
         TranscriptError, LabelError: what is in the files. MissingExtraError: a recording, without the `media` extra.
@@ -52,13 +52,13 @@ def load_conversations(
     try:
         return _load(source, transcript, limits)
     except InputError as error:
-        # The readers know what is wrong and where, not always what to do about it.
+        # The readers name the problem and its place, but not always the remedy.
         error.hint = error.hint or "correct it and run this again; mechm analyze --help says what INPUT may be"
         raise
 
 
 def kind_of(path: Path) -> Kind:
-    """What a path holds, as far as its name and first bytes tell.
+    """The kind of a path, from its name and first bytes.
 
     Raises: InputError: nothing is there, it may not be read, or it is neither a file nor a folder.
     """
@@ -88,9 +88,9 @@ def kind_of(path: Path) -> Kind:
 
 
 def looks_like_text(head: bytes) -> bool:
-    """Whether a file that starts like this is text in some encoding: no control characters, or UTF-16 with its mark.
+    """Whether the start of a file is text in any encoding: no control characters, or a UTF-16 byte order mark.
 
-    Text in a wrong encoding counts: the readers say what is wrong with it and how to convert it.
+    Text in an unsupported encoding counts too: the readers name the problem and how to convert the file.
     """
     if head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         return True
@@ -134,14 +134,14 @@ def _alone(recording: Path, limits: MediaLimits | None) -> Conversation:
     with MediaReader(limits) as reader:
         info = reader.probe(recording)
     if info.container == "image":
-        # A picture lasts no time: it is looked at as the clip of its one utterance.
+        # A picture has no duration, so it is the clip of its one utterance.
         return Conversation(recording.stem, (Utterance(1, media=recording),))
     return conversation_from_media(recording, info.duration_s or 0.0)
 
 
 def _recorded(recording: Path, transcript: Path, limits: MediaLimits | None) -> Conversation:
     """A recording with its transcript."""
-    # A wrong transcript is found without starting the decoder, and again with the recording's duration.
+    # Read twice: errors of the transcript alone are found before the decoder starts, then with the recording's length.
     (conversation,) = read_transcript(transcript, media=recording)
     if not any(utterance.start_s is not None for utterance in conversation.utterances):
         raise TranscriptError(
@@ -156,7 +156,7 @@ def _recorded(recording: Path, transcript: Path, limits: MediaLimits | None) -> 
 
 
 def _refuse_two_transcripts(source: Path, transcript: Path) -> None:
-    """A transcript as INPUT takes no second one; where the two were swapped the hint turns them round."""
+    """Refuse a second transcript; if the two arguments were swapped, the hint has them in the right order."""
     try:
         swapped = kind_of(transcript) != "transcript"
     except InputError:

@@ -15,7 +15,7 @@ LLM_OPTIONS = (
     click.option(
         "--llm",
         type=click.Choice(["none", "onnx", "vllm", "vllm-local"]),
-        help="Where the Llama runs that rescores utterances from their text. onnx: here, the bundle's own graph. vllm: "
+        help="Where the Llama runs that rescores utterances. onnx: here, the bundle's own graph. vllm: "
         "on a server (mechm serve llm). vllm-local: here, in vLLM. none: no Llama, which is faster and less accurate. "
         "Default: onnx if the bundle has it, else none.",
     ),

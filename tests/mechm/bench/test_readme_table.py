@@ -12,7 +12,7 @@ from xml.etree import ElementTree
 import pytest
 
 from mechm.bench.figures import write_figures
-from mechm.bench.readme import BEGIN, END, bend, readme_table, table_of, with_table
+from mechm.bench.readme import BEGIN, END, readme_table, saturation_point, table_of, with_table
 from mechm.bench.results import read_results, results_of
 from mechm_runtime.errors import InputError
 
@@ -121,7 +121,7 @@ def test_a_folder_with_other_json_is_refused(tmp_path: Path) -> None:
 
 def test_throughput_bends_where_more_sessions_bring_no_more() -> None:
     rates = {1: 3.0, 2: 5.0, 4: 9.6, 8: 10.0, 16: 9.9}
-    assert bend([{"n_sessions": n, "utterances_per_s": rate} for n, rate in rates.items()]) == 4
+    assert saturation_point([{"n_sessions": n, "utterances_per_s": rate} for n, rate in rates.items()]) == 4
 
 
 def test_results_are_read_as_they_were_written(repository: Path) -> None:

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from mechm.bench.rivals import RivalConfig, make_rival
-from mechm.bench.rivals.by_utterance import WRITTEN_TOKENS, ByUtterance
-from mechm.bench.rivals.writers import ServerWriter, TransformersWriter, emotion_of, written_prompt
-from mechm.bench.workload import of_length, sample_conversation, words_alone
+from mechm.bench.rivals.generators import ServerGenerator, TransformersGenerator, emotion_of, generation_prompt
+from mechm.bench.rivals.per_utterance import GENERATED_TOKENS, PerUtteranceSystem
+from mechm.bench.workload import sample_conversation, text_only, with_length
 from mechm.cli.options.inputs import load_conversations
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.engines.base import EngineConfig
@@ -35,17 +35,17 @@ def probabilities(analysis: Analysis) -> np.ndarray:
 @pytest.fixture(scope="module")
 def recorded() -> Conversation:
     """The sample's first utterances, with their recording."""
-    return of_length(load_conversations(*sample_conversation())[0], 2)
+    return with_length(load_conversations(*sample_conversation())[0], 2)
 
 
 @pytest.mark.weights
 @pytest.mark.parametrize("baseline", ["original", "glue"])
 def test_a_rival_says_what_ours_says(baseline: Any, small_bundle: Path, recorded: Conversation) -> None:
     bundle = open_bundle(small_bundle)
-    rival = make_rival(baseline, bundle, RivalConfig(n_threads=1, writes=False))
+    rival = make_rival(baseline, bundle, RivalConfig(n_threads=1, generates=False))
     rival.prepare()
     ours = Pipeline.from_bundle(small_bundle, precision="fp32", engine=EngineConfig(n_threads=1), llm="none")
-    for conversation, atol in ((words_alone(recorded), 1e-3), (recorded, 0.02)):
+    for conversation, atol in ((text_only(recorded), 1e-3), (recorded, 0.02)):
         theirs = rival.analyze(conversation)
         expected = ours.analyze(conversation)
         # Padding to 30 s changes the last frames of a spectrogram, which are mirrored otherwise.
@@ -63,7 +63,7 @@ def test_a_rival_says_what_ours_says(baseline: Any, small_bundle: Path, recorded
 def test_a_rival_reads_what_it_is_asked_to(tiny_bundle: Path, recorded: Conversation) -> None:
     bundle = open_bundle(tiny_bundle)
     for modalities in (("text",), ("audio", "scene"), ("text", "face", "scene")):
-        rival = make_rival("glue", bundle, RivalConfig(n_threads=1, writes=False, modalities=modalities))
+        rival = make_rival("glue", bundle, RivalConfig(n_threads=1, generates=False, modalities=modalities))
         rival.prepare()
         ours = Pipeline(bundle, precisions=dict.fromkeys(bundle.parts, "fp32"), llm="none", modalities=modalities)
         theirs, expected = rival.analyze(recorded), ours.analyze(recorded)
@@ -77,19 +77,19 @@ def test_what_is_written_stands_in_the_place_of_the_fusions_answer(tiny_bundle: 
         def __init__(self) -> None:
             self.asked: list[tuple[int, int]] = []
 
-        def write(self, utterances: Any, position: int, n_tokens: int) -> str | None:
+        def answer(self, utterances: Any, position: int, n_tokens: int) -> str | None:
             self.asked.append((position, n_tokens))
             return "sadness" if position == 1 else None
 
     bundle = open_bundle(tiny_bundle)
-    plain = make_rival("glue", bundle, RivalConfig(n_threads=1, writes=False))
+    plain = make_rival("glue", bundle, RivalConfig(n_threads=1, generates=False))
     plain.prepare()
     writer = Sad()
-    writing = ByUtterance("x", bundle, lambda: (plain._parts, writer), llama="Llama", pads=True)
+    writing = PerUtteranceSystem("x", bundle, lambda: (plain._parts, writer), llama="Llama", pads=True)
     writing.prepare()
     conversation = Conversation("1", (*TALK, Utterance(3, "Ana", " ")))
     expected, found = plain.analyze(conversation), writing.analyze(conversation)
-    assert writer.asked == [(0, WRITTEN_TOKENS), (1, WRITTEN_TOKENS)], "nobody asks about what has no words"
+    assert writer.asked == [(0, GENERATED_TOKENS), (1, GENERATED_TOKENS)], "nobody asks about what has no words"
     assert found.utterances[1].emotion == "sadness"
     assert found.utterances[0].probabilities == expected.utterances[0].probabilities
     assert "llm" in found.timings_ms
@@ -101,10 +101,10 @@ def test_the_llama_writes_as_many_tokens_as_are_asked_for(llama_base: Path) -> N
     from transformers import AutoModelForCausalLM
 
     questions = QuestionTokenizer(llama_base / "tokenizer.json")
-    writer = TransformersWriter(AutoModelForCausalLM.from_pretrained(llama_base), questions)
-    prompt = written_prompt(questions, TALK, 1)
+    writer = TransformersGenerator(AutoModelForCausalLM.from_pretrained(llama_base), questions)
+    prompt = generation_prompt(questions, TALK, 1)
     twenty = writer.generate(prompt)
-    assert len(twenty) == WRITTEN_TOKENS
+    assert len(twenty) == GENERATED_TOKENS
     assert writer.generate(prompt, 1) == twenty[:1], "the first token does not depend on how many follow"
 
 
@@ -142,10 +142,10 @@ def server() -> Iterator[str]:
 
 def test_a_server_writes_and_remembers_one_conversation_only(server: str, llama_base: Path) -> None:
     questions = QuestionTokenizer(llama_base / "tokenizer.json")
-    writer = ServerWriter(ServerConfig(server), questions)
-    assert [writer.write(TALK, position, 7) for position in (0, 1, 0)] == ["joy"] * 3
+    writer = ServerGenerator(ServerConfig(server), questions)
+    assert [writer.answer(TALK, position, 7) for position in (0, 1, 0)] == ["joy"] * 3
     first, second, again = Answering.asked
-    assert first["prompt"] == written_prompt(questions, TALK, 0)
+    assert first["prompt"] == generation_prompt(questions, TALK, 0)
     assert first["max_tokens"] == 7
     assert first["cache_salt"] == second["cache_salt"] != again["cache_salt"]
 
@@ -153,4 +153,4 @@ def test_a_server_writes_and_remembers_one_conversation_only(server: str, llama_
 def test_a_rival_that_cannot_answer_as_asked_is_refused(tiny_bundle: Path) -> None:
     bundle = open_bundle(tiny_bundle)
     with pytest.raises(InputError, match="has no Llama"):
-        make_rival("original", bundle, RivalConfig(n_threads=1, writes=True))
+        make_rival("original", bundle, RivalConfig(n_threads=1, generates=True))

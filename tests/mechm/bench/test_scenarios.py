@@ -12,11 +12,11 @@ import pytest
 from mechm.bench import scaling, session
 from mechm.bench.offline import run_offline
 from mechm.bench.server import MIN_QUERIES, arrival_times, run_server
-from mechm.bench.session import around
+from mechm.bench.session import times_around
 from mechm.bench.single_stream import run_single_stream
-from mechm.bench.systems import Own, OwnConfig
+from mechm.bench.systems import MechmConfig, MechmSystem
 from mechm.bench.timing import Latency
-from mechm.bench.workload import describe, of_length, of_seconds, sample_conversation, words_alone
+from mechm.bench.workload import describe, sample_conversation, text_only, with_length, with_utterance_seconds
 from mechm.cli.options.inputs import load_conversations
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.errors import InputError
@@ -61,16 +61,16 @@ def test_percentiles_are_of_what_was_measured() -> None:
 
 
 def test_a_longer_conversation_tells_its_utterances_again() -> None:
-    longer = of_length(TALK, 7)
+    longer = with_length(TALK, 7)
     assert [u.id for u in longer.utterances] == [1, 2, 3, 4, 5, 6, 7]
     assert [u.text for u in longer.utterances] == ["one", "two", "three", "one", "two", "three", "one"]
     assert longer.utterances[3].start_s == 0.0
-    assert of_length(TALK, 2).utterances == TALK.utterances[:2]
+    assert with_length(TALK, 2).utterances == TALK.utterances[:2]
 
 
 def test_utterances_of_another_length_stay_in_the_recording() -> None:
     for seconds in (1.0, 4.0, 10.0):
-        slower = of_seconds(TALK, seconds)
+        slower = with_utterance_seconds(TALK, seconds)
         for u in slower.utterances:
             assert u.start_s is not None
             assert u.end_s is not None
@@ -78,14 +78,14 @@ def test_utterances_of_another_length_stay_in_the_recording() -> None:
             assert u.start_s >= 0.0
             assert u.end_s <= 10.0
     with pytest.raises(InputError, match="longer recording"):
-        of_seconds(TALK, 10.5)
+        with_utterance_seconds(TALK, 10.5)
     with pytest.raises(InputError, match="one recording"):
-        of_seconds(words_alone(TALK), 1.0)
+        with_utterance_seconds(text_only(TALK), 1.0)
 
 
 def test_what_is_analysed_is_said() -> None:
     assert describe(TALK, ("text", "audio")) == "3 utterances, text, audio (7 s)"
-    assert describe(words_alone(of_length(TALK, 1)), ("text", "audio")) == "1 utterance, text"
+    assert describe(text_only(with_length(TALK, 1)), ("text", "audio")) == "1 utterance, text"
 
 
 def test_rivals_take_their_turns_between_ours_and_are_compared_round_by_round() -> None:
@@ -199,7 +199,7 @@ def test_scaling_analyses_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
             spans.append(sum((u.end_s or 0.0) - (u.start_s or 0.0) for u in conversation.utterances))
             return super().analyze(conversation)
 
-    monkeypatch.setattr(scaling, "ENOUGH_S", 0.05)
+    monkeypatch.setattr(scaling, "MEASURED_S", 0.05)
     monkeypatch.setattr(scaling, "CALLERS", (1, 4))
     measured = scaling.run_scaling(Seen("a", 0.02), TALK, "x", on_progress=silent)
     assert [point.x for point in measured.utterances] == list(scaling.UTTERANCES)
@@ -209,17 +209,17 @@ def test_scaling_analyses_what_it_says(monkeypatch: pytest.MonkeyPatch) -> None:
     one, four = measured.callers
     assert four.per_s == pytest.approx(4 * one.per_s, rel=0.4)
     assert four.n >= 4
-    words = scaling.run_scaling(Sleeper("a", 0.0), words_alone(TALK), "x", on_progress=silent)
+    words = scaling.run_scaling(Sleeper("a", 0.0), text_only(TALK), "x", on_progress=silent)
     assert words.seconds == ()
 
 
 def test_sessions_are_timed_turn_by_turn_and_at_once(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(session, "ENOUGH_S", 0.1)
+    monkeypatch.setattr(session, "MEASURED_S", 0.1)
     monkeypatch.setattr(session, "PAUSE_S", 0.0)
     monkeypatch.setattr(session, "SESSIONS", (1, 3))
-    own = Own(open_bundle(tiny_bundle), OwnConfig("none", None, "onnxruntime", 1))
+    own = MechmSystem(open_bundle(tiny_bundle), MechmConfig("none", None, "onnxruntime", 1))
     (sample,) = load_conversations(*sample_conversation())
-    measured = session.run_session(own, of_length(sample, 3), 2, turns=(2, 6), on_progress=silent)
+    measured = session.run_session(own, with_length(sample, 3), 2, turns=(2, 6), on_progress=silent)
     assert measured.utterance == "3 s of voice, 2 frames"
     assert measured.streamed is not None
     for newest in (measured.whole, measured.streamed):
@@ -229,13 +229,13 @@ def test_sessions_are_timed_turn_by_turn_and_at_once(tiny_bundle: Path, monkeypa
         assert newest.session_kb > 1
     assert [at.n_sessions for at in measured.together] == [1, 3]
     assert all(at.utterances_per_s > 0 and at.session_kb > 0 for at in measured.together)
-    words = session.run_session(own, words_alone(sample), 2, turns=(2,), on_progress=silent)
+    words = session.run_session(own, text_only(sample), 2, turns=(2,), on_progress=silent)
     assert (words.utterance, words.streamed) == ("text", None)
 
 
 def test_what_is_said_in_a_session_lasts_three_seconds_and_never_repeats() -> None:
     (sample,) = load_conversations(*sample_conversation())
-    said = session.spoken(of_length(sample, 2), 3)
+    said = session.spoken(with_length(sample, 2), 3)
     for one in said:
         assert one.samples is not None
         assert one.frames is not None
@@ -251,8 +251,8 @@ def test_what_is_said_in_a_session_lasts_three_seconds_and_never_repeats() -> No
 
 def test_turns_are_compared_over_the_same_utterances() -> None:
     taken = list(range(1, 101))  # turn n took n ms
-    assert around(taken, 5, 10) == list(range(1, 11))
-    assert around(taken, 20, 10) == list(range(16, 26))
-    assert around(taken, 100, 10) == list(range(91, 101))
-    assert around(taken, 2, 10) == list(range(1, 11))
-    assert around(taken[:4], 3, 10) == [1, 2, 3, 4]
+    assert times_around(taken, 5, 10) == list(range(1, 11))
+    assert times_around(taken, 20, 10) == list(range(16, 26))
+    assert times_around(taken, 100, 10) == list(range(91, 101))
+    assert times_around(taken, 2, 10) == list(range(1, 11))
+    assert times_around(taken[:4], 3, 10) == [1, 2, 3, 4]

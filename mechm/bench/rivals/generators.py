@@ -1,4 +1,4 @@
-"""Llamas that write their answers token by token: transformers' generate in this process, and a vLLM server."""
+"""Llamas that generate their answers token by token: transformers in this process, and a vLLM server."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mechm.bench.rivals.by_utterance import WRITTEN_TOKENS
+from mechm.bench.rivals.per_utterance import GENERATED_TOKENS
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.errors import InputError, MissingExtraError
 from mechm_runtime.llm.questions import QuestionTokenizer
@@ -15,7 +15,7 @@ from mechm_runtime.types import EMOTIONS, Utterance
 
 
 def question_tokenizer(bundle: Bundle) -> QuestionTokenizer:
-    """The tokenizer that asks the bundle's Llama.
+    """The tokenizer of the questions to the bundle's Llama.
 
     Raises: InputError: the bundle has none.
     """
@@ -24,24 +24,24 @@ def question_tokenizer(bundle: Bundle) -> QuestionTokenizer:
     return QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
 
 
-def written_prompt(questions: QuestionTokenizer, utterances: Sequence[Utterance], position: int) -> list[int]:
-    """Token ids of the conversation with one question on it, up to where the answer begins."""
+def generation_prompt(questions: QuestionTokenizer, utterances: Sequence[Utterance], position: int) -> list[int]:
+    """Token ids of the conversation and one question, up to where the answer begins."""
     lines = [token for line in questions.conversation(utterances) for token in line.ids]
     return [*lines, *questions.question(utterances, position).ids]
 
 
-class TransformersWriter:
-    """transformers' generate, greedy, always as many tokens as are asked for.
+class TransformersGenerator:
+    """Greedy decoding with transformers' generate, always exactly as many tokens as asked for.
 
-    llama: a causal model, with an adapter beside it or not.
+    llama: a causal language model, with or without an unmerged adapter.
     """
 
     def __init__(self, llama: Any, questions: QuestionTokenizer) -> None:
         self._llama = llama.eval()
         self._questions = questions
 
-    def generate(self, ids: Sequence[int], n_tokens: int = WRITTEN_TOKENS) -> list[int]:
-        """The tokens that are written after a prompt."""
+    def generate(self, ids: Sequence[int], n_tokens: int = GENERATED_TOKENS) -> list[int]:
+        """The token ids generated after a prompt."""
         import torch
         from transformers import GenerationConfig
 
@@ -56,14 +56,14 @@ class TransformersWriter:
         answer: list[int] = written[0, len(ids) :].tolist()
         return answer
 
-    def write(self, utterances: Sequence[Utterance], position: int, n_tokens: int) -> str | None:
-        """See `Writer`."""
-        written = self.generate(written_prompt(self._questions, utterances, position), n_tokens)
+    def answer(self, utterances: Sequence[Utterance], position: int, n_tokens: int) -> str | None:
+        """See `AnswerGenerator`."""
+        written = self.generate(generation_prompt(self._questions, utterances, position), n_tokens)
         return emotion_of(self._questions, written)
 
 
-class ServerWriter:
-    """vLLM's generate over HTTP, one question a request, as a client without scoring would ask.
+class ServerGenerator:
+    """vLLM's generate over HTTP, one question per request, like a client that cannot score answers.
 
     Raises: MissingExtraError: without the `vllm` extra.
     """
@@ -79,10 +79,10 @@ class ServerWriter:
         self._model = server.model
         self._n_asked = 0
 
-    def generate(self, ids: Sequence[int], salt: str, n_tokens: int = WRITTEN_TOKENS) -> str:
-        """The text that is written after a prompt.
+    def generate(self, ids: Sequence[int], salt: str, n_tokens: int = GENERATED_TOKENS) -> str:
+        """The text generated after a prompt.
 
-        salt: prompts of one salt share the server's prefix cache with each other and with nothing else.
+        salt: only prompts with the same salt share the server's prefix cache.
         """
         body = {
             "model": self._model,
@@ -95,27 +95,27 @@ class ServerWriter:
         answer = self._client.post("/v1/completions", json=body).raise_for_status().json()
         return str(answer["choices"][0]["text"])
 
-    def write(self, utterances: Sequence[Utterance], position: int, n_tokens: int) -> str | None:
-        """See `Writer`. Questions on one conversation share the server's cache, an earlier run's is not found."""
+    def answer(self, utterances: Sequence[Utterance], position: int, n_tokens: int) -> str | None:
+        """See `AnswerGenerator`. Questions on one conversation share the server's cache; earlier runs' do not."""
         if position == 0:
             self._n_asked += 1
         text = self.generate(
-            written_prompt(self._questions, utterances, position), f"written {id(self)} {self._n_asked}", n_tokens
+            generation_prompt(self._questions, utterances, position), f"written {id(self)} {self._n_asked}", n_tokens
         )
         return next((emotion for emotion in EMOTIONS if text.strip().startswith(emotion)), None)
 
 
 def emotion_of(questions: QuestionTokenizer, written: Sequence[int]) -> str | None:
-    """The emotion that the first token stands for, None where it is none."""
+    """The emotion of the first token, None if it is no emotion's token."""
     answers = questions.emotion_answers.tolist()
     return EMOTIONS[answers.index(written[0])] if written and written[0] in answers else None
 
 
 def unmerged_llama(preset: str, adapter: Path | None, dtype: Any) -> Any:
-    """The preset's Llama with its adapter beside it, as training leaves it.
+    """The preset's Llama with its adapter unmerged, as after training.
 
     adapter: None for the one that is shipped with the preset.
-    Raises: WeightsError: weights are not there.
+    Raises: WeightsError: weights are missing.
     """
     from peft import PeftModel
     from transformers import AutoModelForCausalLM

@@ -1,9 +1,9 @@
-"""The usual way: every voice, frame and face by itself, encoder after encoder, the fusion, then a Llama that writes.
+"""The usual implementation: one utterance, frame and face at a time, then the fusion, then a Llama that generates.
 
-What runs the parts is given, and so is what writes; decoding, features and the decision are MECHM's own, so that a
-rival is not slower for want of a good decoder. Words alone are read together, once a conversation: the fusion was
-trained on them so, and reading each utterance's by themselves would take as long and score worse. So a rival answers
-as ours in fp32 does, but for the word that it writes, which stands in the place of the fusion's answer.
+The parts and the generator are given. Decoding, features and the decision are MECHM's, so that a rival is not slower
+for lack of a good decoder. Text is encoded per conversation: the fusion was trained that way, and encoding each
+utterance alone would take as long and score worse. So a rival answers like MECHM in fp32, except that a generated
+emotion replaces the fusion's answer.
 """
 
 from __future__ import annotations
@@ -32,30 +32,30 @@ from mechm_runtime.system.arrays import softmax
 from mechm_runtime.types import EMOTIONS, MODALITIES, Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
 
 PADDED_S = 30.0
-"""What Whisper's feature extractor pads to."""
-WRITTEN_TOKENS = 20
-"""What MER-MCE and its kind let the model write."""
-WRITTEN_PROBABILITY = 0.94
-"""What a written emotion counts as: a word comes without a probability. The others share the rest."""
+"""The length that Whisper's feature extractor pads to."""
+GENERATED_TOKENS = 20
+"""The number of tokens that MER-MCE and similar systems let the model generate."""
+GENERATED_PROBABILITY = 0.94
+"""The probability given to a generated emotion, since a word comes without one. The other emotions share the rest."""
 
 
-class Writer(Protocol):
-    """A Llama that writes the answer to a question on one utterance."""
+class AnswerGenerator(Protocol):
+    """A Llama that generates the answer to a question about one utterance."""
 
-    def write(self, utterances: Sequence[Utterance], position: int, n_tokens: int) -> str | None:
-        """The emotion of the utterance, or None where what was written is none; always `n_tokens` are written."""
-
-
-Load = Callable[[], tuple[Mapping[str, GraphRunner], Writer | None]]
+    def answer(self, utterances: Sequence[Utterance], position: int, n_tokens: int) -> str | None:
+        """The utterance's emotion, None if the answer is not an emotion; always generates `n_tokens`."""
 
 
-class ByUtterance:
-    """A system that reads utterance by utterance.
+Load = Callable[[], tuple[Mapping[str, GraphRunner], AnswerGenerator | None]]
 
-    load: the parts by name and what writes (None for the fusion alone), when it is prepared. pads: whether voices are
-    padded to 30 s. llama: who writes, for the name; empty where nobody does. modalities: what is read; empty for what
-    the bundle's weights learned to read. n_tokens: that are written an answer; the first ones decide, so fewer give the
-    same answers sooner.
+
+class PerUtteranceSystem:
+    """A system that encodes one utterance at a time.
+
+    kind: the first half of its name. load: returns the parts by name and the generator (None for the fusion alone).
+    llama: the Llama's name in tables; empty without one. pads: whether audio is padded to 30 s. modalities: that are
+    used; empty for those that the bundle's weights were trained on. n_tokens: generated per answer; the first one
+    decides, so fewer give the same answers sooner.
     """
 
     def __init__(
@@ -67,35 +67,37 @@ class ByUtterance:
         self._llama = llama
         self._pads = pads
         self._modalities = modalities or bundle.default_modalities
-        self.n_tokens = WRITTEN_TOKENS
+        self.n_tokens = GENERATED_TOKENS
         self._parts: Mapping[str, GraphRunner] = {}
-        self._writer: Writer | None = None
+        self._generator: AnswerGenerator | None = None
         self._tokenizer = ConversationTokenizer(bundle.path(TOKENIZER_FILE), bundle.text)
         self._finder: FaceFinder | None = None
 
     @property
     def name(self) -> str:
-        """What it is called in tables."""
+        """Its name in tables."""
         return f"{self._kind}, {f'{self._llama} writes' if self._llama else 'no Llama'}"
 
     @property
     def llm(self) -> bool:
-        """Whether a Llama writes."""
+        """Whether it uses a Llama."""
         return bool(self._llama)
 
-    def without_llama(self) -> ByUtterance:
-        """The same without what writes; it shares the loaded parts."""
+    def without_llama(self) -> PerUtteranceSystem:
+        """The same system without its Llama; it shares the loaded parts."""
 
-        def parts() -> tuple[Mapping[str, GraphRunner], Writer | None]:
+        def parts() -> tuple[Mapping[str, GraphRunner], AnswerGenerator | None]:
             self.prepare()
             return self._parts, None
 
-        return ByUtterance(self._kind, self._bundle, parts, llama="", pads=self._pads, modalities=self._modalities)
+        return PerUtteranceSystem(
+            self._kind, self._bundle, parts, llama="", pads=self._pads, modalities=self._modalities
+        )
 
     def prepare(self) -> None:
         """Load everything, once."""
         if not self._parts:
-            self._parts, self._writer = self._load()
+            self._parts, self._generator = self._load()
 
     def analyze(self, conversation: Conversation) -> Analysis:
         """Analyse one conversation."""
@@ -111,9 +113,9 @@ class ByUtterance:
         with _timed(timings, "fusion"):
             scores = run_fusion(self._parts["fusion"], inputs, sizes)
         logits = scores.emotion_logits
-        if self._writer is not None:
+        if self._generator is not None:
             with _timed(timings, "llm"):
-                logits = self._written(utterances, logits)
+                logits = self._generated(utterances, logits)
         decision = decide(logits, scores.pair_logits, self._bundle.decision, scores.first_cause, inputs.text_mask)
         timings["total"] = 1000 * (time.perf_counter() - started)
         labels = [EMOTIONS[label] if label >= 0 else None for label in decision.labels.tolist()]
@@ -137,7 +139,7 @@ class ByUtterance:
     def _segments(
         self, conversation: Conversation, reader: MediaReader, timings: dict[str, float]
     ) -> Iterator[tuple[int, Segment]]:
-        """Every utterance's samples and frames, one utterance at a time."""
+        """Decode one utterance at a time: its position and its samples and frames."""
         n_frames = self._bundle.fusion.n_frames if {"face", "scene"} & set(self._modalities) else 0
         for index, u in enumerate(conversation.utterances):
             media = u.media or conversation.media
@@ -201,18 +203,18 @@ class ByUtterance:
             inputs.face[index, place] = np.append(softmax(logits), height)
             inputs.face_mask[index, place] = True
 
-    def _written(self, utterances: Sequence[Utterance], logits: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:
-        """The fusion's logits, with what was written in the place of its answer where that is an emotion."""
-        assert self._writer is not None  # noqa: S101 (asked only where there is one)
+    def _generated(self, utterances: Sequence[Utterance], logits: npt.NDArray[np.float32]) -> npt.NDArray[np.floating]:
+        """The fusion's logits, replaced where the Llama generated an emotion."""
+        assert self._generator is not None  # noqa: S101 (called only with a generator)
         answered: npt.NDArray[np.floating] = logits.astype(np.float64)
         for position, utterance in enumerate(utterances):
             if not (utterance.text or "").strip():
                 continue
-            word = self._writer.write(utterances, position, self.n_tokens)
+            word = self._generator.answer(utterances, position, self.n_tokens)
             if word in EMOTIONS:
-                rest = (1 - WRITTEN_PROBABILITY) / (len(EMOTIONS) - 1)
+                rest = (1 - GENERATED_PROBABILITY) / (len(EMOTIONS) - 1)
                 probabilities = np.full(len(EMOTIONS), rest)
-                probabilities[EMOTIONS.index(word)] = WRITTEN_PROBABILITY
+                probabilities[EMOTIONS.index(word)] = GENERATED_PROBABILITY
                 answered[position] = emotion_logits_of(probabilities, self._bundle.decision)
         return answered
 
