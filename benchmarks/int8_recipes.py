@@ -22,6 +22,7 @@ from mechm_export.check_data import check_conversations
 from mechm_export.graphs.files import export_graph
 from mechm_export.parts import build_parts
 from mechm_export.precision.dynamic_int8 import Int8Recipe, quantize_int8
+from mechm_runtime import EMOTIONS, Pair
 from mechm_runtime.bundle.config import TextConfig
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import Engine
@@ -31,7 +32,6 @@ from mechm_runtime.fusion.run import run_fusion
 from mechm_runtime.modalities.text import TextReader
 from mechm_runtime.modalities.text_windows import ConversationTokenizer
 from mechm_runtime.readers import read_labelled
-from mechm_runtime.types import EMOTIONS, Pair
 
 RECIPES = {
     "plain dynamic int8": Int8Recipe(),

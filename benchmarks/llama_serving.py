@@ -28,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm.bench.rivals.generators import ServerGenerator, TransformersGenerator, generation_prompt
+from mechm_runtime import Utterance
 from mechm_runtime.bundle.manifest import LLAMA, Bundle
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.precision import W8, EngineName
@@ -39,7 +40,6 @@ from mechm_runtime.llm.scorer import graph_inputs
 from mechm_runtime.llm.vllm.client import VllmServer
 from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.readers import read_labelled
-from mechm_runtime.types import Utterance
 
 UTTERANCES = 10
 QUESTIONS = 4

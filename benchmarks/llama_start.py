@@ -22,6 +22,7 @@ import sys
 import time
 from pathlib import Path
 
+from mechm_runtime import Utterance
 from mechm_runtime.bundle.manifest import LLAMA
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.precision import W8
@@ -32,7 +33,6 @@ from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.scorer import LlamaReader
 from mechm_runtime.llm.vllm.in_process import LocalVllm
 from mechm_runtime.llm.vllm.launch_plan import ServeConfig
-from mechm_runtime.types import Utterance
 
 REPEATS = 3
 TALK = (Utterance(1, "A", "I got the job!"), Utterance(2, "B", "No way! Congratulations."))

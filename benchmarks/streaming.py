@@ -20,12 +20,11 @@ import numpy as np
 from rich.progress import track
 
 from mechm.evaluation import score_emotions, score_pairs
+from mechm_runtime import Pair, Pipeline, SessionConfig
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.readers import read_labelled
-from mechm_runtime.session.config import SessionConfig
-from mechm_runtime.types import LabelledConversation, Pair
+from mechm_runtime.types import LabelledConversation
 
 Answers = dict[str, tuple[list[str | None], list[Pair]]]
 """Emotions and pairs by conversation."""

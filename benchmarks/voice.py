@@ -43,9 +43,9 @@ from mechm.training.speech import (
 )
 from mechm.training.voice_head import VoiceConfig, fit_voice
 from mechm.weights import weights_path
+from mechm_runtime import EMOTIONS
 from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.fusion.decision import decide
-from mechm_runtime.types import EMOTIONS
 
 Labels = npt.NDArray[np.int64]
 CLEAN = "as recorded"
