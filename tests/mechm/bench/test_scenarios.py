@@ -235,7 +235,7 @@ def test_sessions_are_timed_turn_by_turn_and_at_once(tiny_bundle: Path, monkeypa
 
 def test_what_is_said_in_a_session_lasts_three_seconds_and_never_repeats() -> None:
     (sample,) = load_conversations(*sample_conversation())
-    said = session.spoken(with_length(sample, 2), 3)
+    said = session.decoded_utterances(with_length(sample, 2), 3)
     for one in said:
         assert one.samples is not None
         assert one.frames is not None
