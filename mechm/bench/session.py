@@ -99,17 +99,17 @@ def run_session(
     utterances = decoded_utterances(conversation, n_frames)
     _append(own.pipeline.open_session(), utterances[0], 1)  # loads the parts and allocates memory
     whole = _time_newest(own, utterances, turns, streamed=False, on_progress=on_progress)
-    is_heard = utterances[0].samples is not None or utterances[0].frames is not None
+    has_media = utterances[0].samples is not None or utterances[0].frames is not None
     streamed = None
-    if is_heard:
+    if has_media:
         early = [turn for turn in turns if turn <= STREAMED_TURNS]
         streamed = _time_newest(own, utterances, early or turns[:1], streamed=True, on_progress=on_progress)
     together = []
     for number, n_sessions in enumerate(SESSIONS):
         on_progress(f"sessions at once: {own.name}", number, len(SESSIONS))
         together.append(_time_sessions(own, utterances, n_sessions))
-    heard = f"{VOICE_S:g} s of voice, {n_frames} frames" if is_heard else "text"
-    return SessionTimes(own.name, heard, whole, streamed, tuple(together))
+    described = f"{VOICE_S:g} s of voice, {n_frames} frames" if has_media else "text"
+    return SessionTimes(own.name, described, whole, streamed, tuple(together))
 
 
 def decoded_utterances(conversation: Conversation, n_frames: int) -> list[DecodedUtterance]:
@@ -188,14 +188,14 @@ def _time_sessions(own: MechmSystem, utterances: Sequence[DecodedUtterance], n_s
     before = resident_bytes()
     started = time.perf_counter()
 
-    def talk(session: Session) -> list[float]:
+    def run(session: Session) -> list[float]:
         taken: list[float] = []
         while not taken or time.perf_counter() - started < MEASURED_S:
             taken.append(_append(session, utterances[len(taken) % len(utterances)], len(taken) + 1))
         return taken
 
     with ThreadPoolExecutor(n_sessions) as pool:
-        taken = [ms for one in pool.map(talk, sessions) for ms in one]
+        taken = [ms for one in pool.map(run, sessions) for ms in one]
     seconds = time.perf_counter() - started
     after = resident_bytes()
     grown = None if before is None or after is None else round((after - before) / n_sessions / 1e6, 2)

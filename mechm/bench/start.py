@@ -111,7 +111,7 @@ def _first_result(command: Sequence[str]) -> tuple[float, int]:
         first = process.stdout.read(1)
         taken = time.perf_counter() - started
         _, errors = process.communicate()
-    said = errors.decode("utf-8", errors="replace")
+    stderr = errors.decode("utf-8", errors="replace")
     if process.returncode != 0 or not first:
-        raise MechmError(f"mechm analyze failed: {said.replace(PEAK, '').strip()[-300:]}")
-    return taken, int(said.rpartition(PEAK)[2])
+        raise MechmError(f"mechm analyze failed: {stderr.replace(PEAK, '').strip()[-300:]}")
+    return taken, int(stderr.rpartition(PEAK)[2])

@@ -117,8 +117,8 @@ def picture(
     from mechm.minigpt.picture import first_frame_pixels, read_features
 
     model = open_model(folder, backend, llm_url, llm_model, dtype, device)
-    told = None if features is None else read_features(features)
-    tokens = model.look(first_frame_pixels(media, model.image_size), told)
+    extra = None if features is None else read_features(features)
+    tokens = model.look(first_frame_pixels(media, model.image_size), extra)
     if answers is None:
         click.echo(model.answer(tokens, text, task=task, max_new_tokens=max_new_tokens))
         return
