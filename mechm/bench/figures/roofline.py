@@ -84,6 +84,7 @@ def _draw_points(axes: Axes, points: Sequence[_Point], limits: Limits, names: Se
             xytext=(8, 4),
             textcoords="offset pixels",
             fontsize=11,
+            bbox={"facecolor": LIGHT["card"], "edgecolor": "none", "pad": 0.5},
         )
     legend = [
         Line2D([], [], color=LIGHT[role], marker=marker, linestyle="none", markersize=9, label=name)
