@@ -26,12 +26,7 @@ from typing import get_args
 
 import numpy as np
 
-from mechm_runtime import Conversation, Pipeline
-from mechm_runtime.bundle.precision import EngineName
-from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.batching import BatchConfig
-from mechm_runtime.pipeline import Precision
-from mechm_runtime.readers import read_labelled
+from mechm_runtime import BatchConfig, Conversation, EngineConfig, EngineName, Pipeline, Precision, read_labelled
 
 
 def measure(pipeline: Pipeline, talks: Sequence[Conversation], n_threads: int) -> tuple[float, list[float]]:

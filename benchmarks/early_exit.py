@@ -23,13 +23,10 @@ import numpy.typing as npt
 from rich.progress import track
 
 from mechm.evaluation import score_emotions, score_pairs
-from mechm_runtime import Analysis, Pipeline
+from mechm_runtime import Analysis, BundleError, EngineConfig, Pipeline, open_bundle, read_labelled
 from mechm_runtime.bundle.manifest import LLAMA, PartFiles
-from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.engines.base import EngineConfig, GraphRunner
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.engines.part_loader import PartLoader
-from mechm_runtime.errors import BundleError
-from mechm_runtime.readers import read_labelled
 
 BOUNDS = (0.0, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
 

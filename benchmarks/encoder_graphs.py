@@ -27,14 +27,12 @@ from mechm_export.gate.comparison import TorchRunner
 from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_export.precision.dynamic_int8 import quantize_weights
 from mechm_export.precision.static_int8 import quantize_static_int8
+from mechm_runtime import Bundle, EngineConfig, MechmError, VerificationError, read_segments
 from mechm_runtime.bundle.config import SceneConfig
-from mechm_runtime.bundle.manifest import Bundle
-from mechm_runtime.engines.base import EngineConfig, GraphRunner
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.engines.load import load_engine
 from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.engines.openvino_engine import shared_core
-from mechm_runtime.errors import MechmError, VerificationError
-from mechm_runtime.media import read_segments
 from mechm_runtime.modalities.frame_pixels import scene_pixels
 
 EVA: dict[str, Any] = {

@@ -57,8 +57,7 @@ from encoder_results import keep
 from mechm_export.encoders.axes import PRECISIONS
 from mechm_export.encoders.part import MASK
 from mechm_export.graphs.part import Feeds
-from mechm_runtime.bundle.manifest import Bundle
-from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime import Bundle, open_bundle
 from mechm_runtime.engines.base import GraphRunner
 
 REAL = tuple(name for name, encoder in ENCODERS.items() if encoder.part)

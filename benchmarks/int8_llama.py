@@ -29,11 +29,10 @@ from mechm_export.gate.judge import shipped_check_set
 from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_export.llama.graph import TOKEN_SCALED, write_llama_graph
 from mechm_export.llama.part import llama_parts, load_llama_source, question_inputs
+from mechm_runtime import EngineConfig, read_labelled
 from mechm_runtime.bundle.manifest import LLAMA, PartFiles
-from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.llm.graph import LlamaGraph
-from mechm_runtime.readers import read_labelled
 
 RECIPES: dict[str, tuple[bool, frozenset[str]]] = {
     "a scale a tensor": (False, frozenset()),

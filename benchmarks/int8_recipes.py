@@ -22,16 +22,14 @@ from mechm_export.check_data import check_conversations
 from mechm_export.graphs.files import export_graph
 from mechm_export.parts import build_parts
 from mechm_export.precision.dynamic_int8 import Int8Recipe, quantize_int8
-from mechm_runtime import EMOTIONS, Pair
+from mechm_runtime import EMOTIONS, EngineConfig, Pair, read_labelled
 from mechm_runtime.bundle.config import TextConfig
-from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.fusion.decision import decide
 from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.fusion.run import run_fusion
-from mechm_runtime.modalities.text import TextReader
+from mechm_runtime.modalities.text import TextEncoder
 from mechm_runtime.modalities.text_windows import ConversationTokenizer
-from mechm_runtime.readers import read_labelled
 
 RECIPES = {
     "plain dynamic int8": Int8Recipe(),
@@ -78,14 +76,14 @@ def main() -> None:
         fusion = Engine(folder / "fusion.onnx", config)
 
         def run(recipe: str, graph: Path) -> tuple[Row, list[int]]:
-            reader = TextReader(tokenizer, Engine(graph, config))
+            reader = TextEncoder(tokenizer, Engine(graph, config))
             labels: list[int] = []
             pairs: dict[str, list[Pair]] = {}
             start = time.process_time()
             for one in labelled:
                 utterances = one.conversation.utterances
                 inputs = FusionInputs.absent(utterances, model.fusion_windows)
-                reader.read(utterances, inputs)
+                reader.encode(utterances, inputs)
                 scores = run_fusion(fusion, inputs, model.fusion_windows)
                 decided = decide(scores.emotion_logits, scores.pair_logits, model.decision, scores.first_cause)
                 labels += decided.labels.tolist()

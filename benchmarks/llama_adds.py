@@ -20,13 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from mechm.evaluation import score_emotions, score_pairs
-from mechm_runtime import Analysis, Pipeline
-from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.bundle.precision import W8, EngineName
-from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.llm.rescoring import Llm
-from mechm_runtime.llm.vllm.config import ServerConfig
-from mechm_runtime.readers import read_labelled
+from mechm_runtime import Analysis, EngineConfig, EngineName, Llm, Pipeline, ServerConfig, open_bundle, read_labelled
+from mechm_runtime.bundle.precision import W8
 
 SYSTEMS: tuple[tuple[Llm, EngineName, str], ...] = (
     ("none", "onnxruntime", "fp32"),

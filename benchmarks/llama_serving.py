@@ -28,18 +28,15 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm.bench.rivals.generators import ServerGenerator, TransformersGenerator, generation_prompt
-from mechm_runtime import Utterance
-from mechm_runtime.bundle.manifest import LLAMA, Bundle
-from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.bundle.precision import W8, EngineName
-from mechm_runtime.engines.base import EngineConfig, GraphRunner
+from mechm_runtime import Bundle, EngineConfig, EngineName, ServerConfig, Utterance, open_bundle, read_labelled
+from mechm_runtime.bundle.manifest import LLAMA
+from mechm_runtime.bundle.precision import W8
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.engines.load import load_engine
 from mechm_runtime.llm.graph import LlamaGraph
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.scorer import graph_inputs
 from mechm_runtime.llm.vllm.client import VllmServer
-from mechm_runtime.llm.vllm.config import ServerConfig
-from mechm_runtime.readers import read_labelled
 
 UTTERANCES = 10
 QUESTIONS = 4

@@ -22,11 +22,10 @@ import sys
 import time
 from pathlib import Path
 
-from mechm_runtime import Utterance
+from mechm_runtime import EngineConfig, Utterance, open_bundle
 from mechm_runtime.bundle.manifest import LLAMA
-from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.precision import W8
-from mechm_runtime.engines.base import EngineConfig, GraphRunner
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.engines.load import load_engine
 from mechm_runtime.llm.graph import LlamaGraph
 from mechm_runtime.llm.questions import QuestionTokenizer

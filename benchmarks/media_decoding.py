@@ -25,9 +25,8 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-from mechm_runtime.media import MediaLimits
+from mechm_runtime import MediaLimits, read_transcript
 from mechm_runtime.media.worker import Recording
-from mechm_runtime.readers import read_transcript
 
 Frames = list[NDArray[np.uint8]]
 Spans = Sequence[tuple[float, float]]

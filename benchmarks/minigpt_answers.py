@@ -35,8 +35,7 @@ from mechm.minigpt.keys import LORA, LORA_TARGETS
 from mechm.minigpt.lora import lora_alpha
 from mechm.minigpt.model import MAX_NEW_TOKENS, MiniGptV2, Writer, open_minigpt
 from mechm.model.transformers_output import quiet_transformers
-from mechm_runtime import EMOTIONS
-from mechm_runtime.llm.vllm.config import ServerConfig
+from mechm_runtime import EMOTIONS, ServerConfig
 
 BATCH = 20  # MER-MCE's
 AT_ONCE = 8

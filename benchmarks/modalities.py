@@ -48,16 +48,13 @@ from mechm.training.llm import score_with_llama
 from mechm.training.speech import N_COPIES, read_speech, read_speech_corpus, speech_lines
 from mechm.training.voice_head import VoiceConfig, fit_voice
 from mechm.weights import weights_path
+from mechm_runtime import InputError, LabelledConversation, MediaReader, read_labelled
 from mechm_runtime.analysis.decoding import STILL_S
 from mechm_runtime.bundle.config import QuestionConfig, TextConfig
-from mechm_runtime.errors import InputError
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.scorer import SoftTokens
-from mechm_runtime.media import MediaReader
 from mechm_runtime.modalities.frame_pixels import scene_pixels
 from mechm_runtime.modalities.text_windows import ConversationTokenizer
-from mechm_runtime.readers import read_labelled
-from mechm_runtime.types import LabelledConversation
 
 CASES = {
     "text": (("text",), 0.0),

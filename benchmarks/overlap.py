@@ -27,11 +27,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from mechm_runtime import Conversation, Pipeline
-from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.engines.base import EngineConfig, GraphRunner
+from mechm_runtime import Conversation, EngineConfig, Pipeline, open_bundle, read_transcript
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.engines.onnxruntime_engine import Engine
-from mechm_runtime.readers import read_transcript
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 

@@ -6,8 +6,8 @@ Every graph of the bundle's default precision runs with one thread and with seve
 (the values do not matter): voices of 1 to 30 s, 20 to 256 tokens of text, a frame at 480 and at 640 pixels, four faces,
 three whole frames. Reports milliseconds and processor time, p50. Limit to expect: a graph of short operators waits for
 its threads longer than it computes; then one thread takes as long and leaves the other cores free for parallel work
-(`mechm_runtime.engines.part_loader.SMALL`, `mechm_runtime.engines.threads_by_length`). Prints a table and one JSON
-line.
+(`mechm_runtime.engines.part_loader.SINGLE_THREADED_PARTS`, `mechm_runtime.engines.threads_by_length`). Prints a table and
+one JSON line.
 """
 
 from __future__ import annotations
@@ -24,9 +24,8 @@ from typing import Any
 import numpy as np
 from rich.progress import track
 
-from mechm_runtime.bundle.manifest import Bundle
-from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.engines.base import EngineConfig, GraphRunner
+from mechm_runtime import Bundle, EngineConfig, open_bundle
+from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.engines.load import load_engine
 
 SECONDS = (1, 2, 3, 4, 5, 6, 8, 12, 30)

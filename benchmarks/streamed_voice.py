@@ -22,10 +22,16 @@ import numpy.typing as npt
 from rich.progress import track
 
 from mechm.data.corpora.emodb import read_emodb
-from mechm_runtime import EMOTIONS, Pipeline, SessionConfig, SessionUpdate, Utterance
-from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.media import MediaReader
+from mechm_runtime import (
+    EMOTIONS,
+    EngineConfig,
+    MediaReader,
+    Pipeline,
+    SessionConfig,
+    SessionUpdate,
+    Utterance,
+    open_bundle,
+)
 
 CHUNK = 1600
 """Samples per chunk, 100 ms."""

@@ -20,11 +20,7 @@ import numpy as np
 from rich.progress import track
 
 from mechm.evaluation import score_emotions, score_pairs
-from mechm_runtime import Pair, Pipeline, SessionConfig
-from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.readers import read_labelled
-from mechm_runtime.types import LabelledConversation
+from mechm_runtime import EngineConfig, LabelledConversation, Pair, Pipeline, SessionConfig, open_bundle, read_labelled
 
 Answers = dict[str, tuple[list[str | None], list[Pair]]]
 """Emotions and pairs by conversation."""

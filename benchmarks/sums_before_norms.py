@@ -22,7 +22,7 @@ import numpy as np
 import onnxruntime
 from second_thread import inputs
 
-from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime import open_bundle
 from mechm_runtime.engines.base import CPU
 from mechm_runtime.engines.onnxruntime_engine import LEFT_OUT
 

@@ -36,11 +36,11 @@ from mechm_export.gate.judge import shipped_check_set
 from mechm_export.precision.lower import lower_graph
 from mechm_export.tensorrt.memory import estimate_memory
 from mechm_export.tensorrt.shapes import shape_ranges
+from mechm_runtime import VerificationError, open_bundle
 from mechm_runtime.bundle.engine_file import EngineKey
-from mechm_runtime.bundle.open import file_sha256, open_bundle
+from mechm_runtime.bundle.open import file_sha256
 from mechm_runtime.engines.tensorrt.build import build_engine
 from mechm_runtime.engines.tensorrt.library import load_library, system_name
-from mechm_runtime.errors import VerificationError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 

@@ -10,8 +10,7 @@ from __future__ import annotations
 import multiprocessing
 import sys
 
-from mechm_runtime import Conversation, Pipeline, Utterance
-from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime import Conversation, EngineConfig, Pipeline, Utterance
 
 TALKS = [
     Conversation(f"talk {n}", (Utterance(1, "Ana", f"I got {n} offers!"), Utterance(2, "Ben", "Congratulations!")))

@@ -15,8 +15,7 @@ from typing import Annotated, Any
 from fastapi import FastAPI, HTTPException, Request, WebSocket, WebSocketDisconnect
 from pydantic import BaseModel, Field
 
-from mechm_runtime import Conversation, Pipeline, Utterance
-from mechm_runtime.errors import InputError
+from mechm_runtime import Conversation, InputError, Pipeline, Utterance
 
 
 class Turn(BaseModel):

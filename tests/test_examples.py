@@ -14,8 +14,7 @@ from typing import Any
 
 import pytest
 
-from mechm_runtime import Conversation, Pipeline, Utterance
-from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime import Conversation, EngineConfig, Pipeline, Utterance
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork on this system")
 allows_fork = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # that is what is tested

@@ -30,10 +30,10 @@ from mechm_runtime.bundle.config import FaceConfig, FusionWindows, LogMelConfig,
 from mechm_runtime.errors import InputError
 from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.media import MediaReader, Segment
-from mechm_runtime.modalities.face import FaceReader
-from mechm_runtime.modalities.face_detection import FaceFinder
-from mechm_runtime.modalities.scene import SceneReader
-from mechm_runtime.modalities.voice import VoiceReader
+from mechm_runtime.modalities.face import FaceEncoder
+from mechm_runtime.modalities.face_detection import FaceDetector
+from mechm_runtime.modalities.scene import SceneEncoder
+from mechm_runtime.modalities.voice import VoiceEncoder
 from mechm_runtime.types import Conversation, Utterance
 
 FEATURES_VERSION = 2
@@ -118,7 +118,7 @@ class FeatureExtractor:
     """
 
     def __init__(
-        self, voice: VoiceReader, faces: FaceReader, scene: SceneReader, sizes: FusionWindows, fingerprint: str
+        self, voice: VoiceEncoder, faces: FaceEncoder, scene: SceneEncoder, sizes: FusionWindows, fingerprint: str
     ) -> None:
         self._voice = voice
         self._faces = faces
@@ -148,15 +148,15 @@ class FeatureExtractor:
         frames = build_scene_encoder(config, folders["scene"])
         expression = build_expression(folders["expression"])
         return cls(
-            VoiceReader(log_mel, TorchPart(voice, ("mel", "mel_frames"), ("audio_tokens",), device)),
-            FaceReader(
-                FaceFinder(
+            VoiceEncoder(log_mel, TorchPart(voice, ("mel", "mel_frames"), ("audio_tokens",), device)),
+            FaceEncoder(
+                FaceDetector(
                     TorchPart(YuNet.from_pretrained(detector), ("pixel_values",), ("scores", "boxes"), device), faces
                 ),
                 TorchPart(expression, ("pixel_values",), ("expression_logits",), device),
                 sizes,
             ),
-            SceneReader(scene, TorchPart(frames, ("pixel_values",), ("scene_token",), device), sizes),
+            SceneEncoder(scene, TorchPart(frames, ("pixel_values",), ("scene_token",), device), sizes),
             sizes,
             _fingerprint(config, (*(f for f in folders.values() if f is not None), detector), log_mel, scene, faces),
         )
@@ -165,12 +165,12 @@ class FeatureExtractor:
         """What the fusion would read of a segment; nothing where half precision, in which it is kept, is not enough."""
         inputs = FusionInputs.absent((Utterance(1),), self.sizes)
         missing = {("face" if track == "video" else track): reason for track, reason in segment.missing.items()}
-        if segment.samples is not None and (reason := self._voice.read(0, segment.samples, inputs)):
+        if segment.samples is not None and (reason := self._voice.encode(0, segment.samples, inputs)):
             missing["audio"] = reason
         if segment.frames is not None and len(segment.frames):
-            if reason := self._faces.read(0, segment.frames, inputs):
+            if reason := self._faces.encode(0, segment.frames, inputs):
                 missing["face"] = reason
-            self._scene.read(0, segment.frames, inputs)
+            self._scene.encode(0, segment.frames, inputs)
         values = (inputs.audio, inputs.scene, inputs.face)
         if not all(np.abs(value).max() < LARGEST for value in values):  # false for NaN, too
             inputs = FusionInputs.absent((Utterance(1),), self.sizes)

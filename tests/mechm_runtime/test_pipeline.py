@@ -20,7 +20,7 @@ import pytest
 
 import mechm_runtime
 from mechm_runtime import EMOTIONS, MODALITIES, Analysis, Conversation, Pipeline, Utterance
-from mechm_runtime.analysis.encoders import TOKENIZER_FILE
+from mechm_runtime.bundle.manifest import TOKENIZER_FILE
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import Engine
@@ -29,9 +29,9 @@ from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.fusion.run import run_fusion, window_spans
 from mechm_runtime.media import MediaReader
 from mechm_runtime.modalities.log_mel import log_mel_spectrogram
-from mechm_runtime.modalities.text import TEXT_WINDOWS_PER_RUN, TextReader
+from mechm_runtime.modalities.text import TEXT_WINDOWS_PER_RUN, TextEncoder
 from mechm_runtime.modalities.text_windows import ConversationTokenizer, pool_utterances
-from mechm_runtime.modalities.voice import MAX_MEL_FRAMES, VoicePiece, VoiceReader, merge_pieces
+from mechm_runtime.modalities.voice import MAX_MEL_FRAMES, VoiceEncoder, VoicePiece, merge_pieces
 from mechm_runtime.readers import read_transcript
 
 ONE_THREAD = EngineConfig(n_threads=1)
@@ -527,7 +527,7 @@ def test_text_read_a_few_windows_at_a_time_is_the_text(pipeline: Pipeline) -> No
     assert len(windows.input_ids) > 2 * TEXT_WINDOWS_PER_RUN
     feeds = {"input_ids": windows.input_ids, "attention_mask": windows.attention_mask}
     inputs = FusionInputs.absent(utterances, bundle.fusion)
-    TextReader(tokenizer, engine).read(utterances, inputs)
+    TextEncoder(tokenizer, engine).encode(utterances, inputs)
     expected = pool_utterances(engine.run(feeds)["last_hidden_state"], windows)
     assert np.abs(inputs.text - expected).max() < 1e-5
     assert np.array_equal(inputs.text_mask, [k % 7 != 0 for k in range(70)])
@@ -567,7 +567,7 @@ def test_a_long_utterance_is_read_in_pieces_of_about_equal_length(seconds: float
     inputs, engine = FusionInputs.absent([Utterance(1)], sizes), Framewise()
     # The loudest moment sets each piece's floor, so every piece gets one: noise that never rests.
     samples = np.random.default_rng(0).uniform(-0.5, 0.5, round(seconds * 16_000)).astype(np.float32)
-    assert VoiceReader(pipeline.bundle.log_mel, engine).read(0, samples, inputs) == ""
+    assert VoiceEncoder(pipeline.bundle.log_mel, engine).encode(0, samples, inputs) == ""
     assert len(engine.n_frames) == math.ceil(len(samples) / (160 * MAX_MEL_FRAMES))
     assert max(engine.n_frames) <= MAX_MEL_FRAMES
     assert max(engine.n_frames) - min(engine.n_frames) <= 1
@@ -581,7 +581,7 @@ def test_a_long_utterance_is_read_in_pieces_of_about_equal_length(seconds: float
 def test_what_is_no_voice_is_not_read(samples: np.ndarray, words: str, pipeline: Pipeline) -> None:
     inputs = FusionInputs.absent([Utterance(1)], pipeline.bundle.fusion)
     engine = Framewise()
-    assert words in VoiceReader(pipeline.bundle.log_mel, engine).read(0, samples, inputs)
+    assert words in VoiceEncoder(pipeline.bundle.log_mel, engine).encode(0, samples, inputs)
     assert not inputs.audio_mask.any()
     assert engine.n_frames == []
 

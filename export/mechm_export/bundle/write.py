@@ -33,8 +33,7 @@ from mechm_export.parts import ModelParts, build_parts
 from mechm_export.precision.dynamic_int8 import quantize_int8, quantize_weights, same_layers
 from mechm_export.precision.static_int8 import quantize_static_int8
 from mechm_export.staging import check_target, put_in_place, staged, written
-from mechm_runtime.analysis.encoders import TOKENIZER_FILE
-from mechm_runtime.bundle.manifest import ACCEPTED, LLAMA, Bundle
+from mechm_runtime.bundle.manifest import ACCEPTED, LLAMA, TOKENIZER_FILE, Bundle
 from mechm_runtime.bundle.open import file_sha256, open_bundle
 from mechm_runtime.bundle.precision import GPU_ENGINE, HALF, W8
 from mechm_runtime.errors import InputError, MissingExtraError, VerificationError

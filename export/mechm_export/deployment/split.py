@@ -14,18 +14,18 @@ from typing import Any, Literal
 
 from mechm_export.deployment.contents import Contents
 from mechm_export.staging import check_target, put_in_place, staged, written
-from mechm_runtime.analysis.encoders import TOKENIZER_FILE
 from mechm_runtime.bundle.manifest import (
     ACCEPTED,
     LLAMA,
     MANIFEST,
-    MODALITY_PARTS,
     PROJECTOR,
     SERVED,
+    TOKENIZER_FILE,
     Bundle,
     PartFiles,
     manifest_id,
 )
+from mechm_runtime.bundle.modality import MODALITY_PARTS
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.precision import HALF, W8, EngineName
 from mechm_runtime.errors import BundleError, InputError

@@ -13,7 +13,7 @@ from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
 
-from mechm_runtime.bundle.manifest import MODALITY_PARTS
+from mechm_runtime.bundle.modality import MODALITY_PARTS
 from mechm_runtime.errors import InputError, MissingExtraError
 from mechm_runtime.llm.vllm.config import ServerConfig
 

@@ -17,14 +17,13 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm_runtime.analysis.decoding import STILL_S
-from mechm_runtime.analysis.encoders import TOKENIZER_FILE
-from mechm_runtime.bundle.manifest import Bundle
+from mechm_runtime.bundle.manifest import TOKENIZER_FILE, Bundle
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.fusion.decision import decide, emotion_logits_of
 from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.fusion.run import run_fusion
 from mechm_runtime.media import MediaReader, Segment
-from mechm_runtime.modalities.face_detection import FaceFinder, face_pixels
+from mechm_runtime.modalities.face_detection import FaceDetector, face_pixels
 from mechm_runtime.modalities.frame_pixels import scene_pixels
 from mechm_runtime.modalities.log_mel import log_mel_spectrogram
 from mechm_runtime.modalities.text_windows import ConversationTokenizer, pool_batches
@@ -71,7 +70,7 @@ class PerUtteranceSystem:
         self._parts: Mapping[str, GraphRunner] = {}
         self._generator: AnswerGenerator | None = None
         self._tokenizer = ConversationTokenizer(bundle.path(TOKENIZER_FILE), bundle.text)
-        self._finder: FaceFinder | None = None
+        self._detector: FaceDetector | None = None
 
     @property
     def name(self) -> str:
@@ -193,11 +192,11 @@ class PerUtteranceSystem:
         inputs.audio_mask[index] = True
 
     def _read_faces(self, index: int, number: int, frame: npt.NDArray[np.uint8], inputs: FusionInputs) -> None:
-        if self._finder is None:
-            self._finder = FaceFinder(self._parts["detector"], self._bundle.faces)
+        if self._detector is None:
+            self._detector = FaceDetector(self._parts["detector"], self._bundle.faces)
         n_faces = self._bundle.fusion.max_faces
-        for place, face in enumerate(self._finder.find(frame)[:n_faces], number * n_faces):
-            pixels = face_pixels(frame, face.box_px, self._finder.config)[None]
+        for place, face in enumerate(self._detector.detect(frame)[:n_faces], number * n_faces):
+            pixels = face_pixels(frame, face.box_px, self._detector.config)[None]
             logits = self._parts["expression"].run({"pixel_values": pixels})["expression_logits"][0]
             height = face.box_px[3] / frame.shape[0]
             inputs.face[index, place] = np.append(softmax(logits), height)

@@ -1,8 +1,8 @@
-"""What is left out so that an answer comes in time: running estimates of what stages cost, and a plan made from them.
+"""Deadlines: running estimates of the cost of stages, and the stages that are left out so that a result is in time.
 
-A stage's cost is a line in its units (tokens, seconds of sound, frames, utterances), fitted to what was measured on
-this machine, lately above all, with as much added as the measurements stray. What was never measured counts as free: it
-is tried, and known from then on. It runs nothing and knows no pipeline.
+The cost of a stage is a line in its units (tokens, seconds of sound, frames, utterances), fitted by weighted least
+squares to measurements on this machine, of which the last ten count most; the typical error of the estimates is added.
+A stage that was never measured counts as free: it is tried, and measured from then on. This module runs no stage.
 """
 
 from __future__ import annotations
@@ -10,27 +10,28 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
+from mechm_runtime.bundle.modality import DROPPABLE_MODALITIES, MODALITY_SPECS, CostUnit
 from mechm_runtime.errors import InputError
 from mechm_runtime.system.after_fork import tell_after_fork
 
-DROPPABLE = ("llm", "scene", "face")
-"""What may be left out, in this order. Words and voices never are."""
-SIDE_BY_SIDE = frozenset(("text", "audio", "face", "scene"))
-"""Stages that run in lanes; `decode` runs beside them, all others after them."""
+DROPPABLE = ("llm", *DROPPABLE_MODALITIES)
+"""Stages that may be left out, in this order; text and audio never are."""
+PARALLEL_STAGES = frozenset(spec.name for spec in MODALITY_SPECS)
+"""Stages that run in lanes, side by side; `decode` runs beside them, all others after them."""
 
-KEPT = 0.9
-"""What older measurements weigh beside a new one: the last ten count most."""
-AGEING = 0.98
-"""What is left of an estimate each time its stage is left out for it, so that one slow moment does not bar it forever:
-an estimate halves in about 34 requests."""
+DECAY = 0.9
+"""Factor on the weight of earlier measurements at each new one: the last ten count most."""
+SKIPPED_DECAY = 0.98
+"""Factor on an estimate each time its stage is left out, so that one slow measurement does not bar it forever: the
+estimate halves in about 34 requests."""
 
 
 @dataclass(slots=True)
 class _Line:
-    """Milliseconds by units, by weighted least squares, neither falling nor beginning below 0."""
+    """Milliseconds as a function of units, by weighted least squares; never falling, never below 0."""
 
     weight: float = 0.0
     units: float = 0.0
@@ -38,13 +39,13 @@ class _Line:
     units_squared: float = 0.0
     units_ms: float = 0.0
     error_squared: float = 0.0
-    """Of the estimates that came before each measurement."""
+    """Weighted mean square error of the estimates made before each measurement."""
     scale: float = 1.0
 
     def add(self, units: float, ms: float) -> None:
         error = 0.0 if not self.weight else ms - self.at(units)
         self.scale = 1.0
-        self.error_squared = KEPT * self.error_squared + (1 - KEPT) * error**2
+        self.error_squared = DECAY * self.error_squared + (1 - DECAY) * error**2
         for name, value in (
             ("weight", 1.0),
             ("units", units),
@@ -52,13 +53,13 @@ class _Line:
             ("units_squared", units**2),
             ("units_ms", units * ms),
         ):
-            setattr(self, name, KEPT * getattr(self, name) + value)
+            setattr(self, name, DECAY * getattr(self, name) + value)
 
     def at(self, units: float) -> float:
         mean_units, mean_ms = self.units / self.weight, self.ms / self.weight
         variance = self.units_squared / self.weight - mean_units**2
         through_zero = mean_ms / mean_units if mean_units > 0 else 0.0
-        # Measurements of about one size tell nothing of how cost grows: in proportion, then.
+        # Measurements of about one size do not show how cost grows: proportionally, then.
         if variance <= 1e-3 * mean_units**2:
             return self.scale * through_zero * units
         slope = (self.units_ms / self.weight - mean_units * mean_ms) / variance
@@ -70,14 +71,14 @@ class _Line:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What to leave out, and how long the rest is expected to take."""
+    """Stages to leave out, and how long the rest is expected to take."""
 
     left_out: tuple[str, ...]
     expected_ms: float
 
 
 class CostEstimator:
-    """Running estimates of what stages cost. Safe between threads."""
+    """Running estimates of the cost of stages. Thread-safe."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -85,25 +86,26 @@ class CostEstimator:
         tell_after_fork(self)
 
     def observe(self, stage: str, units: float, ms: float) -> None:
-        """Learn from a run. units: of this stage, above 0; ms: wall-clock milliseconds."""
+        """Take in a measurement. units: of this stage, above 0; ms: wall-clock milliseconds."""
         if not (units > 0 and math.isfinite(units) and ms >= 0 and math.isfinite(ms)):
             return
         with self._lock:
             self._lines.setdefault(stage, _Line()).add(units, ms)
 
     def estimate_ms(self, stage: str, units: float) -> float | None:
-        """Milliseconds that a run is expected to take at most, usually; None where none was measured yet."""
+        """Expected milliseconds of a run, the typical error added; None where no run was measured yet."""
         with self._lock:
             return self._estimate(stage, units)
 
-    def plan(self, deadline_ms: float, work: Mapping[str, float], *, n_lanes: int = 1) -> Plan:
-        """What to leave out of some work.
+    def plan(self, deadline_ms: float, remaining: Mapping[str, float], *, n_lanes: int = 1) -> Plan:
+        """Choose the stages to leave out.
 
-        deadline_ms: milliseconds that are left. work: stage -> units still to do. n_lanes: encoders side by side.
+        deadline_ms: milliseconds that are left. remaining: stage -> units still to do. n_lanes: encoders that run side
+        by side.
         """
         left_out: list[str] = []
         with self._lock:
-            costs = {stage: self._estimate(stage, units) or 0.0 for stage, units in work.items()}
+            costs = {stage: self._estimate(stage, units) or 0.0 for stage, units in remaining.items()}
             expected = _wall_ms(costs, n_lanes)
             for stage in DROPPABLE:
                 if expected <= deadline_ms:
@@ -114,14 +116,14 @@ class CostEstimator:
                     expected = _wall_ms(costs, n_lanes)
         return Plan(tuple(left_out), expected)
 
-    def age(self, stage: str) -> None:
-        """Trust an estimate a little less: its stage was left out for it, and is not measured."""
+    def decay(self, stage: str) -> None:
+        """Lower the estimate of a stage that was left out, since it is not measured again until it runs."""
         with self._lock:
             if stage in self._lines:
-                self._lines[stage].scale *= AGEING
+                self._lines[stage].scale *= SKIPPED_DECAY
 
     def after_fork(self) -> None:
-        """Go on with what was learnt."""
+        """Keep the estimates, with a lock of this process."""
         self._lock = threading.Lock()
 
     def _estimate(self, stage: str, units: float) -> float | None:
@@ -131,15 +133,16 @@ class CostEstimator:
         if units <= 0:
             return 0.0
         typical = line.units / line.weight
-        # An error of a typical run, carried over to this one's size.
+        # The error of a typical run, scaled to the size of this one.
         return line.at(units) + line.scale * math.sqrt(line.error_squared) * units / max(typical, 1e-9)
 
 
 @dataclass(slots=True)
 class Deadline:
-    """One request's time: what it has still to do, and what that leaves out. Safe between threads.
+    """The time limit of one request, its remaining work, and the stages left out for it. Thread-safe.
 
-    ms: from the start of the request.
+    ms: from the start of the request, which is `started` (`time.perf_counter`). n_lanes: encoders that run side
+    by side. left_out: stages left out so far.
     Raises: InputError: not above 0.
     """
 
@@ -148,7 +151,7 @@ class Deadline:
     n_lanes: int = 1
     started: float = field(default_factory=time.perf_counter)
     left_out: list[str] = field(default_factory=list)
-    _to_do: dict[str, float] = field(default_factory=dict)
+    _remaining: dict[str, float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -157,37 +160,59 @@ class Deadline:
 
     @property
     def reason(self) -> str:
-        """Why something is missing that was left out."""
+        """The reason given in results for a stage that was left out."""
         return f"left out to meet the deadline of {self.ms:g} ms"
 
     def expect(self, stage: str, units: float) -> None:
-        """Count on some work to come."""
+        """Add work to come."""
         with self._lock:
-            self._to_do[stage] = self._to_do.get(stage, 0.0) + units
+            self._remaining[stage] = self._remaining.get(stage, 0.0) + units
+
+    def expect_work(
+        self,
+        modalities: Collection[str],
+        *,
+        n_tokens: int | None = None,
+        sound_s: float | None = None,
+        n_frames: int | None = None,
+        n_llm_tokens: int | None = None,
+        n_utterances: float | None = None,
+    ) -> None:
+        """Add the work on some utterances, or on what was learned of them since; None where a stage has none.
+
+        modalities: those that the pipeline uses; others have no stage. n_tokens: tokens for the text encoder. sound_s:
+        seconds of sound. n_frames: video frames. n_llm_tokens: tokens of the words that the LLM is asked about.
+        n_utterances: for the fusion.
+        """
+        of_unit: dict[CostUnit, float | None] = {"tokens": n_tokens, "seconds": sound_s, "frames": n_frames}
+        units = {spec.name: of_unit[spec.cost_unit] for spec in MODALITY_SPECS if spec.name in modalities}
+        for stage, number in (*units.items(), ("fusion", n_utterances), ("llm", n_llm_tokens)):
+            if number is not None:
+                self.expect(stage, number)
 
     def finish(self, stage: str, units: float) -> None:
-        """Strike off some work that was done."""
+        """Subtract work that was done."""
         with self._lock:
-            if stage in self._to_do:
-                self._to_do[stage] = max(0.0, self._to_do[stage] - units)
+            if stage in self._remaining:
+                self._remaining[stage] = max(0.0, self._remaining[stage] - units)
 
     def admits(self, stage: str) -> bool:
-        """Whether there is time for a stage, as things stand now; once left out it stays so."""
+        """Whether there is time for a stage, as estimated now; a stage that was left out once stays so."""
         with self._lock:
             if stage in self.left_out:
                 return False
             left_ms = self.ms - 1000 * (time.perf_counter() - self.started)
             plan = self.costs.plan(
-                left_ms, {s: n for s, n in self._to_do.items() if s not in self.left_out}, n_lanes=self.n_lanes
+                left_ms, {s: n for s, n in self._remaining.items() if s not in self.left_out}, n_lanes=self.n_lanes
             )
             for dropped in plan.left_out:
                 self.left_out.append(dropped)
-                self.costs.age(dropped)
+                self.costs.decay(dropped)
             return stage not in self.left_out
 
 
 def _wall_ms(costs: Mapping[str, float], n_lanes: int) -> float:
-    """How long work takes of which some runs side by side."""
-    lanes = sum(ms for stage, ms in costs.items() if stage in SIDE_BY_SIDE) / max(1, n_lanes)
-    rest = sum(ms for stage, ms in costs.items() if stage not in SIDE_BY_SIDE and stage != "decode")
+    """Wall-clock milliseconds of work of which some runs in lanes."""
+    lanes = sum(ms for stage, ms in costs.items() if stage in PARALLEL_STAGES) / max(1, n_lanes)
+    rest = sum(ms for stage, ms in costs.items() if stage not in PARALLEL_STAGES and stage != "decode")
     return max(lanes, costs.get("decode", 0.0)) + rest

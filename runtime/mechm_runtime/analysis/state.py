@@ -1,6 +1,6 @@
-"""What is known of utterances on their way from words and recordings to an answer.
+"""Mutable state of one analysis: encoder inputs, reasons for missing modalities, timings.
 
-It holds; it neither reads (`senses`) nor decides (`decision`).
+It is filled by the encoders (`encode`) and read by the decision; it runs nothing itself.
 """
 
 from __future__ import annotations
@@ -8,101 +8,111 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-
-import numpy as np
 
 from mechm_runtime.analysis.deadline import CostEstimator, Deadline
 from mechm_runtime.bundle.config import FusionWindows
+from mechm_runtime.bundle.modality import MODALITY_SPECS
 from mechm_runtime.errors import LlmUnavailableError
 from mechm_runtime.fusion.inputs import FusionInputs
-from mechm_runtime.fusion.run import FusionScores
 from mechm_runtime.types import Utterance
 
 
-@dataclass(slots=True)
-class Work:
-    """What is known so far, why things are missing, and where time went.
+class AnalysisState:
+    """State of one analysis, whole when it is made.
 
-    inputs: what the encoders found. missing: modality -> why it is missing, an utterance at a time.
-    scores: the fusion's, then with the Llama's weighed in. is_advised: whether they are.
-    n_tokens: of the words, where what they cost is to be learnt.
-    costs: what learns how long stages take; None for nothing. deadline: of the request, where it has one.
-    timings_ms: stage -> milliseconds in which it ran, once it is finished; stages that ran side by side share some.
+    inputs: the encoders' outputs, everything absent at first. missing: one dict per utterance, modality -> why it is
+    missing. is_rescored: whether the LLM's answers are part of the scores. n_tokens: of the words, the units of what
+    text and LLM cost. deadline: of the request, None where it has none. timings_ms: stage -> milliseconds, known after
+    `finish`.
     """
 
-    inputs: FusionInputs
-    missing: list[dict[str, str]]
-    scores: FusionScores = field(init=False)
-    is_advised: bool = False
-    timings_ms: dict[str, float] = field(default_factory=dict)
-    started: float = field(default_factory=time.perf_counter)
-    n_tokens: int = 0
-    costs: CostEstimator | None = None
-    deadline: Deadline | None = None
-    _ran: list[tuple[str, float, float]] = field(default_factory=list)
+    def __init__(
+        self,
+        utterances: Sequence[Utterance],
+        sizes: FusionWindows,
+        modalities: Sequence[str],
+        *,
+        n_tokens: int = 0,
+        costs: CostEstimator | None = None,
+        deadline: Deadline | None = None,
+        started: float | None = None,
+    ) -> None:
+        """Begin an analysis.
 
-    @classmethod
-    def on(cls, utterances: Sequence[Utterance], sizes: FusionWindows) -> Work:
-        """Nothing known yet."""
-        return cls(FusionInputs.absent(utterances, sizes), [{} for _ in utterances])
+        modalities: those that the pipeline uses. costs: learns how long stages take; None for an analysis that teaches
+        nothing. started: `time.perf_counter` of the request's start; None for now.
+        """
+        self.inputs = FusionInputs.absent(utterances, sizes)
+        self.missing: list[dict[str, str]] = [{} for _ in utterances]
+        self.is_rescored = False
+        self.n_tokens = n_tokens
+        self.deadline = deadline
+        self.timings_ms: dict[str, float] = {}
+        self._modalities = tuple(modalities)
+        self._costs = costs
+        self._started = time.perf_counter() if started is None else started
+        self._runs: list[tuple[str, float, float]] = []
 
     @contextmanager
     def timed(self, stage: str, units: float = 0.0) -> Iterator[None]:
-        """Adds what happens inside to a stage's time. From any thread.
+        """Add the time spent inside to a stage's. Thread-safe.
 
-        units: how much of the stage it is, where what it costs is to be learnt: tokens, seconds of sound, frames.
+        units: the amount of work, where its cost is to be learned: tokens, seconds of sound, frames, utterances.
         """
         start = time.perf_counter()
         try:
             yield
-            if self.costs is not None:
-                self.costs.observe(stage, units, 1000 * (time.perf_counter() - start))
+            if self._costs is not None:
+                self._costs.observe(stage, units, 1000 * (time.perf_counter() - start))
         finally:
-            self._ran.append((stage, start, time.perf_counter()))
+            self._runs.append((stage, start, time.perf_counter()))
             if self.deadline is not None:
                 self.deadline.finish(stage, units)
 
     @contextmanager
-    def advised(self) -> Iterator[None]:
-        """Around the Llama's turn: where it does not answer, the scores stay the fusion's, and the result says why."""
+    def llm_stage(self) -> Iterator[None]:
+        """Time the LLM's stage; where the LLM does not answer, note why and go on with the scores as they were."""
         try:
             with self.timed("llm", self.n_tokens):
                 yield
-            self.is_advised = True
+            self.is_rescored = True
         except LlmUnavailableError as error:
-            self.note_unadvised(str(error))
+            self._note_missing_llm(str(error))
 
-    def asks_llm(self) -> bool:
-        """Whether there are words, and time, to ask the Llama about them; else the result says why not."""
+    def admits_llm(self) -> bool:
+        """Whether there are words, and time, to ask the LLM about; where time is lacking, the reason is noted."""
         if not self.inputs.text_mask.any():
             return False
-        if reason := self.left_out("llm"):
-            self.note_unadvised(reason)
+        if reason := self.skip_reason("llm"):
+            self._note_missing_llm(reason)
         return not reason
 
-    def note_unadvised(self, reason: str) -> None:
-        """Say why the Llama told nothing of what has words."""
-        for index in self.inputs.text_mask.nonzero()[0]:
-            self.missing[index]["llm"] = reason
-
-    def left_out(self, stage: str) -> str:
-        """Why there is no time for a stage; empty where there is."""
+    def skip_reason(self, stage: str) -> str:
+        """Why a stage is left out for the deadline; empty where there is time for it."""
         return "" if self.deadline is None or self.deadline.admits(stage) else self.deadline.reason
 
+    def note_missing_track(self, index: int, track: str, reason: str) -> None:
+        """Note why a track (`audio`, `video`) is missing, for each modality that would be encoded from it."""
+        for spec in MODALITY_SPECS:
+            if spec.track == track and spec.name in self._modalities:
+                self.missing[index][spec.name] = reason
+
     def finish(self) -> dict[str, float]:
-        """Milliseconds a stage, with the total since the start."""
+        """Milliseconds per stage, and `total` since the start; time in which a stage ran twice at once counts once."""
         until: dict[str, float] = {}
-        for stage, start, end in sorted(self._ran, key=lambda run: run[1]):
-            # What ran twice at the same time counts once.
+        for stage, start, end in sorted(self._runs, key=lambda run: run[1]):
             new = max(0.0, end - max(start, until.get(stage, start)))
             self.timings_ms[stage] = self.timings_ms.get(stage, 0.0) + 1000 * new
             until[stage] = max(end, until.get(stage, end))
-        self._ran.clear()
-        self.timings_ms["total"] = 1000 * (time.perf_counter() - self.started)
+        self._runs.clear()
+        self.timings_ms["total"] = 1000 * (time.perf_counter() - self._started)
         return {stage: round(value, 3) for stage, value in self.timings_ms.items()}
 
     @property
-    def has_evidence(self) -> bool:
-        """Whether anything is known of any utterance."""
-        return bool(np.any(self.inputs.text_mask) or self.inputs.evident().any())
+    def is_empty(self) -> bool:
+        """Whether nothing is known of any utterance."""
+        return not (self.inputs.text_mask.any() or self.inputs.has_nonverbal().any())
+
+    def _note_missing_llm(self, reason: str) -> None:
+        for index in self.inputs.text_mask.nonzero()[0]:
+            self.missing[index]["llm"] = reason

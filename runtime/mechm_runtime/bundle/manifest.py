@@ -25,6 +25,7 @@ from mechm_runtime.bundle.config import (
     TextConfig,
 )
 from mechm_runtime.bundle.engine_file import EngineFile
+from mechm_runtime.bundle.modality import MODALITY_PARTS
 from mechm_runtime.bundle.precision import GPU_ENGINE, HALF, W8, EngineName
 from mechm_runtime.errors import BundleError
 from mechm_runtime.types import EMOTIONS
@@ -33,6 +34,8 @@ SCHEMA_VERSION = 1
 MANIFEST = "bundle.json"
 SIGNATURE = "bundle.sig"
 """The signature of the manifest, which lies beside it where somebody has signed the bundle."""
+TOKENIZER_FILE = "tokenizer/tokenizer.json"
+"""The text encoder's tokenizer, inside the bundle."""
 LLAMA = "llama"
 """The part that is the Llama."""
 PROJECTOR = "projector"
@@ -45,13 +48,6 @@ ENGINES = "engines"
 """The manifest's entry for TensorRT engines (`mechm export engines` adds them), and the folder they lie in."""
 MAX_MANIFEST_BYTES = 4 << 20
 REBUILD = "make it again: mechm export bundle --preset small --out DIR"
-MODALITY_PARTS: Mapping[str, tuple[str, ...]] = {
-    "text": ("text",),
-    "audio": ("audio",),
-    "face": ("detector", "expression"),
-    "scene": ("scene",),
-}
-"""Modality -> the parts that read it."""
 Config = TypeVar("Config")
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from mechm_runtime.bundle.modality import ENCODER_PARTS, MODALITY_SPECS, Padding
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.errors import InputError
 from mechm_runtime.system.after_fork import tell_after_fork
@@ -42,23 +43,11 @@ class BatchConfig:
             raise InputError("a batch has at least one row and one run, and is not padding alone")
 
 
-@dataclass(frozen=True, slots=True)
-class Padding:
-    """Which axes of a graph's arrays have the length that may differ between callers; the graph masks what is padded.
-
-    inputs: of every input that has it, padded with zeros there. outputs: of every output, cut off there. The length
-    itself is that of the first input's first axis listed.
-    """
-
-    inputs: Mapping[str, tuple[int, ...]]
-    outputs: Mapping[str, tuple[int, ...]]
-
-
-TEXT_PADDING = Padding({"attention_mask": (1,), "input_ids": (1,)}, {"last_hidden_state": (1,)})
 FUSION_PADDING = Padding(
     dict.fromkeys(
         (
-            *("utterance_mask", "text", "text_mask", "audio", "audio_mask", "scene", "scene_mask", "face", "face_mask"),
+            "utterance_mask",
+            *(name for spec in MODALITY_SPECS for name in (spec.name, spec.mask)),
             "speaker_ids",
         ),
         (1,),
@@ -66,13 +55,11 @@ FUSION_PADDING = Padding(
     {"emotion_logits": (1,), "hidden_states": (1,), "pair_logits": (1, 2)},
 )
 PADDING: Mapping[str, Padding | None] = {
-    "text": TEXT_PADDING,
+    **{part.name: part.padding for part in ENCODER_PARTS if part.is_batched},
     "fusion": FUSION_PADDING,
-    "audio": None,
-    "scene": None,
-    "expression": None,
 }
-"""By part of a bundle: what may be joined across conversations, and how."""
+"""Part of a bundle -> how its runs are joined across conversations; None joins equal shapes only. Runs of parts that
+are not listed are not joined."""
 
 
 @dataclass(slots=True, eq=False)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 
 from mechm_runtime.bundle.manifest import Bundle, PartFiles
+from mechm_runtime.bundle.modality import ENCODER_PARTS
 from mechm_runtime.bundle.precision import GPU_ENGINE, W8
 from mechm_runtime.engines.base import CPU, EngineConfig, GraphRunner
 from mechm_runtime.engines.batching import PADDING, BatchConfig, BatchingRunner
@@ -18,12 +19,11 @@ from mechm_runtime.engines.output_cache import CachedRunner, OutputCache
 from mechm_runtime.engines.threads_by_length import MEL, SHORT_MEL_FRAMES, ShortRuns
 from mechm_runtime.errors import BundleError, InputError
 
-SMALL = frozenset(("detector", "expression"))
-"""Parts that compute in one thread: a second one takes a core from the encoders beside them and brings next to nothing
-(a frame of the detector 2.4 ms in one and 2.3 in two, `benchmarks/second_thread.py`, Intel Xeon, onnxruntime 1.32)."""
+SINGLE_THREADED_PARTS = frozenset(part.name for part in ENCODER_PARTS if part.is_single_threaded)
+"""Parts that compute in one thread always."""
 
-REMEMBERED = {"text": False, "audio": False, "scene": True, "detector": True, "expression": True}
-"""Encoders whose answers are remembered where that is asked for, and whether frame by frame."""
+CACHED_PARTS = {part.name: part.cached == "rows" for part in ENCODER_PARTS}
+"""Parts whose outputs an output cache keeps, where there is one -> whether row by row (frame by frame)."""
 
 
 class PartLoader:
@@ -64,9 +64,9 @@ class PartLoader:
         rows_are_alone = precision != "int8"
         if self._batching is not None and rows_are_alone and part.name in PADDING:
             runner = BatchingRunner(runner, self._batching, PADDING[part.name])
-        if self._cache is not None and part.name in REMEMBERED:
+        if self._cache is not None and part.name in CACHED_PARTS:
             identity = (self._bundle.id, part.name, precision, config.engine, config.execution_provider)
-            runner = CachedRunner(runner, self._cache, identity, by_row=rows_are_alone and REMEMBERED[part.name])
+            runner = CachedRunner(runner, self._cache, identity, by_row=rows_are_alone and CACHED_PARTS[part.name])
         return runner
 
     def _load(self, part: PartFiles) -> GraphRunner:
@@ -79,7 +79,7 @@ class PartLoader:
         self._check(part.name, precision)
         path, config = self._bundle.path(part.files[precision]), self._config
         alone = replace(config, n_threads=1)
-        if part.name in SMALL:
+        if part.name in SINGLE_THREADED_PARTS:
             return load_engine(path, alone)
         reads_mel = any(tensor.name == MEL for tensor in part.inputs)
         if reads_mel and config.threads > 1 and config.engine == "onnxruntime" and config.provider == CPU:

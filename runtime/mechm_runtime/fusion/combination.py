@@ -1,6 +1,6 @@
-"""One set of scores from the fusion's and the Llama's, which err in different places.
+"""Combines the scores of the fusion and of the Llama, whose errors differ.
 
-Log-probabilities of the emotions and log-odds of the causes are weighed and added (a logarithmic opinion pool:
+Log-probabilities of the emotions and log-odds of the causes are added with weights (a logarithmic opinion pool:
 Genest and Zidek 1986). The weights are fitted on `dev` by `mechm.training.combination`; the result is calibrated and
 decided by `mechm_runtime.fusion.decision` as the fusion's own scores are.
 """
@@ -18,7 +18,7 @@ def combine(
     llama: tuple[Float32Array, Float32Array],
     config: CombinationConfig,
 ) -> tuple[Float32Array, Float32Array]:
-    """Combined scores of one conversation.
+    """Combine the scores of one conversation.
 
     fusion, llama: emotion logits float32 (U, 7) and pair logits float32 (U, W); -inf is a pair that was not scored.
     Returns: emotion log-scores float32 (U, 7) and pair logits float32 (U, W).

@@ -1,4 +1,4 @@
-"""From the fusion's scores to calibrated probabilities, labels and pairs.
+"""Turns scores into calibrated probabilities, labels and pairs.
 
 Probabilities are calibrated; decisions are made for the metric (SemEval-2024 Task 3: weighted F1 over emotional
 pairs), so a decision may prefer an emotion over a slightly likelier neutral. Both sets of constants are fitted on
@@ -35,7 +35,7 @@ def emotion_probabilities(logits: FloatArray, config: DecisionConfig) -> FloatAr
 
 
 def emotion_logits_of(probabilities: FloatArray, config: DecisionConfig) -> FloatArray:
-    """Logits that this calibration turns into these probabilities, the inverse of `emotion_probabilities`.
+    """Inverse of `emotion_probabilities`: logits that this calibration turns into these probabilities.
 
     probabilities: float (..., 7). Returns: float64 (..., 7).
     """
@@ -44,7 +44,7 @@ def emotion_logits_of(probabilities: FloatArray, config: DecisionConfig) -> Floa
 
 
 def cause_probabilities(logits: FloatArray, config: DecisionConfig) -> FloatArray:
-    """logits float (...) -> float64 (...), the probability of being a cause where the emotion is given.
+    """logits float (...) -> float64 (...), the probability of being a cause, given the emotion.
 
     It is 0 where the logit is -inf, whatever the calibration: that pair was not scored.
     """
@@ -55,7 +55,7 @@ def cause_probabilities(logits: FloatArray, config: DecisionConfig) -> FloatArra
 
 
 def pair_logits_of(probabilities: FloatArray, config: DecisionConfig) -> FloatArray:
-    """Logits that this calibration turns into these probabilities, the inverse of `cause_probabilities`.
+    """Inverse of `cause_probabilities`: logits that this calibration turns into these probabilities.
 
     probabilities: float (...). Returns: float64 (...), -inf where the probability is 0; and 0 for a calibration that
     gives all logits the same probability.
@@ -70,7 +70,7 @@ def pair_logits_of(probabilities: FloatArray, config: DecisionConfig) -> FloatAr
 def recalibrated(
     emotion_logits: FloatArray, pair_logits: FloatArray, before: DecisionConfig, after: DecisionConfig
 ) -> tuple[FloatArray, FloatArray]:
-    """Scores that have in one calibration the probabilities that these have in another.
+    """Convert scores between calibrations: the results have in `after` the probabilities that these have in `before`.
 
     emotion_logits: float (..., 7). pair_logits: float (..., W), -inf where a pair was not scored.
     Returns: both, float64.
@@ -86,21 +86,24 @@ def decide(
     pair_logits: FloatArray,
     config: DecisionConfig,
     first_cause: Int64Array | None = None,
-    worded: BoolArray | None = None,
+    has_text: BoolArray | None = None,
 ) -> Decision:
-    """Decide a conversation.
+    """Decide the labels and pairs of a conversation.
 
     emotion_logits: float (U, 7). pair_logits: float (U, W), -inf where a pair was not scored.
-    first_cause: int64 (U,), the position that column 0 of each row of `pair_logits` stands for; None for 0 everywhere.
-    worded: bool (U,), utterances whose words are known; None for all. The preference for or against neutral was fitted
-        on words, and a voice alone is decided without it.
+    first_cause: int64 (U,), the position of the utterance in column 0 of each row of `pair_logits`; None for 0
+        everywhere.
+    has_text: bool (U,), utterances whose words are known; None for all. `neutral_log_bias` was fitted on words and is
+        not added for an utterance without them.
     """
     probabilities = emotion_probabilities(emotion_logits, config)
     preference = np.log(np.maximum(probabilities, 1e-12))
-    preference[:, 0] += config.neutral_log_bias if worded is None else np.where(worded, config.neutral_log_bias, 0.0)
+    preference[:, 0] += (
+        config.neutral_log_bias if has_text is None else np.where(has_text, config.neutral_log_bias, 0.0)
+    )
     labels = preference.argmax(-1)
     labels[probabilities.max(-1) < config.abstain_below] = -1
-    # Only emotional utterances have causes, so only their rows are worth computing.
+    # Only emotional utterances have causes, so only their rows are computed.
     rows = np.flatnonzero(labels > 0)
     joint = cause_probabilities(pair_logits[rows], config) * probabilities[rows, labels[rows]][:, None]
     where = np.argwhere(joint >= config.pair_threshold)

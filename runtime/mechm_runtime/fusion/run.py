@@ -1,8 +1,8 @@
-"""Run the fusion over a conversation of any length, in overlapping windows.
+"""Runs the fusion over a conversation of any length, in overlapping windows.
 
-A conversation longer than the window is read in windows whose cores tile it; an utterance's scores come from the
+A conversation longer than the window is scored in windows whose cores tile it; an utterance's scores come from the
 window in whose core it lies, so that it has context on both sides and cost grows linearly. The causes of an utterance
-are looked for inside its window.
+are searched inside its window.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import numpy.typing as npt
 from mechm_runtime.bundle.config import FusionWindows
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.fusion.inputs import FusionInputs
+from mechm_runtime.system.arrays import Float32Array, Int64Array
 from mechm_runtime.system.progress import StageProgress
 
 WINDOWS_PER_RUN = 8
@@ -30,10 +31,10 @@ class FusionScores:
     -inf beyond the conversation. first_cause: int64 (U,). hidden_states: float32 (U, D), of each utterance.
     """
 
-    emotion_logits: npt.NDArray[np.float32]
-    pair_logits: npt.NDArray[np.float32]
-    first_cause: npt.NDArray[np.int64]
-    hidden_states: npt.NDArray[np.float32]
+    emotion_logits: Float32Array
+    pair_logits: Float32Array
+    first_cause: Int64Array
+    hidden_states: Float32Array
 
 
 def window_spans(n_utterances: int, window: int, context: int) -> list[tuple[int, int, int, int]]:
@@ -60,9 +61,9 @@ def run_fusion(
     n = len(inputs.speaker_ids)
     spans = window_spans(n, sizes.window, sizes.window_context)
     width = max(last - first for first, last, _, _ in spans)
-    # A piece a core; cores come in order.
-    emotion_logits: list[npt.NDArray[np.float32]] = []
-    hidden_states: list[npt.NDArray[np.float32]] = []
+    # One piece per core; cores come in order.
+    emotion_logits: list[Float32Array] = []
+    hidden_states: list[Float32Array] = []
     pair_logits = np.full((n, width), -np.inf, np.float32)
     first_cause = np.zeros(n, np.int64)
     for start in range(0, len(spans), WINDOWS_PER_RUN):

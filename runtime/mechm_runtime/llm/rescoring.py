@@ -121,7 +121,7 @@ class Adviser:
     ) -> None:
         """Say of utterances that were asked about what the Llama did not get to read."""
         if self._files.questions.soft_tokens and self._projector is None:
-            for index in (inputs.evident() & asked).nonzero()[0].tolist():
+            for index in (inputs.has_nonverbal() & asked).nonzero()[0].tolist():
                 missing[index]["llm"] = (
                     "what was heard and seen: mechm export llm puts the embeddings that it takes into the bundle"
                 )

@@ -30,7 +30,7 @@ class Projector:
 
     def project(self, inputs: FusionInputs) -> SoftTokens | None:
         """Soft tokens of a conversation's utterances, None where nothing but words is known of any."""
-        evident = inputs.evident()
+        evident = inputs.has_nonverbal()
         if not evident.any():
             return None
         beside = run_fusion(self._fusion, replace(inputs, text_mask=np.zeros_like(inputs.text_mask)), self._sizes)

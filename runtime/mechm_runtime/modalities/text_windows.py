@@ -1,8 +1,8 @@
-"""Conversation text to token windows, and token states back to one vector an utterance.
+"""Conversation text to token windows, and token states back to one vector per utterance.
 
-The whole conversation is one token sequence, `speaker: text [SEP]` an utterance, so that an utterance is read with
-what was said around it. A sequence longer than the encoder is read in overlapping windows: every token's state comes
-from the window in whose core it lies and so has context on both sides; nothing is cut. Training and runtime share
+The whole conversation is one token sequence, `speaker: text [SEP]` per utterance, so that an utterance is encoded with
+the words around it. A sequence longer than the encoder's input is encoded in overlapping windows: the state of a token
+comes from the window in whose core it lies, with context on both sides; nothing is cut off. Training and runtime share
 this module. It does not run the encoder.
 """
 
@@ -13,14 +13,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 from tokenizers import Tokenizer
 
 from mechm_runtime.bundle.config import TextConfig
 from mechm_runtime.errors import BundleError
+from mechm_runtime.system.arrays import BoolArray, Float32Array, Int64Array
 from mechm_runtime.types import Utterance
 
 NO_UTTERANCE = -1
+"""Index of tokens that belong to no utterance."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +29,18 @@ class TextWindows:
     """A conversation's tokens, batched as windows.
 
     input_ids, attention_mask: int64 (n_windows, n_tokens), right-padded.
-    utterance_index: int64 (n_windows, n_tokens); position of the utterance a token's state counts for, NO_UTTERANCE for
+    utterance_index: int64 (n_windows, n_tokens); position of the utterance that a token belongs to, NO_UTTERANCE for
         `[CLS]`, padding and context tokens.
     n_utterances: utterances in the conversation.
     """
 
-    input_ids: npt.NDArray[np.int64]
-    attention_mask: npt.NDArray[np.int64]
-    utterance_index: npt.NDArray[np.int64]
+    input_ids: Int64Array
+    attention_mask: Int64Array
+    utterance_index: Int64Array
     n_utterances: int
 
     @property
-    def has_text(self) -> npt.NDArray[np.bool_]:
+    def has_text(self) -> BoolArray:
         """bool (n_utterances,), True where at least one token belongs to the utterance."""
         present = np.zeros(self.n_utterances, bool)
         present[self.utterance_index[self.utterance_index != NO_UTTERANCE]] = True
@@ -54,10 +55,10 @@ class ConversationTokenizer:
             self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
         except Exception as error:  # tokenizers raises bare Exception
             raise BundleError(f"{tokenizer_file.name} is not a tokenizer file") from error
-        # A file may ask for truncation or padding; here every token counts and windows pad themselves.
+        # A file may configure truncation or padding; here every token counts, and the windows are padded below.
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
-        # Somebody who says "[SEP]" must not end their utterance with it.
+        # The characters "[SEP]" in somebody's text must not become the special token.
         self._tokenizer.encode_special_tokens = True
         self.config = config
         self._cls, self._sep, self._pad = self._special(tokenizer_file)
@@ -76,9 +77,9 @@ class ConversationTokenizer:
         return self._windows(np.array(tokens, np.int64), np.array(owners, np.int64), len(utterances))
 
     def _special(self, tokenizer_file: Path) -> tuple[int, int, int]:
-        """Ids of what begins a window, ends an utterance and pads, as MPNet or as BERT calls them.
+        """Ids of the tokens that begin a window, end an utterance and pad, by their names in MPNet or BERT.
 
-        MPNet's vocabulary has BERT's names too, as words that nothing was learnt about.
+        MPNet's names come first: its vocabulary has BERT's names too, as untrained tokens.
         """
         for names in (("<s>", "</s>", "<pad>"), ("[CLS]", "[SEP]", "[PAD]")):
             begins, ends, pads = (self._tokenizer.token_to_id(name) for name in names)
@@ -86,7 +87,7 @@ class ConversationTokenizer:
                 return begins, ends, pads
         raise BundleError(f"{tokenizer_file.name} has no [CLS], [SEP] and [PAD] token")
 
-    def _windows(self, tokens: npt.NDArray[np.int64], owners: npt.NDArray[np.int64], n_utterances: int) -> TextWindows:
+    def _windows(self, tokens: Int64Array, owners: Int64Array, n_utterances: int) -> TextWindows:
         room = self.config.max_tokens - 1
         n_tokens = len(tokens)
         if n_tokens <= room:
@@ -111,7 +112,7 @@ class ConversationTokenizer:
         return TextWindows(input_ids, attention_mask, utterance_index, n_utterances)
 
 
-def pool_utterances(hidden_states: npt.NDArray[np.float32], windows: TextWindows) -> npt.NDArray[np.float32]:
+def pool_utterances(hidden_states: Float32Array, windows: TextWindows) -> Float32Array:
     """Mean of each utterance's token states.
 
     hidden_states: float32 (n_windows, n_tokens, hidden_size), of the same windows.
@@ -120,8 +121,8 @@ def pool_utterances(hidden_states: npt.NDArray[np.float32], windows: TextWindows
     return pool_batches([hidden_states], windows)
 
 
-def pool_batches(batches: Iterable[npt.NDArray[np.float32]], windows: TextWindows) -> npt.NDArray[np.float32]:
-    """`pool_utterances` of states that come in batches, of which only one is held.
+def pool_batches(batches: Iterable[Float32Array], windows: TextWindows) -> Float32Array:
+    """`pool_utterances` of states that come in batches, of which only one is held in memory.
 
     batches: float32 (rows, n_tokens, hidden_size), together all windows in order; at least one batch.
     """

@@ -2,60 +2,73 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from mechm_runtime.bundle.config import LogMelConfig
+from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.modalities.log_mel import log_mel_spectrogram
+from mechm_runtime.system.arrays import Float32Array
 
 MAX_MEL_FRAMES = 3000
-"""Whisper's positions reach 30 s; a longer utterance is read in pieces of about equal length."""
+"""Whisper's positions reach 30 s; a longer utterance is encoded in pieces of about equal length."""
 MIN_SAMPLES = 400
-"""25 ms, one analysis frame: less is no sound to speak of."""
+"""25 ms, one analysis window; shorter sounds are not encoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class VoicePiece:
-    """A piece of a voice, read. tokens: float32 (audio tokens, 2 * D), mean then deviation. n_frames: its length."""
+    """One encoded piece of a voice.
 
-    tokens: npt.NDArray[np.float32]
+    tokens: float32 (audio tokens, 2 * D), means, then standard deviations over time. n_frames: columns of its
+    spectrogram.
+    """
+
+    tokens: Float32Array
     n_frames: int
 
 
-def unreadable(samples: npt.NDArray[np.float32]) -> str:
-    """Why samples are no voice that could be read, or an empty string."""
+def unusable_reason(samples: Float32Array) -> str:
+    """Why samples cannot be encoded as a voice, or an empty string.
+
+    samples: float32 (n,), 16 kHz mono.
+    """
     if len(samples) < MIN_SAMPLES:
         return "shorter than 25 ms"
     return "" if np.any(samples) else "digital silence"
 
 
-class VoiceReader:
-    """Fills audio and audio_mask."""
+class VoiceEncoder:
+    """Fills `audio` and `audio_mask`."""
 
     def __init__(self, config: LogMelConfig, engine: GraphRunner) -> None:
         self._config = config
         self._engine = engine
 
-    def read(self, index: int, samples: npt.NDArray[np.float32], inputs: FusionInputs) -> str:
-        """Read one utterance's voice; returns why it could not be, or an empty string.
+    @classmethod
+    def from_bundle(cls, bundle: Bundle, load: Callable[[str], GraphRunner]) -> VoiceEncoder:
+        """Build the encoder; `load` gives the engine of a part."""
+        return cls(bundle.log_mel, load("audio"))
 
-        samples: float32 (n,), 16 kHz mono.
+    def encode(self, index: int, samples: Float32Array, inputs: FusionInputs) -> str:
+        """Encode the voice of an utterance; returns why that is impossible, or an empty string.
+
+        index: position of the utterance. samples: float32 (n,), 16 kHz mono, in [-1, 1].
         """
-        reason = unreadable(samples)
+        reason = unusable_reason(samples)
         if not reason:
             n_pieces = -(-len(samples) // (MAX_MEL_FRAMES * self._config.hop_length))
-            pieces = [self.piece(piece) for piece in np.array_split(samples, n_pieces)]
+            pieces = [self.encode_piece(piece) for piece in np.array_split(samples, n_pieces)]
             inputs.audio[index] = merge_pieces(pieces)
             inputs.audio_mask[index] = True
         return reason
 
-    def piece(self, samples: npt.NDArray[np.float32]) -> VoicePiece:
-        """Read a piece of a voice.
+    def encode_piece(self, samples: Float32Array) -> VoicePiece:
+        """Encode one piece of a voice.
 
         samples: float32 (n,), 16 kHz mono, 25 ms to 30 s.
         """
@@ -64,8 +77,8 @@ class VoiceReader:
         return VoicePiece(outputs["audio_tokens"][0], mel.shape[1])
 
 
-def merge_pieces(pieces: Sequence[VoicePiece]) -> npt.NDArray[np.float32]:
-    """Mean and deviation over all pieces of an utterance from each piece's own.
+def merge_pieces(pieces: Sequence[VoicePiece]) -> Float32Array:
+    """Mean and standard deviation over all pieces of an utterance, computed from those of each piece.
 
     Returns: float32 (audio tokens, 2 * D).
     """

@@ -1,1 +1,1 @@
-"""Conversations that are still going on: an utterance in, what it changes out."""
+"""Sessions: conversations that are analysed while they go on, utterance by utterance."""

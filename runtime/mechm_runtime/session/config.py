@@ -1,4 +1,4 @@
-"""How much of a conversation a session keeps in view."""
+"""Bounds of a session: how much of a conversation it keeps, and when streamed voice and frames are encoded."""
 
 from __future__ import annotations
 
@@ -7,18 +7,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class SessionConfig:
-    """Bounds of a session's view; they bound its memory and what an utterance costs.
+    """Bounds of a session's memory and of the cost of an utterance.
 
-    turns: utterances that a later one can still change; older ones are final and forgotten.
-    text_tokens: tokens of the newest utterances that the text encoder reads together with each new one. With 80 the
+    turns: utterances that a later one can still change; older ones are final and dropped.
+    text_tokens: tokens of the newest utterances that the text encoder encodes together with each new one. With 80 the
         hundredth utterance takes as long as the fifth (`mechm bench`). With 128, which cost more in long conversations,
         F1 on ECF `dev` is 0.002 higher at once, 0.006 at the end (`benchmarks/streaming.py`, int8, with the Llama).
-    llm_tokens: tokens that the Llama's view may grow to, the questions included; then it starts anew.
-    llm_turns: the utterances that it starts anew with.
+    llm_tokens: tokens that the Llama's context may grow to, the questions included; then a new context is begun.
+    llm_turns: utterances that a new context begins with.
     revised_turns: utterances before the newest that the Llama is asked about again. On ECF `dev` answers are as good
         without (`benchmarks/streaming.py`), and each costs as much as the newest.
-    piece_s: seconds of a voice that are read at once while it still speaks.
-    frame_s: seconds between frames that are read while an utterance is spoken.
+    piece_s: seconds of a voice that are encoded at once while it still speaks, from 0.5 to 30.
+    frame_s: seconds between frames that are encoded while an utterance is spoken.
+
+    Raises: ValueError: a value out of its range.
     """
 
     turns: int = 32

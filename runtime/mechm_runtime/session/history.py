@@ -1,4 +1,4 @@
-"""The utterances that a session has in view, and all that is known of them. It never changes: it grows into another."""
+"""The utterances that a session keeps, with their encoder outputs, LLM answers and last reported results."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from mechm_runtime.bundle.config import FusionWindows
 from mechm_runtime.fusion.inputs import FusionInputs, speaker_numbers
 from mechm_runtime.llm.scorer import LlamaScores, SoftTokens
+from mechm_runtime.system.arrays import Int64Array
 from mechm_runtime.types import Utterance
 
 
 @dataclass(frozen=True, slots=True)
-class View:
-    """The newest U utterances of a conversation.
+class History:
+    """The newest U utterances of a conversation. Immutable; `with_new` returns a longer copy.
 
-    first: how many utterances were there before these. llm_first: how many before the first that the Llama has read;
-        less than `first` where that is out of view by now.
-    inputs: what the encoders found. missing: modality -> why it is missing, an utterance at a time.
-    n_tokens: int64 (U,), the text encoder's tokens of each. soft: as the Llama reads it; None for one that reads words
-        alone. answers: the Llama's newest on each.
-    told: emotion and ids of the causes of each, as the caller was last told.
+    first: number of utterances before these. llm_first: number of utterances before the Llama's context; less than
+        `first` where its beginning has been dropped from here.
+    inputs: the encoders' outputs. missing: per utterance, modality -> why it is missing.
+    n_tokens: int64 (U,), the text encoder's tokens of each. soft: the Llama's soft tokens; None for a Llama that reads
+        words alone. answers: the Llama's latest answers.
+    last_reported: emotion and ids of the causes of each, as last reported to the caller.
     """
 
     first: int
@@ -31,16 +31,16 @@ class View:
     utterances: tuple[Utterance, ...]
     inputs: FusionInputs
     missing: tuple[Mapping[str, str], ...]
-    n_tokens: npt.NDArray[np.int64]
+    n_tokens: Int64Array
     soft: SoftTokens | None
     answers: LlamaScores
-    told: tuple[tuple[str | None, tuple[int, ...]], ...]
+    last_reported: tuple[tuple[str | None, tuple[int, ...]], ...]
 
     @classmethod
-    def empty(cls, sizes: FusionWindows, soft_shape: tuple[int, int] | None) -> View:
-        """Nothing said yet.
+    def empty(cls, sizes: FusionWindows, soft_shape: tuple[int, int] | None) -> History:
+        """A history without utterances.
 
-        soft_shape: soft tokens an utterance, and their width; None for a Llama that reads words alone.
+        soft_shape: soft tokens per utterance, and their width; None for a Llama that reads words alone.
         """
         soft = None if soft_shape is None else SoftTokens(np.zeros((0, *soft_shape), np.float32), np.zeros(0, bool))
         nothing = FusionInputs.absent((), sizes)
@@ -51,7 +51,7 @@ class View:
 
     @property
     def n_bytes(self) -> int:
-        """Memory that the arrays take."""
+        """Bytes of all arrays."""
         arrays = [getattr(self.inputs, name) for name in FusionInputs.__slots__]
         arrays += [self.answers.asked, self.answers.emotions, self.answers.causes, self.n_tokens]
         arrays += [] if self.soft is None else [self.soft.tokens, self.soft.evident]
@@ -59,16 +59,16 @@ class View:
 
     def with_new(
         self, utterance: Utterance, inputs: FusionInputs, missing: Mapping[str, str], n_tokens: int, turns: int
-    ) -> View:
-        """This view with one utterance more at its end, and without what is then too old.
+    ) -> History:
+        """A copy with one utterance added at its end, and without those that are then too old.
 
-        inputs: of that utterance alone. turns: utterances to keep.
+        inputs, missing, n_tokens: of the new utterance alone. turns: utterances to keep.
         """
-        gone = max(0, len(self) + 1 - turns)
-        kept = slice(gone, None)
+        n_dropped = max(0, len(self) + 1 - turns)
+        kept = slice(n_dropped, None)
         utterances = (*self.utterances[kept], utterance)
-        joined = self.inputs.of(kept).followed_by(inputs)
-        # Numbers mean nothing but who is whom, and those who left free theirs.
+        joined = self.inputs.select(kept).concatenate(inputs)
+        # Numbers only tell speakers apart; those of dropped speakers are used again.
         joined.speaker_ids[:] = speaker_numbers(utterances)
         soft = self.soft
         if soft is not None:
@@ -82,8 +82,8 @@ class View:
             np.concatenate([old.emotions[kept], one.emotions]),
             np.concatenate([old.causes[kept], one.causes]),
         )
-        return View(
-            self.first + gone,
+        return History(
+            self.first + n_dropped,
             self.llm_first,
             utterances,
             joined,
@@ -91,5 +91,5 @@ class View:
             np.concatenate([self.n_tokens[kept], np.array([n_tokens], np.int64)]),
             soft,
             answers,
-            (*self.told[kept], (None, ())),
+            (*self.last_reported[kept], (None, ())),
         )

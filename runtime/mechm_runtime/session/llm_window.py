@@ -1,21 +1,19 @@
-"""What the Llama has read of a session, and its questions on the newest utterances.
+"""The Llama's context in a session, and the questions on the newest utterances.
 
-It reads each utterance once and remembers it (`GrowingConversation`, or a server's prefix cache). When its view is full
-it starts anew with the last utterances (`SessionConfig.llm_turns`); that is read ahead in a lane while people speak, so
-that no utterance waits for it.
+The Llama reads each utterance once and keeps its keys and values (`GrowingConversation`, or a server's prefix cache).
+When the context is full, a new one begins with the last utterances (`SessionConfig.llm_turns`); it is computed ahead in
+a lane while people speak, so that no utterance waits for it.
 """
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from mechm_runtime.analysis.state import Work
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.fusion.run import FusionScores
 from mechm_runtime.llm.graph import GrowingConversation, LlamaGraph
@@ -23,20 +21,20 @@ from mechm_runtime.llm.questions import CONVERSATION
 from mechm_runtime.llm.rescoring import Adviser
 from mechm_runtime.llm.scorer import Asking
 from mechm_runtime.session.config import SessionConfig
-from mechm_runtime.session.history import View
+from mechm_runtime.session.history import History
 from mechm_runtime.system.after_fork import tell_after_fork
-from mechm_runtime.system.arrays import Arrays
+from mechm_runtime.system.arrays import Array, Arrays, Int64Array
 from mechm_runtime.system.thread_pool import Lanes
 
 
-class LlamaWindow:
-    """Asks the Llama about a session's newest utterances. Calls must follow each other."""
+class LlmWindow:
+    """Asks the Llama about a session's newest utterances. Calls must not overlap."""
 
-    def __init__(self, adviser: Adviser, config: SessionConfig, lanes: Lanes) -> None:
-        self._adviser = adviser
+    def __init__(self, rescorer: Adviser, config: SessionConfig, lanes: Lanes) -> None:
+        self._rescorer = rescorer
         self._config = config
         self._lanes = lanes
-        graph = adviser.reader.engine
+        graph = rescorer.reader.engine
         self._graph = graph if isinstance(graph, LlamaGraph) else None
         self._memory = None if self._graph is None else self._graph.growing()
         self._ahead: Future[tuple[int, GrowingConversation]] | None = None
@@ -47,87 +45,87 @@ class LlamaWindow:
 
     @property
     def runner(self) -> GraphRunner:
-        """What answers `steps`: a server itself, which can be awaited, or this window."""
-        return self if self._memory is not None else self._adviser.reader.engine
+        """The runner of the requests that `steps` yields: a server, which can be awaited, or this window."""
+        return self if self._memory is not None else self._rescorer.reader.engine
 
     @property
     def n_bytes(self) -> int:
-        """Memory that what was read takes in this process."""
+        """Bytes of the kept keys and values in this process."""
         return 0 if self._memory is None else self._memory.n_bytes
 
-    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Arrays by input name to arrays by output name, with what was read before."""
+    def run(self, inputs: Arrays) -> dict[str, Array]:
+        """Arrays by input name to arrays by output name, continuing the context."""
         if self._memory is None:
-            raise RuntimeError("a server remembers for itself")
-        # A run whose awaiting was cancelled goes on in its thread; the next must not change what it remembers.
+            raise RuntimeError("a server keeps its context itself")
+        # A run whose awaiting was cancelled goes on in its thread; the next one must not change its context meanwhile.
         with self._running:
             return self._memory.run(inputs)
 
-    def steps(self, view: View, fusion: FusionScores, work: Work) -> Asking[View]:
-        """Ask about the newest utterances, where they have words and the fusion is not sure of them.
+    def steps(self, history: History, fusion: FusionScores, missing: Sequence[dict[str, str]]) -> Asking[History]:
+        """Ask about the newest utterances that have words and of which the fusion is not sure.
 
-        work: of the newest utterance alone, for what the Llama does not get to read.
-        Returns: the view with the answers filled in.
+        missing: reasons of the newest utterance alone; parts of it that the Llama does not read are added.
+        Returns: the history with the answers filled in.
         """
-        newest = np.arange(len(view)) >= len(view) - 1 - self._config.revised_turns
-        wanted = newest & self._adviser.unsure(fusion) & view.inputs.text_mask
+        newest = np.arange(len(history)) >= len(history) - 1 - self._config.revised_turns
+        wanted = newest & self._rescorer.unsure(fusion) & history.inputs.text_mask
         last = slice(-1, None)
-        self._adviser.note_unread(view.utterances[last], view.inputs.of(last), wanted[last], work.missing)
+        self._rescorer.note_unread(history.utterances[last], history.inputs.select(last), wanted[last], missing)
         positions = np.flatnonzero(wanted)
         if not len(positions):
-            return view
-        first, packed = self._fitting(view, positions)
+            return history
+        first, packed = self._fitting(history, positions)
         n_read = int((packed["segments"] == CONVERSATION).sum())
         self._n_newest = packed["input_ids"].shape[1] - min(self._n_read, n_read)
         self._n_read = n_read
-        view.answers.fill(positions, (yield packed))
-        return replace(view, llm_first=view.first + first)
+        history.answers.fill(positions, (yield packed))
+        return replace(history, llm_first=history.first + first)
 
-    def read_ahead(self, view: View) -> None:
-        """Have read in a lane what the next utterance will need, where it will not fit behind what is remembered."""
-        full = self._n_read + self._n_newest > self._config.llm_tokens
-        overtaken = view.llm_first < view.first + max(0, len(view) + 1 - self._config.turns)
-        if self._graph is not None and self._ahead is None and (full or overtaken):
-            first = max(0, view.llm_first - view.first, len(view) + 1 - self._config.llm_turns)
-            # The graph does not run without a question; one is asked, and its answer not looked at.
-            packed = self._packed(view, first, np.array([len(view) - 1]))
+    def read_ahead(self, history: History) -> None:
+        """Compute a new context in a lane, where the next utterance will not fit into the present one."""
+        is_full = self._n_read + self._n_newest > self._config.llm_tokens
+        is_dropped = history.llm_first < history.first + max(0, len(history) + 1 - self._config.turns)
+        if self._graph is not None and self._ahead is None and (is_full or is_dropped):
+            first = max(0, history.llm_first - history.first, len(history) + 1 - self._config.llm_turns)
+            # The graph does not run without a question; the answer to this one is not used.
+            packed = self._packed(history, first, np.array([len(history) - 1]))
             if packed["input_ids"].shape[1] <= self._config.llm_tokens:
-                self._ahead = self._lanes.submit(_read, self._graph.growing(), packed, view.first + first)
+                self._ahead = self._lanes.submit(_compute, self._graph.growing(), packed, history.first + first)
 
     def after_fork(self) -> None:
-        """A thread that was reading is not there."""
+        """Forget the context being computed: its thread does not exist in this process."""
         self._ahead = None
         self._running = threading.Lock()
 
-    def _fitting(self, view: View, positions: npt.NDArray[np.int64]) -> tuple[int, dict[str, npt.NDArray[Any]]]:
-        """The first utterance that the Llama reads, and what it is given.
+    def _fitting(self, history: History, positions: Int64Array) -> tuple[int, dict[str, Array]]:
+        """The first utterance of the context, and the inputs of the graph.
 
-        Where it would be too much it starts anew with fewer utterances, at last with those that are asked about.
+        Where the context would be too long, a new one begins with fewer utterances, at least those asked about.
         """
-        first = view.llm_first - view.first
-        # Where its beginning is out of view, every utterance would from now on be read as another number.
+        first = history.llm_first - history.first
+        # Where its beginning was dropped, every utterance would have another number from now on.
         if first >= 0:
-            packed = self._packed(view, first, positions)
+            packed = self._packed(history, first, positions)
             if packed["input_ids"].shape[1] <= self._config.llm_tokens:
                 return first, packed
-        at_most = int(positions[0])
-        first = min(max(0, first, len(view) - self._config.llm_turns), at_most)
-        packed = self._packed(view, first, positions)
-        while packed["input_ids"].shape[1] > self._config.llm_tokens and first < at_most:
+        latest = int(positions[0])
+        first = min(max(0, first, len(history) - self._config.llm_turns), latest)
+        packed = self._packed(history, first, positions)
+        while packed["input_ids"].shape[1] > self._config.llm_tokens and first < latest:
             first += 1
-            packed = self._packed(view, first, positions)
+            packed = self._packed(history, first, positions)
         ahead, self._ahead = self._ahead, None
         if ahead is not None:
-            began, memory = ahead.result()
-            if began == view.first + first:
+            ahead_first, memory = ahead.result()
+            if ahead_first == history.first + first:
                 self._memory = memory
         return first, packed
 
-    def _packed(self, view: View, first: int, positions: npt.NDArray[np.int64]) -> dict[str, npt.NDArray[Any]]:
-        soft = None if view.soft is None else view.soft.of(slice(first, None))
-        return self._adviser.reader.packed(view.utterances[first:], (positions - first).tolist(), soft)
+    def _packed(self, history: History, first: int, positions: Int64Array) -> dict[str, Array]:
+        soft = None if history.soft is None else history.soft.of(slice(first, None))
+        return self._rescorer.reader.packed(history.utterances[first:], (positions - first).tolist(), soft)
 
 
-def _read(memory: GrowingConversation, packed: Arrays, first: int) -> tuple[int, GrowingConversation]:
+def _compute(memory: GrowingConversation, packed: Arrays, first: int) -> tuple[int, GrowingConversation]:
     memory.run(packed)
     return first, memory

@@ -1,8 +1,9 @@
-"""A conversation that goes on: each utterance is analysed when it ends, and what it changes of earlier ones is told.
+"""A conversation that goes on: each utterance is analysed when it ends, and changed results of earlier ones reported.
 
-The encoders read an utterance once, its voice and frames while it is spoken where they are streamed in; the words of
-the last few utterances are read together (`words`), the fusion and the decision look at all that is in view (`view`),
-the Llama remembers what it has read (`llama_window`). Memory and time are bounded, however long it goes on.
+An utterance is encoded once, its voice and frames while it is spoken where they are streamed in (`streamed_utterance`);
+the words of the last few utterances are encoded together (`text_window`), the fusion and the decision run over all
+utterances that are kept (`history`), the Llama keeps its context (`llm_window`). Memory and time are bounded, however
+long the conversation goes on.
 """
 
 from __future__ import annotations
@@ -10,19 +11,18 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
-import numpy.typing as npt
 
 from mechm_runtime.analysis.deadline import CostEstimator, Deadline
-from mechm_runtime.analysis.decoding import segments
-from mechm_runtime.analysis.encoders import Senses
-from mechm_runtime.analysis.results import answers
-from mechm_runtime.analysis.state import Work
+from mechm_runtime.analysis.encode import decoded_segments, encoding_steps
+from mechm_runtime.analysis.encoders import ModalityEncoders
+from mechm_runtime.analysis.results import build_results
+from mechm_runtime.analysis.state import AnalysisState
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.errors import InputError
@@ -34,31 +34,33 @@ from mechm_runtime.media import Segment
 from mechm_runtime.media.reader_pool import ReaderPool
 from mechm_runtime.media.segments import SAMPLE_RATE
 from mechm_runtime.session.config import SessionConfig
-from mechm_runtime.session.history import View
-from mechm_runtime.session.llm_window import LlamaWindow
+from mechm_runtime.session.history import History
+from mechm_runtime.session.llm_window import LlmWindow
 from mechm_runtime.session.snapshot import Snapshot, from_bytes, to_bytes
-from mechm_runtime.session.streamed_utterance import Listening, checked_frames, checked_samples
-from mechm_runtime.session.text_window import read_words
+from mechm_runtime.session.streamed_utterance import StreamedUtterance, checked_frames, checked_samples
+from mechm_runtime.session.text_window import TextWindow, encode_window, window_start
 from mechm_runtime.session.update import Revision, SessionUpdate
 from mechm_runtime.system.after_fork import tell_after_fork
+from mechm_runtime.system.arrays import Float32Array, UInt8Array
 from mechm_runtime.system.thread_pool import Lanes
 from mechm_runtime.types import Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
 
-Samples = npt.NDArray[np.float32]
-Frames = npt.NDArray[np.uint8]
+Samples = Float32Array
+Frames = UInt8Array
 
 
 @dataclass(frozen=True, slots=True)
 class SessionParts:
-    """What a pipeline lends to its sessions.
+    """The parts of a pipeline that its sessions share.
 
-    costs: what stages have cost sessions lately, in the units of `Pipeline.costs`; the fusion counts once an utterance.
+    costs: estimates of the stages' cost in sessions, in the units of `Pipeline.costs`; one unit of the fusion is one
+    run.
     """
 
     bundle: Bundle
-    senses: Senses
+    encoders: ModalityEncoders
     fusion: GraphRunner
-    adviser: Adviser | None
+    rescorer: Adviser | None
     lanes: Lanes
     readers: ReaderPool
     costs: CostEstimator
@@ -67,62 +69,62 @@ class SessionParts:
 class Session:
     """One conversation that goes on; `Pipeline.open_session` opens it.
 
-    Calls must follow each other. Sessions of one pipeline may be used from several threads at the same time.
+    Calls must not overlap. Sessions of one pipeline may be used from several threads at the same time.
     """
 
     def __init__(
-        self, parts: SessionParts, conversation_id: str, config: SessionConfig, view: View | None = None
+        self, parts: SessionParts, conversation_id: str, config: SessionConfig, history: History | None = None
     ) -> None:
         self._parts = parts
         self._id = conversation_id
         self._config = config
-        self._view = View.empty(parts.bundle.fusion, _soft_shape(parts)) if view is None else view
-        self._window = None if parts.adviser is None else LlamaWindow(parts.adviser, config, parts.lanes)
-        self._listening: Listening | None = None
+        self._history = History.empty(parts.bundle.fusion, _soft_shape(parts)) if history is None else history
+        self._window = None if parts.rescorer is None else LlmWindow(parts.rescorer, config, parts.lanes)
+        self._streamed: StreamedUtterance | None = None
         self._lock = threading.Lock()
         tell_after_fork(self)
 
     @classmethod
     def restored(cls, parts: SessionParts, data: bytes) -> Session:
-        """A session that goes on where `snapshot` was taken.
+        """Continue a session from where `snapshot` was taken.
 
         Raises: InputError: the bytes are damaged, or of another bundle.
         """
         snapshot = from_bytes(data, parts.bundle.id, parts.bundle.fusion, _soft_shape(parts))
-        return cls(parts, snapshot.conversation_id, snapshot.config, snapshot.view)
+        return cls(parts, snapshot.conversation_id, snapshot.config, snapshot.history)
 
     @property
     def utterances(self) -> tuple[Utterance, ...]:
-        """The utterances in view; what was before them is final."""
-        return self._view.utterances
+        """The utterances that are kept; results of earlier ones are final."""
+        return self._history.utterances
 
     @property
     def n_bytes(self) -> int:
-        """Memory that this session takes, as far as it holds arrays."""
-        return self._view.n_bytes + (0 if self._window is None else self._window.n_bytes)
+        """Bytes of the arrays that this session holds."""
+        return self._history.n_bytes + (0 if self._window is None else self._window.n_bytes)
 
     def append_audio(self, samples: Samples) -> None:
-        """Hear more of the utterance that is being spoken; `append` then ends it.
+        """Add sound of the utterance that is being spoken; `append` then ends it.
 
         samples: float32 (n,), 16 kHz mono, in [-1, 1]; any n.
         Raises: InputError: something else, or another call is under way.
         """
-        with self._alone():
-            self._heard().audio(samples)
+        with self._exclusive():
+            self._current_stream().add_audio(samples)
 
     def append_frame(self, frame: Frames, at_s: float | None = None) -> None:
-        """See more of the utterance that is being spoken; `append` then ends it.
+        """Add a frame of the utterance that is being spoken; `append` then ends it.
 
-        frame: uint8 (H, W, 3), RGB. at_s: seconds since the utterance began; None for as long as its voice is so far.
+        frame: uint8 (H, W, 3), RGB. at_s: seconds since the utterance began; None for the end of its voice so far.
         Raises: InputError: something else, or another call is under way.
         """
-        with self._alone():
-            self._heard().frame(frame, at_s)
+        with self._exclusive():
+            self._current_stream().add_frame(frame, at_s)
 
     def discard(self) -> None:
-        """Forget what was streamed in of an utterance that has not ended."""
-        with self._alone():
-            self._listening = None
+        """Drop the voice and frames that were streamed in of an utterance that has not ended."""
+        with self._exclusive():
+            self._streamed = None
 
     def append(
         self,
@@ -137,17 +139,18 @@ class Session:
         utterance: its id is above those before; its `media` is decoded where it has one.
         samples: its voice, float32 (n,), 16 kHz mono, where that was not streamed in. frames: uint8 (n, H, W, 3), RGB,
             in order; of more than the bundle reads, evenly spaced ones are taken.
-        deadline_ms: when the answer should be there. For it the Llama is left out first, then frames, then faces, as
-            for `Pipeline.analyze`; what was streamed in is read anyway.
+        deadline_ms: time limit in milliseconds. To meet it the Llama is left out first, then scenes, then faces, as for
+            `Pipeline.analyze`; streamed voice and frames are encoded anyway.
         Raises: InputError: nothing to analyse, an id that is not new, voice or frames given in two ways, or another
             call is under way. After an error the session is as it was.
         """
-        with self._alone():
-            view, work = self._perceive(utterance, samples, frames, deadline_ms, time.perf_counter())
-            if self._window is not None and work.asks_llm():
-                with work.advised():
-                    view = answered(self._window.steps(view, work.scores, work), self._window.runner)
-            return self._conclude(view, work)
+        with self._exclusive():
+            started = time.perf_counter()
+            history, scores, state = self._encode_and_score(utterance, samples, frames, deadline_ms, started)
+            if self._window is not None and state.admits_llm():
+                with state.llm_stage():
+                    history = answered(self._window.steps(history, scores, state.missing), self._window.runner)
+            return self._finish(history, scores, state)
 
     async def append_async(
         self,
@@ -157,52 +160,54 @@ class Session:
         frames: Frames | None = None,
         deadline_ms: float | None = None,
     ) -> SessionUpdate:
-        """The same for an event loop, which is never blocked. Cancelled, it leaves the session as it was.
+        """`append` for an event loop, which is never blocked. When cancelled, it leaves the session as it was.
 
         Raises: as `append`.
         """
-        with self._alone():
+        with self._exclusive():
             started = time.perf_counter()
-            view, work = await asyncio.to_thread(self._perceive, utterance, samples, frames, deadline_ms, started)
-            if self._window is not None and work.asks_llm():
-                with work.advised():
-                    steps = self._window.steps(view, work.scores, work)
-                    view = await answered_async(steps, self._window.runner)
-            return await asyncio.to_thread(self._conclude, view, work)
+            history, scores, state = await asyncio.to_thread(
+                self._encode_and_score, utterance, samples, frames, deadline_ms, started
+            )
+            if self._window is not None and state.admits_llm():
+                with state.llm_stage():
+                    steps = self._window.steps(history, scores, state.missing)
+                    history = await answered_async(steps, self._window.runner)
+            return await asyncio.to_thread(self._finish, history, scores, state)
 
     def analysis(self) -> Analysis:
-        """All that is in view, as `Pipeline.analyze` gives it.
+        """Results of all utterances that are kept, as `Pipeline.analyze` gives them.
 
         Raises: InputError: nothing was said yet, or another call is under way.
         """
-        with self._alone():
-            view = self._view
-            if not len(view):
+        with self._exclusive():
+            history = self._history
+            if not len(history):
                 raise InputError("nothing was said yet", hint="append an utterance")
-            work = Work.on(view.utterances, self._parts.bundle.fusion)
-            with work.timed("fusion"):
-                work.scores = self._fused(view)
-            found, pairs = self._decided(view, work)
-            return Analysis(self._id, found, pairs, work.finish(), self._parts.bundle.id)
+            state = self._new_state(history.utterances)
+            with state.timed("fusion"):
+                scores = self._run_fusion(history)
+            found, pairs = self._decide(history, scores, state)
+            return Analysis(self._id, found, pairs, state.finish(), self._parts.bundle.id)
 
     def snapshot(self) -> bytes:
-        """All that is in view as bytes, for `Pipeline.restore_session` in this or another process.
+        """The session as bytes, for `Pipeline.restore_session` in this or another process.
 
-        It holds what was said: keep it as you keep conversations.
+        They contain the words of the conversation: protect them accordingly.
         Raises: InputError: an utterance is being spoken, or another call is under way.
         """
-        with self._alone():
-            if self._listening is not None:
+        with self._exclusive():
+            if self._streamed is not None:
                 raise InputError("an utterance is being spoken", hint="append it first, or session.discard()")
-            return to_bytes(Snapshot(self._parts.bundle.id, self._id, self._config, self._view))
+            return to_bytes(Snapshot(self._parts.bundle.id, self._id, self._config, self._history))
 
     def after_fork(self) -> None:
-        """Nobody else is using this copy."""
+        """Release the lock: no other thread exists in this process."""
         self._lock = threading.Lock()
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Holds the session. It does not wait: whose utterance came first would be left to chance."""
+    def _exclusive(self) -> Iterator[None]:
+        """Hold the session. It does not wait for another call: which utterance came first would be left to chance."""
         lock = self._lock
         if not lock.acquire(blocking=False):
             raise InputError("another call on this session is under way", hint="await it first: their order counts")
@@ -211,75 +216,99 @@ class Session:
         finally:
             lock.release()
 
-    def _heard(self) -> Listening:
-        if self._listening is None:
-            self._listening = Listening(self._parts.senses, self._parts.lanes, self._config)
-        return self._listening
+    def _current_stream(self) -> StreamedUtterance:
+        if self._streamed is None:
+            self._streamed = StreamedUtterance(self._parts.encoders, self._parts.lanes, self._config)
+        return self._streamed
 
-    def _perceive(
+    def _encode_and_score(
         self,
         utterance: Utterance,
         samples: Samples | None,
         frames: Frames | None,
         deadline_ms: float | None,
         started: float,
-    ) -> tuple[View, Work]:
-        """What was said, heard and seen, and the fusion's scores of all that is in view."""
-        parts, view = self._parts, self._view
+    ) -> tuple[History, FusionScores, AnalysisState]:
+        """Everything before the Llama: the history with the new utterance, and the fusion's scores of it."""
+        parts, history = self._parts, self._history
         segment = self._segment(utterance, samples, frames)
-        n_tokens = parts.senses.n_tokens(utterance)
-        work = Work.on((utterance,), parts.bundle.fusion)
-        work.started, work.costs, work.n_tokens = started, parts.costs, n_tokens
-        if deadline_ms is not None:
-            work.deadline = self._deadline(deadline_ms, started, n_tokens, segment)
-        reading: list[Future[None]] = []
-        if utterance.media is not None and parts.senses.reads_media:
-            with parts.readers.reader() as reader:
-                for _, decoded in segments(Conversation(self._id, (utterance,)), reader, parts.senses, work):
-                    reading += [parts.lanes.submit(step) for step in parts.senses.steps(0, decoded, work)]
-        elif segment is not None:
-            reading += [parts.lanes.submit(step) for step in parts.senses.steps(0, segment, work)]
-        words = read_words(
-            (*view.utterances, utterance),
-            np.append(view.n_tokens, n_tokens),
-            parts.senses,
-            self._config.text_tokens,
-            work,
-        )
-        for one in reading:
-            one.result()
-        if self._listening is not None:
-            self._listening.put_into(work, _duration_s(utterance))
-        work.inputs.text_mask[-1:] = words.known[-1:]
-        work.missing[0].update(words.missing)
-        if not work.has_evidence:
-            detail = "; ".join(f"{modality}: {reason}" for modality, reason in work.missing[0].items())
+        n_tokens = parts.encoders.n_tokens(utterance)
+        deadline = None if deadline_ms is None else self._deadline(deadline_ms, started, n_tokens, segment)
+        state = self._new_state((utterance,), n_tokens=n_tokens, deadline=deadline, started=started)
+        words = self._encode(utterance, segment, state)
+        if state.is_empty:
+            detail = "; ".join(f"{modality}: {reason}" for modality, reason in state.missing[0].items())
             raise InputError(
                 f"utterance {utterance.id} has nothing to analyse{f' ({detail})' if detail else ''}",
                 hint="give text, samples, frames or a clip",
             )
-        view = view.with_new(utterance, work.inputs, work.missing[0], n_tokens, self._config.turns)
-        words.of_last(len(view)).put_into(view.inputs)
-        with work.timed("fusion", 1.0):
-            work.scores = self._fused(view)
-            if view.soft is not None and parts.adviser is not None and view.inputs.evident()[-1]:
-                soft = parts.adviser.soft_tokens(view.inputs)
+        history = history.with_new(utterance, state.inputs, state.missing[0], n_tokens, self._config.turns)
+        words.last(len(history)).write_to(history.inputs)
+        with state.timed("fusion", 1.0):
+            scores = self._run_fusion(history)
+            if history.soft is not None and parts.rescorer is not None and history.inputs.has_nonverbal()[-1]:
+                soft = parts.rescorer.soft_tokens(history.inputs)
                 if soft is not None:
-                    view.soft.tokens[-1], view.soft.evident[-1] = soft.tokens[-1], True
-        return view, work
+                    history.soft.tokens[-1], history.soft.evident[-1] = soft.tokens[-1], True
+        return history, scores, state
+
+    def _encode(self, utterance: Utterance, segment: Segment | None, state: AnalysisState) -> TextWindow:
+        """Encode a new utterance into `state`, and its words with those before it.
+
+        segment: its voice and frames where they were given to `append`.
+        """
+        parts = self._parts
+        calls: list[Future[None]] = []
+        if utterance.media is not None and parts.encoders.uses_media:
+            with parts.readers.reader() as reader:
+                clip = Conversation(self._id, (utterance,))
+                for _, decoded in decoded_segments(clip, reader, parts.encoders, state):
+                    calls += [parts.lanes.submit(step) for step in encoding_steps(0, decoded, parts.encoders, state)]
+        elif segment is not None:
+            calls += [parts.lanes.submit(step) for step in encoding_steps(0, segment, parts.encoders, state)]
+        tokens = np.append(self._history.n_tokens, state.n_tokens)
+        first = window_start(tokens, self._config.text_tokens)
+        with state.timed("text", int(tokens[first:].sum())):
+            words = encode_window((*self._history.utterances, utterance), tokens, first, parts.encoders)
+        for call in calls:
+            call.result()
+        if self._streamed is not None:
+            self._streamed.write_to(state, _duration_s(utterance))
+        state.inputs.text_mask[-1:] = words.has_text[-1:]
+        state.missing[0].update(words.missing)
+        return words
+
+    def _new_state(
+        self,
+        utterances: Sequence[Utterance],
+        *,
+        n_tokens: int = 0,
+        deadline: Deadline | None = None,
+        started: float | None = None,
+    ) -> AnalysisState:
+        parts = self._parts
+        return AnalysisState(
+            utterances,
+            parts.bundle.fusion,
+            parts.encoders.modalities,
+            n_tokens=n_tokens,
+            costs=parts.costs,
+            deadline=deadline,
+            started=started,
+        )
 
     def _segment(self, utterance: Utterance, samples: Samples | None, frames: Frames | None) -> Segment | None:
-        """What was given of an utterance.
+        """The voice and frames that were given to `append`; None where there are none.
 
         Raises: InputError: as `append`.
         """
-        known = self._view.utterances
+        known = self._history.utterances
         if known and utterance.id <= known[-1].id:
             raise InputError(
                 f"utterance id {utterance.id} comes after {known[-1].id}", hint="give utterances rising ids"
             )
         given = samples is not None or frames is not None
-        if given + (utterance.media is not None) + (self._listening is not None) > 1:
+        if given + (utterance.media is not None) + (self._streamed is not None) > 1:
             raise InputError(
                 f"utterance {utterance.id} has its voice or frames from two sources",
                 hint="give them to append, name a clip, or stream them in; session.discard() forgets what was streamed",
@@ -295,54 +324,58 @@ class Session:
         return Segment(0.0, duration_s, samples, frames, {})
 
     def _deadline(self, ms: float, started: float, n_tokens: int, segment: Segment | None) -> Deadline:
-        """The deadline of an utterance, and what is to be done until then."""
+        """The deadline of an utterance, and the work to be done until then.
+
+        n_tokens: of the utterance. segment: its voice and frames where they were given to `append`.
+        """
         parts = self._parts
+        samples, frames = (None, None) if segment is None else (segment.samples, segment.frames)
         deadline = Deadline(ms, parts.costs, parts.lanes.n, started)
-        deadline.expect("text", min(self._config.text_tokens, n_tokens + int(self._view.n_tokens.sum())))
-        deadline.expect("fusion", 1.0)
-        if self._window is not None:
-            deadline.expect("llm", n_tokens)
-        if segment is not None and segment.samples is not None:
-            deadline.expect("audio", len(segment.samples) / SAMPLE_RATE)
-        if segment is not None and segment.frames is not None:
-            for modality in ("face", "scene"):
-                if modality in parts.senses.modalities:
-                    deadline.expect(modality, len(segment.frames))
+        deadline.expect_work(
+            parts.encoders.modalities,
+            n_tokens=min(self._config.text_tokens, n_tokens + int(self._history.n_tokens.sum())),
+            sound_s=None if samples is None else len(samples) / SAMPLE_RATE,
+            n_frames=None if frames is None else len(frames),
+            n_llm_tokens=None if self._window is None else n_tokens,
+            n_utterances=1.0,
+        )
         return deadline
 
-    def _fused(self, view: View) -> FusionScores:
-        return run_fusion(self._parts.fusion, view.inputs, self._parts.bundle.fusion)
+    def _run_fusion(self, history: History) -> FusionScores:
+        return run_fusion(self._parts.fusion, history.inputs, self._parts.bundle.fusion)
 
-    def _decided(self, view: View, work: Work) -> tuple[tuple[UtteranceAnalysis, ...], tuple[Pair, ...]]:
-        """Labels and pairs of all that is in view."""
-        bundle, adviser = self._parts.bundle, self._parts.adviser
-        scores, constants = work.scores, bundle.decision
-        with work.timed("decide"):
-            if adviser is not None and bundle.llama is not None:
-                scores, constants = adviser.weigh(scores, view.answers), bundle.llama.decision
+    def _decide(
+        self, history: History, scores: FusionScores, state: AnalysisState
+    ) -> tuple[tuple[UtteranceAnalysis, ...], tuple[Pair, ...]]:
+        """Labels and pairs of all utterances that are kept."""
+        bundle, rescorer = self._parts.bundle, self._parts.rescorer
+        constants = bundle.decision
+        with state.timed("decide"):
+            if rescorer is not None and bundle.llama is not None:
+                scores, constants = rescorer.weigh(scores, history.answers), bundle.llama.decision
             decision = decide(
-                scores.emotion_logits, scores.pair_logits, constants, scores.first_cause, view.inputs.text_mask
+                scores.emotion_logits, scores.pair_logits, constants, scores.first_cause, history.inputs.text_mask
             )
-            missing = [dict(reasons) for reasons in view.missing]
-            return answers(view.utterances, view.inputs, missing, decision, self._parts.senses.modalities)
+            missing = [dict(reasons) for reasons in history.missing]
+            return build_results(history.utterances, history.inputs, missing, decision, self._parts.encoders.modalities)
 
-    def _conclude(self, view: View, work: Work) -> SessionUpdate:
-        """The update, and the session as it is from now on."""
-        found, pairs = self._decided(view, work)
-        of_each: dict[int, list[Pair]] = {u.id: [] for u in found}
+    def _finish(self, history: History, scores: FusionScores, state: AnalysisState) -> SessionUpdate:
+        """Report the update, and keep the history as it is now."""
+        found, pairs = self._decide(history, scores, state)
+        pairs_of: dict[int, list[Pair]] = {u.id: [] for u in found}
         for pair in pairs:
-            of_each[pair.emotion_utterance].append(pair)
-        told = tuple((u.emotion, tuple(pair.cause_utterance for pair in of_each[u.id])) for u in found)
+            pairs_of[pair.emotion_utterance].append(pair)
+        reported = tuple((u.emotion, tuple(pair.cause_utterance for pair in pairs_of[u.id])) for u in found)
         revisions = tuple(
-            Revision(u, tuple(of_each[u.id]), *before)
-            for u, before, now in zip(found[:-1], view.told[:-1], told[:-1], strict=True)
+            Revision(u, tuple(pairs_of[u.id]), *before)
+            for u, before, now in zip(found[:-1], history.last_reported[:-1], reported[:-1], strict=True)
             if before != now
         )
-        self._view, self._listening = replace(view, told=told), None
+        self._history, self._streamed = replace(history, last_reported=reported), None
         if self._window is not None:
-            self._window.read_ahead(self._view)
+            self._window.read_ahead(self._history)
         newest = found[-1]
-        return SessionUpdate(newest, tuple(of_each[newest.id]), revisions, work.finish(), self._parts.bundle.id)
+        return SessionUpdate(newest, tuple(pairs_of[newest.id]), revisions, state.finish(), self._parts.bundle.id)
 
 
 def _duration_s(utterance: Utterance) -> float | None:
@@ -350,5 +383,5 @@ def _duration_s(utterance: Utterance) -> float | None:
 
 
 def _soft_shape(parts: SessionParts) -> tuple[int, int] | None:
-    """Soft tokens an utterance and their width, where the Llama reads any."""
-    return None if parts.adviser is None else parts.adviser.soft_shape
+    """Soft tokens per utterance and their width, where the Llama reads any."""
+    return None if parts.rescorer is None else parts.rescorer.soft_shape

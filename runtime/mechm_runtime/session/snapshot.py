@@ -1,10 +1,11 @@
-"""A session's view as bytes, to survive a restart or move to another process, and back.
+"""A session as bytes, to survive a restart or move to another process, and back.
 
     32 bytes    sha256 of all that follows
     a message   in the form of `media.protocol`: a JSON header, then raw arrays
 
-It holds what was said, so keep it as you keep conversations. The Llama's memory is not in it: that is read again when
-the next utterance comes. Nothing is unpickled; shapes are held against the bundle's before memory is taken.
+The bytes contain the words of the conversation: protect them accordingly. The Llama's context is not among them: it is
+computed again when the next utterance comes. Nothing is unpickled; shapes are compared with the bundle's before memory
+is allocated.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mechm_runtime.bundle.config import FusionWindows
 from mechm_runtime.errors import InputError, TranscriptError
@@ -25,7 +25,8 @@ from mechm_runtime.fusion.inputs import FusionInputs, speaker_numbers
 from mechm_runtime.llm.scorer import LlamaScores, SoftTokens
 from mechm_runtime.media.protocol import ArraySpec, ProtocolError, array_spec, read_exactly, read_header, write_message
 from mechm_runtime.session.config import SessionConfig
-from mechm_runtime.session.history import View
+from mechm_runtime.session.history import History
+from mechm_runtime.system.arrays import Array
 from mechm_runtime.types import EMOTIONS, MODALITIES, Utterance
 
 FORMAT = 1
@@ -36,40 +37,40 @@ _DIGEST_BYTES = 32
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """What a session is made of. bundle_id: of the bundle whose encoders filled the view."""
+    """The content of a session. bundle_id: of the bundle whose encoders filled the history."""
 
     bundle_id: str
     conversation_id: str
     config: SessionConfig
-    view: View
+    history: History
 
 
 def to_bytes(snapshot: Snapshot) -> bytes:
-    """The snapshot in the form above."""
-    view = snapshot.view
+    """Serialise a snapshot in the form above."""
+    history = snapshot.history
     header = {
         "format": FORMAT,
         "bundle_id": snapshot.bundle_id,
         "conversation_id": snapshot.conversation_id,
         "config": asdict(snapshot.config),
-        "first": view.first,
-        "llm_first": view.llm_first,
-        "utterances": [[u.id, u.speaker, u.text, u.start_s, u.end_s] for u in view.utterances],
-        "missing": [dict(missing) for missing in view.missing],
-        "n_tokens": view.n_tokens.tolist(),
-        "told": [[emotion, list(causes)] for emotion, causes in view.told],
+        "first": history.first,
+        "llm_first": history.llm_first,
+        "utterances": [[u.id, u.speaker, u.text, u.start_s, u.end_s] for u in history.utterances],
+        "missing": [dict(missing) for missing in history.missing],
+        "n_tokens": history.n_tokens.tolist(),
+        "told": [[emotion, list(causes)] for emotion, causes in history.last_reported],
     }
     stream = io.BytesIO()
-    arrays = [] if not len(view) else [_sent(array) for array in _arrays(view).values()]
+    arrays = [] if not len(history) else [_sent(array) for array in _arrays(history).values()]
     write_message(stream, header, arrays)
     body = stream.getvalue()
     return hashlib.sha256(body).digest() + body
 
 
 def from_bytes(data: bytes, bundle_id: str, sizes: FusionWindows, soft_shape: tuple[int, int] | None) -> Snapshot:
-    """The snapshot in some bytes.
+    """Read a snapshot.
 
-    bundle_id, sizes, soft_shape: of the bundle that is to go on with it.
+    bundle_id, sizes, soft_shape: of the bundle that continues the session.
     Raises: InputError: it is damaged, of another version, or of another bundle.
     """
     digest, body = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
@@ -87,32 +88,32 @@ def from_bytes(data: bytes, bundle_id: str, sizes: FusionWindows, soft_shape: tu
                 f"the snapshot is of bundle {str(header['bundle_id'])[:80]}, not of {bundle_id}",
                 hint="what another bundle's encoders found means nothing to this one's",
             )
-        view = _view(header, stream, sizes, soft_shape)
-        return Snapshot(bundle_id, str(header["conversation_id"]), SessionConfig(**header["config"]), view)
+        history = _history(header, stream, sizes, soft_shape)
+        return Snapshot(bundle_id, str(header["conversation_id"]), SessionConfig(**header["config"]), history)
     except (ProtocolError, TranscriptError, KeyError, TypeError, ValueError) as error:
         raise InputError(
             f"the snapshot is not one: {error}", hint="use the bytes that session.snapshot() gave"
         ) from error
 
 
-def _arrays(view: View) -> dict[str, npt.NDArray[Any]]:
-    """All arrays of a view, by name; `speaker_ids` and counts follow from the rest or travel in the header."""
+def _arrays(history: History) -> dict[str, Array]:
+    """All arrays of a history, by name; `speaker_ids` is recomputed, counts are in the header."""
     names = [name for name in FusionInputs.__slots__ if name != "speaker_ids"]
-    arrays = {name: getattr(view.inputs, name) for name in names}
-    arrays |= {"asked": view.answers.asked, "emotions": view.answers.emotions, "causes": view.answers.causes}
-    if view.soft is not None:
-        arrays |= {"soft": view.soft.tokens, "soft_evident": view.soft.evident}
+    arrays = {name: getattr(history.inputs, name) for name in names}
+    arrays |= {"asked": history.answers.asked, "emotions": history.answers.emotions, "causes": history.answers.causes}
+    if history.soft is not None:
+        arrays |= {"soft": history.soft.tokens, "soft_evident": history.soft.evident}
     return arrays
 
 
-def _sent(array: npt.NDArray[Any]) -> tuple[ArraySpec, list[bytes]]:
+def _sent(array: Array) -> tuple[ArraySpec, list[bytes]]:
     raw = array.astype(np.uint8) if array.dtype == np.bool_ else array.astype("<f4")
     return ArraySpec("uint8" if raw.dtype == np.uint8 else "float32", raw.shape), [raw.tobytes()]
 
 
-def _view(
+def _history(
     header: Mapping[str, Any], stream: io.BytesIO, sizes: FusionWindows, soft_shape: tuple[int, int] | None
-) -> View:
+) -> History:
     utterances = tuple(_utterance(*listed) for listed in header["utterances"])
     n = len(utterances)
     counted = {key: list(header[key]) for key in ("missing", "n_tokens", "told")}
@@ -120,11 +121,11 @@ def _view(
         raise ValueError("its lists differ in length")
     if any(later.id <= earlier.id for earlier, later in pairwise(utterances)):
         raise ValueError("its utterances are out of order")
-    # Arrays to be filled: of the shapes that this bundle wants, so that nothing else can come in.
-    empty = View.empty(sizes, soft_shape)
+    # Arrays to be filled, of the shapes that this bundle needs: other shapes are refused.
+    empty = History.empty(sizes, soft_shape)
     inputs = FusionInputs.absent(utterances, sizes)
     soft = None if soft_shape is None else SoftTokens(np.zeros((n, *soft_shape), np.float32), np.zeros(n, bool))
-    view = View(
+    history = History(
         first=_count(header["first"]),
         llm_first=_count(header["llm_first"]),
         utterances=utterances,
@@ -133,19 +134,19 @@ def _view(
         n_tokens=np.array([_count(value) for value in counted["n_tokens"]], np.int64),
         soft=soft,
         answers=LlamaScores.unasked(n),
-        told=tuple(_told(*listed) for listed in counted["told"]),
+        last_reported=tuple(_reported(*listed) for listed in counted["told"]),
     )
-    if view.llm_first > view.first + n:
+    if history.llm_first > history.first + n:
         raise ValueError("the Llama's view begins behind the session's")
     if n:
-        _fill(_arrays(view), list(header["arrays"]), stream)
-    view.inputs.speaker_ids[:] = speaker_numbers(utterances)
+        _fill(_arrays(history), list(header["arrays"]), stream)
+    history.inputs.speaker_ids[:] = speaker_numbers(utterances)
     if stream.read(1):
         raise ValueError("there is more behind its end")
-    return view if n else empty
+    return history if n else empty
 
 
-def _fill(arrays: Mapping[str, npt.NDArray[Any]], listed: list[object], stream: io.BytesIO) -> None:
+def _fill(arrays: Mapping[str, Array], listed: list[object], stream: io.BytesIO) -> None:
     for (name, array), one in zip(arrays.items(), listed, strict=True):
         is_mask = array.dtype == np.bool_
         spec = array_spec(one, dtype="uint8" if is_mask else "float32", max_shape=array.shape)
@@ -177,7 +178,7 @@ def _reasons(missing: object) -> dict[str, str]:
     return {str(modality): str(reason) for modality, reason in missing.items()}
 
 
-def _told(emotion: object, causes: object) -> tuple[str | None, tuple[int, ...]]:
+def _reported(emotion: object, causes: object) -> tuple[str | None, tuple[int, ...]]:
     if not (emotion is None or emotion in EMOTIONS) or not isinstance(causes, list):
         raise ValueError("an unknown emotion")
     return None if emotion is None else str(emotion), tuple(_count(cause) for cause in causes)

@@ -1,85 +1,84 @@
-"""An utterance that is still being spoken: its voice and frames are read in lanes as they come.
+"""An utterance that is still being spoken: its voice and frames are encoded in lanes as they come.
 
-A voice is read in pieces (`SessionConfig.piece_s`), whose means and deviations over time are then those of the whole
-but for what an encoder hears across their borders. Of the frames, those are kept that lie nearest to where the frames
-of a finished utterance are taken from.
+A voice is encoded in pieces (`SessionConfig.piece_s`); means and deviations over the pieces are those of the whole,
+except for the encoder's context across their borders. Of the frames, those nearest to where the frames of a finished
+utterance are taken from are used.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Generic, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 
-from mechm_runtime.analysis.encoders import Senses
-from mechm_runtime.analysis.state import Work
+from mechm_runtime.analysis.encoders import ModalityEncoders
+from mechm_runtime.analysis.state import AnalysisState
 from mechm_runtime.errors import InputError
 from mechm_runtime.media.segments import SAMPLE_RATE
-from mechm_runtime.modalities.face import NO_FACE
-from mechm_runtime.modalities.voice import VoicePiece, merge_pieces, unreadable
+from mechm_runtime.modalities.voice import VoicePiece, merge_pieces, unusable_reason
 from mechm_runtime.session.config import SessionConfig
+from mechm_runtime.system.arrays import Float32Array, UInt8Array
 from mechm_runtime.system.thread_pool import Lanes
 
 MAX_FRAMES = 64
-"""Frames of one utterance that are kept, read. With more, every second is dropped, and fewer are taken."""
+"""Encoded frames of one utterance that are kept. With more, every second is dropped, and fewer are taken."""
 
 T = TypeVar("T")
 
 
-class _Reading(Generic[T]):
+class _LaneCall(Generic[T]):
     """A call that was handed to the lanes. In a process that was forked meanwhile it is made again."""
 
     def __init__(self, lanes: Lanes, call: Callable[[], T]) -> None:
         self._call: Callable[[], T] | None = call
         self._process = os.getpid()
         self._future: Future[T] = lanes.submit(call)
-        self._future.add_done_callback(self._forget)
+        self._future.add_done_callback(self._drop_call)
 
     def result(self) -> T:
         if self._call is None or self._process == os.getpid():
             return self._future.result()
         return self._call()
 
-    def _forget(self, _: Future[T]) -> None:
-        """What was to be read need not be kept."""
+    def _drop_call(self, _: Future[T]) -> None:
+        """Let go of the call's samples or frames once it is done."""
         self._call = None
 
 
 @dataclass(frozen=True, slots=True)
 class _Frame:
-    """at_s: since the utterance began. scene: float32 (1, D). faces: float32 (faces, face width)."""
+    """at_s: since the utterance began. tokens: modality -> float32 (n, width), being computed."""
 
     at_s: float
-    scene: _Reading[npt.NDArray[np.float32]] | None
-    faces: _Reading[npt.NDArray[np.float32]] | None
+    tokens: Mapping[str, _LaneCall[Float32Array]]
 
 
-class Listening:
-    """What is heard and seen of one utterance while it is spoken."""
+class StreamedUtterance:
+    """The voice and frames of one utterance so far."""
 
-    def __init__(self, senses: Senses, lanes: Lanes, config: SessionConfig) -> None:
-        self._senses = senses
+    def __init__(self, encoders: ModalityEncoders, lanes: Lanes, config: SessionConfig) -> None:
+        self._encoders = encoders
         self._lanes = lanes
-        self._piece = round(config.piece_s * SAMPLE_RATE)
+        self._piece_samples = round(config.piece_s * SAMPLE_RATE)
         self._frame_s = config.frame_s
-        self._pieces: list[_Reading[VoicePiece]] = []
-        self._rest: list[npt.NDArray[np.float32]] = []
+        self._pieces: list[_LaneCall[VoicePiece]] = []
+        self._rest: list[Float32Array] = []
         self._n_rest = 0
         self._n_samples = 0
         self._frames: list[_Frame] = []
-        self._seen_until = -np.inf
+        self._next_frame_s = -np.inf
 
     @property
     def duration_s(self) -> float:
         """Seconds of voice so far."""
         return self._n_samples / SAMPLE_RATE
 
-    def audio(self, samples: npt.NDArray[np.float32]) -> None:
+    def add_audio(self, samples: Float32Array) -> None:
         """Take in the next samples.
 
         samples: float32 (n,), 16 kHz mono, in [-1, 1].
@@ -87,23 +86,23 @@ class Listening:
         """
         checked = checked_samples(samples)
         self._n_samples += len(checked)
-        if "audio" not in self._senses.modalities:
+        if "audio" not in self._encoders.modalities:
             return
         self._rest.append(checked.copy())
         self._n_rest += len(checked)
-        # A piece is read when there is another second behind it, so that the last one is never a scrap.
-        while self._n_rest >= self._piece + SAMPLE_RATE:
+        # A piece is encoded when another second follows it, so that the last piece is never too short.
+        while self._n_rest >= self._piece_samples + SAMPLE_RATE:
             joined = np.concatenate(self._rest)
-            piece = joined[: self._piece]
-            if not unreadable(piece):
-                self._pieces.append(self._reading(piece))
-            self._rest = [joined[self._piece :]]
-            self._n_rest -= self._piece
+            piece = joined[: self._piece_samples]
+            if not unusable_reason(piece):
+                self._pieces.append(self._encode_piece(piece))
+            self._rest = [joined[self._piece_samples :]]
+            self._n_rest -= self._piece_samples
 
-    def frame(self, frame: npt.NDArray[np.uint8], at_s: float | None = None) -> None:
+    def add_frame(self, frame: UInt8Array, at_s: float | None = None) -> None:
         """Take in a frame.
 
-        frame: uint8 (H, W, 3), RGB. at_s: seconds since the utterance began; None for as long as its voice is so far.
+        frame: uint8 (H, W, 3), RGB. at_s: seconds since the utterance began; None for the end of its voice so far.
         Raises: InputError: another shape or dtype; a time before the last frame's.
         """
         frame = checked_frames(frame[None] if frame.ndim == 3 else frame)
@@ -112,66 +111,65 @@ class Listening:
         now = self.duration_s if at_s is None else at_s
         if self._frames and now < self._frames[-1].at_s:
             raise InputError(f"a frame at {now:.3f} s after one at {self._frames[-1].at_s:.3f} s")
-        if not self._senses.n_frames or now < self._seen_until:
+        if not self._encoders.n_frames or now < self._next_frame_s:
             return
-        self._seen_until = now + self._frame_s
+        self._next_frame_s = now + self._frame_s
         own = frame.copy()
-        modalities = self._senses.modalities
-        scene = _Reading(self._lanes, lambda: self._senses.scene.tokens(own)) if "scene" in modalities else None
-        faces = _Reading(self._lanes, lambda: self._senses.faces.tokens(own)) if "face" in modalities else None
-        self._frames.append(_Frame(now, scene, faces))
+        tokens = {
+            spec.name: _LaneCall(self._lanes, partial(self._encode_frame, spec.name, own))
+            for spec in self._encoders.track_specs
+            if spec.track == "video"
+        }
+        self._frames.append(_Frame(now, tokens))
         if len(self._frames) > MAX_FRAMES:
             self._frames = self._frames[::2]
             self._frame_s *= 2
 
-    def put_into(self, work: Work, duration_s: float | None) -> None:
-        """Fill in what was heard and seen; waits for what is still being read.
+    def write_to(self, state: AnalysisState, duration_s: float | None) -> None:
+        """Fill in what was encoded; waits for what is still being encoded.
 
-        work: of this utterance alone. duration_s: how long the utterance took; None for as long as its voice.
+        state: of this utterance alone. duration_s: of the utterance; None for the duration of its voice.
         """
-        if self._n_samples and "audio" in self._senses.modalities:
-            with work.timed("audio"):
-                self._put_voice(work)
-        if self._frames:
-            chosen = self._chosen(duration_s or self.duration_s or self._frames[-1].at_s)
-            with work.timed("scene"):
-                scenes = [frame.scene.result() for frame in chosen if frame.scene is not None]
-            with work.timed("face"):
-                faces = [frame.faces.result() for frame in chosen if frame.faces is not None]
-            if scenes:
-                work.inputs.scene[0, : len(scenes)] = np.concatenate(scenes)
-                work.inputs.scene_mask[0, : len(scenes)] = True
-            if faces:
-                rows = np.concatenate(faces)
-                work.inputs.face[0, : len(rows)] = rows
-                work.inputs.face_mask[0, : len(rows)] = True
-                if not len(rows):
-                    work.missing[0]["face"] = NO_FACE
-
-    def _put_voice(self, work: Work) -> None:
-        rest = np.concatenate(self._rest) if self._rest else np.zeros(0, np.float32)
-        reason = unreadable(rest)
-        # The list stays as it is: where the utterance cannot be appended now, it may be once more.
-        pieces = self._pieces if reason else [*self._pieces, self._reading(rest)]
-        if not pieces:
-            work.missing[0]["audio"] = reason
+        if self._n_samples and "audio" in self._encoders.modalities:
+            with state.timed("audio"):
+                self._write_voice(state)
+        if not self._frames:
             return
-        work.inputs.audio[0] = merge_pieces([piece.result() for piece in pieces])
-        work.inputs.audio_mask[0] = True
+        chosen = self._chosen_frames(duration_s or self.duration_s or self._frames[-1].at_s)
+        for modality in chosen[0].tokens:
+            with state.timed(modality):
+                tokens = np.concatenate([frame.tokens[modality].result() for frame in chosen])
+            state.inputs.put_tokens(modality, 0, tokens)
+            if not len(tokens):
+                state.missing[0][modality] = self._encoders.of_frames(modality).absent_reason
 
-    def _reading(self, samples: npt.NDArray[np.float32]) -> _Reading[VoicePiece]:
-        return _Reading(self._lanes, lambda: self._senses.voice.piece(samples))
+    def _write_voice(self, state: AnalysisState) -> None:
+        rest = np.concatenate(self._rest) if self._rest else np.zeros(0, np.float32)
+        reason = unusable_reason(rest)
+        # The list stays as it is: an utterance that cannot be appended now may be appended later.
+        pieces = self._pieces if reason else [*self._pieces, self._encode_piece(rest)]
+        if not pieces:
+            state.missing[0]["audio"] = reason
+            return
+        state.inputs.audio[0] = merge_pieces([piece.result() for piece in pieces])
+        state.inputs.audio_mask[0] = True
 
-    def _chosen(self, duration_s: float) -> list[_Frame]:
+    def _encode_piece(self, samples: Float32Array) -> _LaneCall[VoicePiece]:
+        return _LaneCall(self._lanes, lambda: self._encoders.voice.encode_piece(samples))
+
+    def _encode_frame(self, modality: str, frame: UInt8Array) -> Float32Array:
+        return self._encoders.of_frames(modality).tokens(frame)
+
+    def _chosen_frames(self, duration_s: float) -> list[_Frame]:
         """The frames nearest to the middles of equal parts of the utterance, each once, in order."""
-        n = self._senses.n_frames
+        n = self._encoders.n_frames
         times = np.array([frame.at_s for frame in self._frames])
         nearest = {int(np.abs(times - (k + 0.5) / n * duration_s).argmin()) for k in range(n)}
         return [self._frames[at] for at in sorted(nearest)]
 
 
-def checked_samples(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Samples as they must be.
+def checked_samples(samples: Float32Array) -> Float32Array:
+    """The samples, if they are valid.
 
     Raises: InputError: not float32 (n,), or values that are not finite.
     """
@@ -184,8 +182,8 @@ def checked_samples(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]
     return samples
 
 
-def checked_frames(frames: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """Frames as they must be.
+def checked_frames(frames: UInt8Array) -> UInt8Array:
+    """The frames, if they are valid.
 
     Raises: InputError: not uint8 (n, H, W, 3).
     """

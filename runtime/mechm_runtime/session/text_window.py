@@ -1,6 +1,6 @@
-"""The words of the newest utterances, read together: an utterance is read again while it has enough before it.
+"""The words of the newest utterances, encoded together; earlier ones are encoded again while enough context precedes.
 
-The text encoder looks both ways, so that what is said later changes how an utterance reads. Reading the whole
+The text encoder is bidirectional, so that later words change the states of earlier ones. Encoding the whole
 conversation again for each utterance would cost more and more; the window is bounded (`SessionConfig.text_tokens`).
 """
 
@@ -10,57 +10,64 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from mechm_runtime.analysis.encoders import Senses
-from mechm_runtime.analysis.state import Work
+from mechm_runtime.analysis.encoders import ModalityEncoders
 from mechm_runtime.fusion.inputs import FusionInputs
+from mechm_runtime.system.arrays import BoolArray, Float32Array, Int64Array
 from mechm_runtime.types import Utterance
 
 
 @dataclass(frozen=True, slots=True)
-class Words:
-    """What was read of the newest R utterances.
+class TextWindow:
+    """Encoded words of the newest R utterances.
 
-    anew: bool (R,), which count. text: float32 (R, text width). known: bool (R,), which have words at all.
-    missing: of the newest.
+    is_updated: bool (R,), True where the new vector replaces the former one. text: float32 (R, text width).
+    has_text: bool (R,). missing: reasons of the newest utterance.
     """
 
-    anew: npt.NDArray[np.bool_]
-    text: npt.NDArray[np.float32]
-    known: npt.NDArray[np.bool_]
+    is_updated: BoolArray
+    text: Float32Array
+    has_text: BoolArray
     missing: Mapping[str, str]
 
-    def of_last(self, n: int) -> Words:
-        """Of at most the newest n utterances."""
-        rows = slice(max(0, len(self.anew) - n), None)
-        return Words(self.anew[rows], self.text[rows], self.known[rows], self.missing)
+    def last(self, n: int) -> TextWindow:
+        """The window of at most the newest n utterances."""
+        rows = slice(max(0, len(self.is_updated) - n), None)
+        return TextWindow(self.is_updated[rows], self.text[rows], self.has_text[rows], self.missing)
 
-    def put_into(self, inputs: FusionInputs) -> None:
-        """Replace what was known of these utterances, which are the last ones of `inputs`."""
-        rows = len(inputs.text) - len(self.anew) + np.flatnonzero(self.anew)
-        inputs.text[rows] = self.text[self.anew]
-        inputs.text_mask[rows] = self.known[self.anew]
+    def write_to(self, inputs: FusionInputs) -> None:
+        """Replace the former vectors of these utterances, which are the last ones of `inputs`."""
+        rows = len(inputs.text) - len(self.is_updated) + np.flatnonzero(self.is_updated)
+        inputs.text[rows] = self.text[self.is_updated]
+        inputs.text_mask[rows] = self.has_text[self.is_updated]
 
 
-def read_words(
-    utterances: Sequence[Utterance], n_tokens: npt.NDArray[np.int64], senses: Senses, budget: int, work: Work
-) -> Words:
-    """Read the newest utterance with those before it.
+def window_start(n_tokens: Int64Array, max_tokens: int) -> int:
+    """Position of the first utterance of the window, which ends with the newest utterance, whatever its length.
 
-    n_tokens: int64 (U,), of each utterance. budget: tokens that may be read together; the newest utterance is read
-    whatever its length. work: where the time is counted.
+    n_tokens: int64 (U,), of each utterance. max_tokens: tokens that may be encoded together.
     """
-    first = len(utterances) - 1
+    first = len(n_tokens) - 1
     total = int(n_tokens[first])
-    while first > 0 and total + n_tokens[first - 1] <= budget:
+    while first > 0 and total + n_tokens[first - 1] <= max_tokens:
         first -= 1
         total += int(n_tokens[first])
-    read = Work.on(utterances[first:], senses.sizes)
-    with work.timed("text", total):
-        senses.read_text(utterances[first:], read)
-    # As in `TextConfig.context_tokens`: what has less before it than this is context alone.
+    return first
+
+
+def encode_window(
+    utterances: Sequence[Utterance], n_tokens: Int64Array, first: int, encoders: ModalityEncoders
+) -> TextWindow:
+    """Encode the words of the utterances from position `first` on together.
+
+    n_tokens: int64 (U,), of each utterance.
+    """
+    inputs = FusionInputs.absent(utterances[first:], encoders.sizes)
+    missing = encoders.encode_text(utterances[first:], inputs)
+    # As in `TextConfig.context_tokens`: utterances with less before them than this are context alone.
     before = np.concatenate([[0], n_tokens[first:].cumsum()[:-1]])
-    anew = (before >= total // 2) | (first == 0)
-    anew[-1] = True
-    return Words(anew, read.inputs.text, read.inputs.text_mask, read.missing[-1])
+    is_updated = (before >= int(n_tokens[first:].sum()) // 2) | (first == 0)
+    is_updated[-1] = True
+    newest = len(utterances) - 1 - first
+    reasons = {"text": missing[newest]} if newest in missing else {}
+    return TextWindow(is_updated, inputs.text, inputs.text_mask, reasons)

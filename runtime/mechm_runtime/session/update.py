@@ -1,4 +1,4 @@
-"""What an utterance changes in a conversation that goes on."""
+"""Results of a session: the analysis of a new utterance, and the earlier results that it changed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from mechm_runtime.types import Pair, UtteranceAnalysis
 
 @dataclass(frozen=True, slots=True)
 class Revision:
-    """An earlier utterance of which a later one changed the emotion or the causes.
+    """An earlier utterance whose emotion or causes were changed by a later one.
 
-    utterance, pairs: what is found of it now, and its causes. previous_emotion, previous_causes: what was said of it
-    before, the causes as ids of utterances.
+    utterance, pairs: its result and its causes now. previous_emotion, previous_causes: those that were reported before,
+    the causes as ids of utterances.
     """
 
     utterance: UtteranceAnalysis
@@ -25,10 +25,10 @@ class Revision:
 
 @dataclass(frozen=True, slots=True)
 class SessionUpdate:
-    """The answer to a new utterance.
+    """The result of a new utterance.
 
-    utterance, pairs: what was found of it, and its causes. revisions: earlier utterances that it changed, in order.
-    timings_ms: stage -> wall-clock milliseconds. bundle_id: which weights answered.
+    utterance, pairs: its result and its causes. revisions: earlier utterances that it changed, in order.
+    timings_ms: stage -> wall-clock milliseconds. bundle_id: of the bundle that was used.
     """
 
     utterance: UtteranceAnalysis

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 
 from mechm_export.deployment.split import Deployment, split_bundle
-from mechm_runtime.analysis.encoders import TOKENIZER_FILE
-from mechm_runtime.bundle.manifest import MANIFEST, SIGNATURE, manifest_id
+from mechm_runtime.bundle.manifest import MANIFEST, SIGNATURE, TOKENIZER_FILE, manifest_id
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.signature import sign_bundle, write_keys
 from mechm_runtime.engines.base import EngineConfig

@@ -123,8 +123,8 @@ def test_what_was_heard_and_seen_reaches_the_llama(
     (conversation,) = read_transcript(sample / "conversation.srt", media=sample / "conversation.mp4")
     pipeline = Pipeline(report.bundle, precisions=dict.fromkeys(report.bundle.parts, "fp32"), engine=ONE_THREAD)
     asked: list[Mapping[str, npt.NDArray[Any]]] = []
-    assert pipeline._adviser is not None
-    reader = pipeline._adviser.reader
+    assert pipeline._rescorer is not None
+    reader = pipeline._rescorer.reader
     engine = reader.engine
 
     class Listening:

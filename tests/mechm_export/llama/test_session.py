@@ -76,8 +76,8 @@ def test_what_it_remembers_answers_as_if_it_were_read_again(pipeline: Pipeline, 
         reread.append(tokens[0])
         settled(moved)
         assert again.utterance.probabilities == pytest.approx(update.utterance.probabilities, abs=2e-3)
-        assert lived._view.llm_first == moved._view.llm_first
-        began.add(lived._view.llm_first)
+        assert lived._history.llm_first == moved._history.llm_first
+        began.add(lived._history.llm_first)
     assert len(began) > 1  # it started anew
     assert max(reread) <= config.llm_tokens
     # An utterance and two questions, whatever was said before; where it starts anew that was read ahead.
@@ -89,7 +89,7 @@ def test_without_time_to_read_ahead_it_answers_alike(pipeline: Pipeline) -> None
     config = SessionConfig(llm_tokens=200, llm_turns=4)
     ahead, late = pipeline.open_session(config=config), pipeline.open_session(config=config)
     assert late._window is not None
-    late._window.read_ahead = lambda view: None  # type: ignore[method-assign]
+    late._window.read_ahead = lambda history: None  # type: ignore[method-assign]
     for utterance in talk(16):
         first, second = settled(ahead).append(utterance), late.append(utterance)
         assert first.utterance.probabilities == pytest.approx(second.utterance.probabilities, abs=2e-3)
@@ -114,7 +114,7 @@ def test_what_is_out_of_view_does_not_make_it_read_again_and_again(
         session.append(Utterance(number, "A", f"Yes, {number}."))
         read.append(counted[LLAMA].n_tokens[0])
         settled(session)
-        began.add(session._view.llm_first)
+        began.add(session._history.llm_first)
     assert began == {0, 6, 12, 18, 24}  # when the ninth is said three are kept, and there is room for five more
     assert max(read) <= min(read) + 4  # numbers of two digits
 
@@ -188,6 +188,6 @@ def test_a_snapshot_holds_soft_tokens_and_answers(pipeline: Pipeline) -> None:
     restored = pipeline.restore_session(session.snapshot())
     first, second = (json.loads(one.analysis().to_json()) for one in (session, restored))
     assert {**first, "timings_ms": None} == {**second, "timings_ms": None}
-    assert restored._view.soft is not None
-    assert restored._view.soft.evident.tolist() == [False, True, False]
-    assert np.any(restored._view.soft.tokens[1])
+    assert restored._history.soft is not None
+    assert restored._history.soft.evident.tolist() == [False, True, False]
+    assert np.any(restored._history.soft.tokens[1])

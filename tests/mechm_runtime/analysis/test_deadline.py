@@ -124,7 +124,7 @@ def test_what_was_left_out_for_one_slow_moment_comes_back() -> None:
     costs.observe("llm", 100, 1000)
     n_left_out = 0
     while costs.plan(500, {"llm": 100.0}).left_out:
-        costs.age("llm")
+        costs.decay("llm")
         n_left_out += 1
     assert 30 <= n_left_out <= 40
     costs.observe("llm", 100, 1000)
@@ -235,7 +235,7 @@ class Busy:
 
 def test_the_llama_is_left_out_first(pipeline: Pipeline, monkeypatch: pytest.MonkeyPatch) -> None:
     conversation = Conversation("c", (Utterance(1, "A", "Hello."), Utterance(2, "B", None)))
-    monkeypatch.setattr(pipeline, "_adviser", Busy())
+    monkeypatch.setattr(pipeline, "_rescorer", Busy())
     pipeline.costs.observe("llm", 3, 1e6)
     said, unsaid = pipeline.analyze(conversation, deadline_ms=5000).utterances
     assert said.missing == {"llm": "left out to meet the deadline of 5000 ms"}

@@ -17,7 +17,7 @@ from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.errors import InputError, MediaError
 from mechm_runtime.media import MediaReader
 from mechm_runtime.media.reader_pool import ReaderPool
-from mechm_runtime.modalities.scene import SceneReader
+from mechm_runtime.modalities.scene import SceneEncoder
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +68,9 @@ def test_side_by_side_is_in_turns_to_the_bit(
 
 def test_encoders_run_while_others_do(pipeline: Pipeline, recording: Conversation, monkeypatch: Any) -> None:
     at_once: list[int] = []
-    running, lock, read = [0], threading.Lock(), SceneReader.read
+    running, lock, read = [0], threading.Lock(), SceneEncoder.encode
 
-    def watched(self: SceneReader, *given: Any) -> None:
+    def watched(self: SceneEncoder, *given: Any) -> None:
         with lock:
             running[0] += 1
             at_once.append(running[0])
@@ -79,7 +79,7 @@ def test_encoders_run_while_others_do(pipeline: Pipeline, recording: Conversatio
         with lock:
             running[0] -= 1
 
-    monkeypatch.setattr(SceneReader, "read", watched)
+    monkeypatch.setattr(SceneEncoder, "encode", watched)
     analysis = pipeline.analyze(recording)
     assert 2 <= max(at_once) <= 3
     assert analysis.timings_ms["total"] >= max(analysis.timings_ms.values()), "what ran twice at once counts once"
@@ -90,16 +90,16 @@ def test_an_error_in_a_lane_is_the_callers_and_nothing_runs_on(
     error: BaseException, pipeline: Pipeline, recording: Conversation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = answer(pipeline.analyze(recording))
-    read, calls = SceneReader.read, []
+    read, calls = SceneEncoder.encode, []
 
-    def failing(self: SceneReader, index: int, *given: Any) -> None:
+    def failing(self: SceneEncoder, index: int, *given: Any) -> None:
         calls.append(index)
         if index == 3:
             raise error
         read(self, index, *given)
 
     with monkeypatch.context() as patched:
-        patched.setattr(SceneReader, "read", failing)
+        patched.setattr(SceneEncoder, "encode", failing)
         with pytest.raises(type(error)) as raised:
             pipeline.analyze(recording)
         assert raised.value is error

@@ -15,7 +15,7 @@ import pytest
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.batching import PADDING, TEXT_PADDING, BatchConfig, BatchingRunner
+from mechm_runtime.engines.batching import PADDING, BatchConfig, BatchingRunner
 from mechm_runtime.engines.onnxruntime_engine import Engine
 from mechm_runtime.errors import InputError
 
@@ -268,7 +268,7 @@ def test_too_much_padding_is_not_worth_it(pool: ThreadPoolExecutor) -> None:
             assert gate.wait(10)
             return {"last_hidden_state": inputs["input_ids"][..., None].astype(np.float32)}
 
-    runner = BatchingRunner(Wide(), BatchConfig(max_padding=0.25), TEXT_PADDING)
+    runner = BatchingRunner(Wide(), BatchConfig(max_padding=0.25), PADDING["text"])
     asked = []
     for number, length in enumerate((8, 8, 4, 7)):
         inputs = dict.fromkeys(("input_ids", "attention_mask"), np.ones((1, length), np.int64))

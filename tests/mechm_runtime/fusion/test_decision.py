@@ -68,9 +68,9 @@ def test_labels_are_the_likeliest_and_neutral_can_be_handicapped() -> None:
     handicapped = decide(logits, nothing, DecisionConfig(neutral_log_bias=-0.6))
     assert handicapped.labels.tolist() == [4, 6]
     # The decision changes, the probabilities do not.
-    worded = np.array([False, True])
-    assert decide(logits, nothing, DecisionConfig(neutral_log_bias=-9.0), worded=worded).labels.tolist() == [0, 6]
-    assert decide(logits, nothing, DecisionConfig(neutral_log_bias=9.0), worded=worded).labels.tolist() == [0, 0]
+    has_text = np.array([False, True])
+    assert decide(logits, nothing, DecisionConfig(neutral_log_bias=-9.0), has_text=has_text).labels.tolist() == [0, 6]
+    assert decide(logits, nothing, DecisionConfig(neutral_log_bias=9.0), has_text=has_text).labels.tolist() == [0, 0]
     assert np.array_equal(handicapped.probabilities, decide(logits, nothing, DecisionConfig()).probabilities)
     assert decide(logits, nothing, DecisionConfig(abstain_below=0.9)).labels.tolist() == [-1, -1]
 

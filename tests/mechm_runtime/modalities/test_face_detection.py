@@ -17,7 +17,13 @@ from mechm_runtime.engines.base import EngineConfig, GraphRunner
 from mechm_runtime.engines.load import load_engine
 from mechm_runtime.errors import InputError, MissingExtraError
 from mechm_runtime.media import read_segments
-from mechm_runtime.modalities.face_detection import Face, FaceFinder, apart, detector_pixels, face_pixels
+from mechm_runtime.modalities.face_detection import (
+    Face,
+    FaceDetector,
+    detector_pixels,
+    face_pixels,
+    non_max_suppression,
+)
 
 Frame = NDArray[np.uint8]
 
@@ -30,8 +36,8 @@ def detector(tiny_bundle: Path) -> GraphRunner:
 
 
 @pytest.fixture(scope="module")
-def finder(detector: GraphRunner) -> FaceFinder:
-    return FaceFinder(detector)
+def finder(detector: GraphRunner) -> FaceDetector:
+    return FaceDetector(detector)
 
 
 def wall(height: int = 360, width: int = 640) -> Frame:
@@ -73,13 +79,13 @@ def overlap(face: Face, box: tuple[int, int, int, int]) -> float:
     return both / (c * d + g * h - both)
 
 
-def test_faces_are_found_largest_first_and_inside_the_frame(finder: FaceFinder) -> None:
+def test_faces_are_found_largest_first_and_inside_the_frame(finder: FaceDetector) -> None:
     frame = wall()
     drawn = [(40, 120, 110), (180, 60, 200), (440, 90, 150)]
     for left, top, size in drawn:
         draw_face(frame, left, top, size)
 
-    found = finder.find(frame)
+    found = finder.detect(frame)
 
     assert len(found) == 3
     for face, (left, top, size) in zip(found, (drawn[1], drawn[2], drawn[0]), strict=True):
@@ -92,11 +98,11 @@ def test_faces_are_found_largest_first_and_inside_the_frame(finder: FaceFinder) 
         assert top_px + height_px <= 360
 
 
-def test_a_larger_frame_has_its_faces_at_the_same_places(finder: FaceFinder) -> None:
+def test_a_larger_frame_has_its_faces_at_the_same_places(finder: FaceDetector) -> None:
     frame = wall()
     draw_face(frame, 200, 60, 200)
-    (small,) = finder.find(frame)
-    (large,) = finder.find(np.repeat(np.repeat(frame, 3, axis=0), 3, axis=1))
+    (small,) = finder.detect(frame)
+    (large,) = finder.detect(np.repeat(np.repeat(frame, 3, axis=0), 3, axis=1))
     assert overlap(small, tuple(round(side / 3) for side in large.box_px)) > 0.85  # type: ignore[arg-type]
 
 
@@ -104,35 +110,35 @@ def test_no_more_than_asked_for_and_none_too_small(detector: GraphRunner) -> Non
     frame = wall()
     for i, size in enumerate((130, 120, 110, 100, 90)):
         draw_face(frame, 10 + 125 * i, 100, size)
-    all_five = FaceFinder(detector, FaceConfig(max_faces=9, min_score=0.6)).find(frame)
+    all_five = FaceDetector(detector, FaceConfig(max_faces=9, min_score=0.6)).detect(frame)
     assert len(all_five) == 5
-    assert FaceFinder(detector, FaceConfig(max_faces=2, min_score=0.6)).find(frame) == all_five[:2]
+    assert FaceDetector(detector, FaceConfig(max_faces=2, min_score=0.6)).detect(frame) == all_five[:2]
     smallest_px = min(min(face.box_px[2:]) for face in all_five)
-    larger = FaceFinder(detector, FaceConfig(max_faces=9, min_score=0.6, min_side_px=smallest_px + 1))
-    assert len(larger.find(frame)) < 5
+    larger = FaceDetector(detector, FaceConfig(max_faces=9, min_score=0.6, min_side_px=smallest_px + 1))
+    assert len(larger.detect(frame)) < 5
 
 
-def test_where_nobody_is_nobody_is_found(finder: FaceFinder) -> None:
+def test_where_nobody_is_nobody_is_found(finder: FaceDetector) -> None:
     random = np.random.default_rng(0)
     noise = random.integers(0, 256, (360, 640, 3), dtype=np.uint8)
     blurred = np.asarray(Image.fromarray(noise).filter(ImageFilter.GaussianBlur(8)))
     for frame in (wall(), np.zeros((360, 640, 3), np.uint8), noise, blurred, wall(4, 640)):
-        assert finder.find(frame) == []
+        assert finder.detect(frame) == []
 
 
-def test_threads_find_the_same(finder: FaceFinder) -> None:
+def test_threads_find_the_same(finder: FaceDetector) -> None:
     frames = []
     for i in range(16):
         frame = wall(240 + 10 * i, 320 + 15 * i)
         draw_face(frame, 20 + i, 10 + i, 150)
         frames.append(frame)
-    one_by_one = [finder.find(frame) for frame in frames]
+    one_by_one = [finder.detect(frame) for frame in frames]
     with ThreadPoolExecutor(4) as pool:
-        assert list(pool.map(finder.find, frames)) == one_by_one
+        assert list(pool.map(finder.detect, frames)) == one_by_one
     assert all(len(found) == 1 for found in one_by_one)
 
 
-def test_every_face_of_real_pictures(finder: FaceFinder, mechm_data: Path) -> None:
+def test_every_face_of_real_pictures(finder: FaceDetector, mechm_data: Path) -> None:
     three = read_segments(mechm_data / "media" / "faces_1.jpg", [(0.0, 0.0)]).segments[0].frames
     four = read_segments(mechm_data / "media" / "faces_4.jpg", [(0.0, 0.0)]).segments[0].frames
     man = read_segments(mechm_data / "media" / "carphone_no_audio.mp4", [(0.0, 4.0)], n_frames=24).segments[0].frames
@@ -144,10 +150,10 @@ def test_every_face_of_real_pictures(finder: FaceFinder, mechm_data: Path) -> No
         (three[0], [(139, 118, 60, 80), (276, 139, 70, 80), (492, 68, 70, 77)]),
         (four[0], [(83, 64, 60, 88), (218, 22, 64, 81), (326, 61, 63, 81), (420, 52, 61, 81)]),
     ):
-        found = finder.find(frame)
+        found = finder.detect(frame)
         assert len(found) == len(expected)
         assert all(max(overlap(face, box) for face in found) > 0.7 for box in expected)
-    assert [len(finder.find(frame)) for frame in man] == [1] * len(man)
+    assert [len(finder.detect(frame)) for frame in man] == [1] * len(man)
 
 
 def test_a_cut_out_face_is_square_grey_and_scaled() -> None:
@@ -187,10 +193,10 @@ def test_constants_are_checked(constants: dict[str, int]) -> None:
 
 def test_of_boxes_that_overlap_the_first_stays() -> None:
     boxes = np.array([(0, 0, 10, 10), (1, 0, 10, 10), (20, 0, 10, 10), (5, 0, 10, 10), (27, 0, 10, 10)], float)
-    assert apart(boxes, 0.3) == [0, 2, 4]
-    assert apart(boxes, 0.35) == [0, 2, 3, 4], "a third of both is covered"
-    assert apart(boxes[:0], 0.3) == []
-    assert apart(np.zeros((2, 4)), 0.3) == [0, 1], "no area covers nothing"
+    assert non_max_suppression(boxes, 0.3) == [0, 2, 4]
+    assert non_max_suppression(boxes, 0.35) == [0, 2, 3, 4], "a third of both is covered"
+    assert non_max_suppression(boxes[:0], 0.3) == []
+    assert non_max_suppression(np.zeros((2, 4)), 0.3) == [0, 1], "no area covers nothing"
 
 
 def test_what_the_detector_is_given() -> None:
@@ -203,8 +209,8 @@ def test_what_the_detector_is_given() -> None:
     assert detector_pixels(wall(), (480, 270)).shape == (1, 3, 288, 480)
 
 
-def test_without_the_extra_it_says_what_to_install(finder: FaceFinder, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_the_extra_it_says_what_to_install(finder: FaceDetector, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "PIL.Image", None)
     with pytest.raises(MissingExtraError) as caught:
-        finder.find(wall())
+        finder.detect(wall())
     assert caught.value.extra == "media"

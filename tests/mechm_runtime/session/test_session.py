@@ -169,9 +169,9 @@ def test_a_long_voice_is_read_in_pieces_while_it_speaks(tiny_bundle: Path) -> No
     session.append(Utterance(1, "A", "Yes."))
     assert before == 2
     assert len(watched["audio"].shapes) == 3
-    reader = pipeline._senses.voice
-    pieces = [reader.piece(piece) for piece in (samples[:16000], samples[16000:32000], samples[32000:])]
-    np.testing.assert_allclose(session._view.inputs.audio[0], merge_pieces(pieces), atol=1e-5)
+    reader = pipeline._encoders.voice
+    pieces = [reader.encode_piece(piece) for piece in (samples[:16000], samples[16000:32000], samples[32000:])]
+    np.testing.assert_allclose(session._history.inputs.audio[0], merge_pieces(pieces), atol=1e-5)
 
 
 def test_of_many_frames_those_are_read_that_an_utterance_would_give(tiny_bundle: Path) -> None:
@@ -184,8 +184,8 @@ def test_of_many_frames_those_are_read_that_an_utterance_would_give(tiny_bundle:
     for k, frame in enumerate(frames):
         session.append_frame(frame, k * 0.1)  # of which every fifth is read: 0, 0.5, 1.0 ...
     session.append(Utterance(1, "A", "Yes.", 10.0, 16.0))
-    expected = pipeline._senses.scene.tokens(frames[[10, 30, 50]])
-    np.testing.assert_allclose(session._view.inputs.scene[0], expected, atol=1e-5)
+    expected = pipeline._encoders.of_frames("scene").tokens(frames[[10, 30, 50]])
+    np.testing.assert_allclose(session._history.inputs.scene[0], expected, atol=1e-5)
 
 
 def test_time_and_memory_are_bounded(tiny_bundle: Path) -> None:
@@ -211,7 +211,7 @@ def test_time_and_memory_are_bounded(tiny_bundle: Path) -> None:
 
 
 def _row(session: Session) -> list[np.ndarray]:
-    return [getattr(session._view.inputs, name)[:1] for name in session._view.inputs.__slots__]
+    return [getattr(session._history.inputs, name)[:1] for name in session._history.inputs.__slots__]
 
 
 def test_a_restored_session_goes_on_as_if_nothing_had_happened(pipeline: Pipeline) -> None:
