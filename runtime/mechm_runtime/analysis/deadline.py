@@ -178,7 +178,7 @@ class Deadline:
         n_llm_tokens: int | None = None,
         n_utterances: float | None = None,
     ) -> None:
-        """Add the work on some utterances, or on what was learned of them since; None where a stage has none.
+        """Add the work on some utterances; None where a stage has none, or its amount is added later.
 
         modalities: those that the pipeline uses; others have no stage. n_tokens: tokens for the text encoder. sound_s:
         seconds of sound. n_frames: video frames. n_llm_tokens: tokens of the words that the LLM is asked about.

@@ -35,7 +35,7 @@ class Padding:
 class EncoderPart:
     """One graph of an encoder, and how the engines run it.
 
-    name: of the bundle's part. cached: what of it an output cache keeps, whole runs or single rows (frames) of them.
+    name: of the bundle's part. cached: the unit that an output cache stores, whole runs or single rows (frames).
     is_batched: whether runs of several conversations may be joined. padding: how runs of different lengths are joined;
         None joins equal shapes only.
     is_single_threaded: whether it computes in one thread always.
@@ -53,8 +53,8 @@ class ModalitySpec:
     """One modality.
 
     name: in results, and of the fusion's input; `NAME_mask` is the input that masks it, True where it is known.
-    track: what it is read from. parts: the graphs that encode it. cost_unit: see `CostUnit`.
-    encoder: module and class, a name because what it names lies above this table. The class has `from_bundle` and
+    track: its source. parts: the graphs that encode it. cost_unit: see `CostUnit`.
+    encoder: module and class, as a string because that module lies above this table. The class has `from_bundle` and
         `encode`, see `mechm_runtime.analysis.encoders`.
     drop_order: a deadline leaves out the modality with 1 first, then that with 2; None for one that is always encoded.
     """

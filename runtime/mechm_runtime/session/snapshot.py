@@ -75,7 +75,7 @@ def from_bytes(data: bytes, bundle_id: str, sizes: FusionWindows, soft_shape: tu
     """
     digest, body = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]
     if hashlib.sha256(body).digest() != digest:
-        raise InputError("the snapshot is damaged or none at all", hint="use the bytes that session.snapshot() gave")
+        raise InputError("the snapshot is damaged, or no snapshot", hint="use the bytes that session.snapshot() gave")
     stream = io.BytesIO(body)
     try:
         header = read_header(stream, max_bytes=MAX_HEADER_BYTES)
@@ -86,7 +86,7 @@ def from_bytes(data: bytes, bundle_id: str, sizes: FusionWindows, soft_shape: tu
         if header["bundle_id"] != bundle_id:
             raise InputError(
                 f"the snapshot is of bundle {str(header['bundle_id'])[:80]}, not of {bundle_id}",
-                hint="what another bundle's encoders found means nothing to this one's",
+                hint="a session continues only with the bundle that it was begun with",
             )
         history = _history(header, stream, sizes, soft_shape)
         return Snapshot(bundle_id, str(header["conversation_id"]), SessionConfig(**header["config"]), history)
@@ -137,12 +137,12 @@ def _history(
         last_reported=tuple(_reported(*listed) for listed in counted["told"]),
     )
     if history.llm_first > history.first + n:
-        raise ValueError("the Llama's view begins behind the session's")
+        raise ValueError("the Llama's context begins behind the last utterance")
     if n:
         _fill(_arrays(history), list(header["arrays"]), stream)
     history.inputs.speaker_ids[:] = speaker_numbers(utterances)
     if stream.read(1):
-        raise ValueError("there is more behind its end")
+        raise ValueError("there are bytes after its end")
     return history if n else empty
 
 
@@ -161,7 +161,7 @@ def _fill(arrays: Mapping[str, Array], listed: list[object], stream: io.BytesIO)
 
 def _utterance(number: object, speaker: object, text: object, start_s: float | None, end_s: float | None) -> Utterance:
     if not (isinstance(speaker, str) and (text is None or isinstance(text, str))):
-        raise ValueError("an utterance whose words are none")
+        raise ValueError("an utterance whose words are no text")
     start, end = (None if value is None else float(value) for value in (start_s, end_s))
     return Utterance(_count(number), speaker, text, start, end)
 
@@ -174,7 +174,7 @@ def _count(value: object) -> int:
 
 def _reasons(missing: object) -> dict[str, str]:
     if not isinstance(missing, dict) or not set(missing) <= {*MODALITIES, "llm"}:
-        raise ValueError("reasons for something unknown to be missing")
+        raise ValueError("an unknown modality is missing")
     return {str(modality): str(reason) for modality, reason in missing.items()}
 
 
