@@ -6,8 +6,8 @@ Every graph of the bundle's default precision runs with one thread and with seve
 (the values do not matter): voices of 1 to 30 s, 20 to 256 tokens of text, a frame at 480 and at 640 pixels, four faces,
 three whole frames. Reports milliseconds and processor time, p50. Limit to expect: a graph of short operators waits for
 its threads longer than it computes; then one thread takes as long and leaves the other cores free for parallel work
-(`mechm_runtime.engines.part_loader.SINGLE_THREADED_PARTS`, `mechm_runtime.engines.threads_by_length`). Prints a table and
-one JSON line.
+(`mechm_runtime.engines.part_loader.SINGLE_THREADED_PARTS`, `mechm_runtime.engines.threads_by_length`). Prints a table
+and one JSON line.
 """
 
 from __future__ import annotations
