@@ -31,7 +31,7 @@ from mechm_runtime import Bundle, EngineConfig, MechmError, VerificationError, r
 from mechm_runtime.bundle.config import SceneConfig
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.engines.load import load_engine
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.engines.openvino_engine import shared_core
 from mechm_runtime.modalities.frame_pixels import scene_pixels
 
@@ -246,7 +246,9 @@ def optimum_graphs(subject: Subject, python: Path, folder: Path, notes: list[str
             fixed = {axis: size for axis, size in named if isinstance(axis, str) and size}
 
             def engine(threads: int, path: Path = graph.path) -> GraphRunner:
-                return Pooled(Engine(path, EngineConfig(n_threads=threads)), part, source.architecture.modality)
+                return Pooled(
+                    OnnxRuntimeEngine(path, EngineConfig(n_threads=threads)), part, source.architecture.modality
+                )
 
             gb = graph.peak_gb
             try:
@@ -283,7 +285,7 @@ class OpenVinoBf16:
 class Pooled:
     """A graph that gives states, made to give the part's vector: the mean of the states, or the first of an image's."""
 
-    engine: Engine
+    engine: OnnxRuntimeEngine
     part: ExportPart
     modality: str
 

@@ -31,7 +31,7 @@ from mechm_export.llama.graph import TOKEN_SCALED, write_llama_graph
 from mechm_export.llama.part import llama_parts, load_llama_source, question_inputs
 from mechm_runtime import EngineConfig, read_labelled
 from mechm_runtime.bundle.manifest import LLAMA, PartFiles
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.llm.graph import LlamaGraph
 
 RECIPES: dict[str, tuple[bool, frozenset[str]]] = {
@@ -102,7 +102,7 @@ def main() -> None:
 def _run(part: ExportPart, graph: Path, feeds: Sequence[Feeds]) -> tuple[Outputs, float]:
     """Run a graph; returns the answers, and milliseconds of CPU time per conversation."""
     files = PartFiles(part.name, part.inputs, part.outputs, {}, "")
-    engine = LlamaGraph(Engine(graph, EngineConfig(n_threads=1)), files)
+    engine = LlamaGraph(OnnxRuntimeEngine(graph, EngineConfig(n_threads=1)), files)
     engine.run(feeds[0])
     start = time.process_time()
     outputs = [engine.run(one) for one in feeds]

@@ -24,7 +24,7 @@ from mechm_export.parts import build_parts
 from mechm_export.precision.dynamic_int8 import Int8Recipe, quantize_int8
 from mechm_runtime import EMOTIONS, EngineConfig, Pair, read_labelled
 from mechm_runtime.bundle.config import TextConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.fusion.decision import decide
 from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.fusion.run import run_fusion
@@ -73,10 +73,10 @@ def main() -> None:
         export_graph(parts["text"], folder / "text.onnx", "portable")
         export_graph(parts["text"], folder / "fused.onnx", "fused")
         export_graph(parts["fusion"], folder / "fusion.onnx", "portable")
-        fusion = Engine(folder / "fusion.onnx", config)
+        fusion = OnnxRuntimeEngine(folder / "fusion.onnx", config)
 
         def run(recipe: str, graph: Path) -> tuple[Row, list[int]]:
-            reader = TextEncoder(tokenizer, Engine(graph, config))
+            reader = TextEncoder(tokenizer, OnnxRuntimeEngine(graph, config))
             labels: list[int] = []
             pairs: dict[str, list[Pair]] = {}
             start = time.process_time()

@@ -29,7 +29,8 @@ import numpy.typing as npt
 
 from mechm_runtime import Conversation, EngineConfig, Pipeline, open_bundle, read_transcript
 from mechm_runtime.engines.base import GraphRunner
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
+from mechm_runtime.engines.spec import ENGINES
 
 Feeds = Mapping[str, npt.NDArray[Any]]
 
@@ -53,7 +54,9 @@ def record(bundle: Path | None, conversation: Conversation, config: EngineConfig
     recorders: list[Recorder] = []
 
     def load(part: Any) -> Recorder:
-        recorders.append(Recorder(Engine(opened.path(part.files[part.precision_on("onnxruntime")]), config)))
+        recorders.append(
+            Recorder(OnnxRuntimeEngine(opened.path(part.files[ENGINES["onnxruntime"].default_precision(part)]), config))
+        )
         return recorders[-1]
 
     Pipeline(opened, engine=config, llm="none", load_part=load).analyze(conversation)

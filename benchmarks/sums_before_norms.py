@@ -4,8 +4,8 @@
 
 onnxruntime fuses them in every graph that it loads (SkipLayerNormFusion), but the fused operator computes one number at
 a time, while a separate normalization uses vector instructions. Text and audio of the bundle's default precision are
-run as onnxruntime would load them and as the runtime does (`mechm_runtime.engines.onnxruntime_engine.LEFT_OUT`), in
-turns, with one thread, on inputs of usual sizes. Limit to expect: two normalizations per layer are a hundredth of a
+run as onnxruntime would load them and as the runtime does (`onnxruntime_engine.DISABLED_OPTIMIZERS`), in turns,
+with one thread, on inputs of usual sizes. Limit to expect: two normalizations per layer are a hundredth of a
 transformer's arithmetic, so there should be no difference. Prints a table and one JSON line.
 """
 
@@ -23,8 +23,8 @@ import onnxruntime
 from second_thread import inputs
 
 from mechm_runtime import open_bundle
-from mechm_runtime.engines.base import CPU
-from mechm_runtime.engines.onnxruntime_engine import LEFT_OUT
+from mechm_runtime.engines.onnxruntime_engine import DISABLED_OPTIMIZERS
+from mechm_runtime.engines.spec import CPU
 
 PARTS = ("text", "audio")
 
@@ -46,7 +46,7 @@ def main() -> None:
         path = str(bundle.path(part.files[part.default]))
         ways: dict[str, onnxruntime.InferenceSession] = {
             way: onnxruntime.InferenceSession(path, options, providers=[CPU], disabled_optimizers=left_out)
-            for way, left_out in (("joined", None), ("apart", LEFT_OUT))
+            for way, left_out in (("joined", None), ("apart", DISABLED_OPTIMIZERS))
         }
         taken: dict[str, list[float]] = {way: [] for way in ways}
         for _ in range(given.repeats):

@@ -21,6 +21,7 @@ from mechm.bench.limits import Limits
 from mechm.bench.systems import LoadPart, MechmConfig, MechmSystem
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.engines.base import GraphRunner
+from mechm_runtime.engines.spec import ENGINES
 from mechm_runtime.system.progress import StageProgress
 from mechm_runtime.types import Analysis, Conversation
 
@@ -156,7 +157,7 @@ def _costs(bundle: Bundle, config: MechmConfig, runs: list[_Run]) -> dict[str, l
         if run.feeds is None:
             continue
         part = bundle.parts[run.part]
-        path = bundle.path(part.files[config.precision or part.precision_on(config.engine)])
+        path = bundle.path(part.files[config.precision or ENGINES[config.engine].default_precision(part)])
         key = (run.part, *((name, value.shape) for name, value in sorted(run.feeds.items())))
         if key not in known:
             known[key] = graph_cost(path, run.feeds)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mechm_runtime.bundle.manifest import Bundle, PartFiles
-from mechm_runtime.bundle.precision import EngineName
 from mechm_runtime.engines.base import EngineConfig, GraphRunner
 from mechm_runtime.engines.part_loader import PartLoader
+from mechm_runtime.engines.spec import EngineName
 from mechm_runtime.errors import LlmUnavailableError
 from mechm_runtime.llm.rescoring import Llm
 from mechm_runtime.llm.vllm.config import ServerConfig

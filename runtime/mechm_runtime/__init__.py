@@ -11,10 +11,10 @@ import typing
 if typing.TYPE_CHECKING:
     from mechm_runtime.bundle.manifest import Bundle
     from mechm_runtime.bundle.open import open_bundle
-    from mechm_runtime.bundle.precision import EngineName
     from mechm_runtime.engines.base import EngineConfig
     from mechm_runtime.engines.batching import BatchConfig
     from mechm_runtime.engines.output_cache import CacheConfig
+    from mechm_runtime.engines.spec import EngineName
     from mechm_runtime.errors import (
         BundleError,
         InputError,
@@ -95,7 +95,7 @@ if not typing.TYPE_CHECKING:  # a checker that saw this function would take any 
     _MODULES = {
         "Bundle": "bundle.manifest",
         "open_bundle": "bundle.open",
-        "EngineName": "bundle.precision",
+        "EngineName": "engines.spec",
         "EngineConfig": "engines.base",
         "BatchConfig": "engines.batching",
         "CacheConfig": "engines.output_cache",

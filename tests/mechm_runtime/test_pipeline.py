@@ -23,7 +23,7 @@ from mechm_runtime import EMOTIONS, MODALITIES, Analysis, Conversation, Pipeline
 from mechm_runtime.bundle.manifest import TOKENIZER_FILE
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import BundleError, InputError, MediaError
 from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.fusion.run import run_fusion, window_spans
@@ -477,7 +477,7 @@ def test_a_window_scores_as_if_it_were_all(n: int, precision: str, atol: float, 
     scale serves a whole batch, so that windows which are run together blur each other a little.
     """
     part = pipeline.bundle.parts["fusion"]
-    sizes, engine = pipeline.bundle.fusion, Engine(pipeline.bundle.path(part.files[precision]), ONE_THREAD)
+    sizes, engine = pipeline.bundle.fusion, OnnxRuntimeEngine(pipeline.bundle.path(part.files[precision]), ONE_THREAD)
     random = np.random.default_rng(n)
     inputs = FusionInputs.absent([Utterance(k + 1, "ABC"[k % 3]) for k in range(n)], sizes)
     for item in fields(inputs):
@@ -520,7 +520,7 @@ def test_5000_utterances_take_seconds(pipeline: Pipeline) -> None:
 def test_text_read_a_few_windows_at_a_time_is_the_text(pipeline: Pipeline) -> None:
     """Against all windows read in one go and pooled together."""
     bundle = pipeline.bundle
-    engine = Engine(bundle.path(bundle.parts["text"].files["fp32"]), ONE_THREAD)
+    engine = OnnxRuntimeEngine(bundle.path(bundle.parts["text"].files["fp32"]), ONE_THREAD)
     tokenizer = ConversationTokenizer(bundle.path(TOKENIZER_FILE), bundle.text)
     utterances = spoken(*(f"Number {k} says that it is the number {k}." if k % 7 else "" for k in range(70))).utterances
     windows = tokenizer(utterances)

@@ -35,7 +35,8 @@ from mechm_export.precision.static_int8 import quantize_static_int8
 from mechm_export.staging import check_target, put_in_place, staged, written
 from mechm_runtime.bundle.manifest import ACCEPTED, LLAMA, TOKENIZER_FILE, Bundle
 from mechm_runtime.bundle.open import file_sha256, open_bundle
-from mechm_runtime.bundle.precision import GPU_ENGINE, HALF, W8
+from mechm_runtime.bundle.precision import HALF, W8
+from mechm_runtime.engines.spec import ENGINES, GPU_ENGINE
 from mechm_runtime.errors import InputError, MissingExtraError, VerificationError
 
 Target = Literal["onnxruntime", "onnxruntime-gpu", "openvino"]
@@ -211,7 +212,7 @@ def verify_bundle(
     if any(W8 in part.files for part in bundle.parts.values()):
         mixed.append({name: W8 if W8 in part.files else "fp32" for name, part in bundle.parts.items()})
     if any(set(HALF) & part.files.keys() for part in bundle.parts.values()):
-        mixed.append({name: part.precision_on(GPU_ENGINE) for name, part in bundle.parts.items()})
+        mixed.append({name: ENGINES[GPU_ENGINE].default_precision(part) for name, part in bundle.parts.items()})
     if mixed and not checks.recorded:
         reference = ask_torch(bundle, model, replace(checks, recorded=recordings_of(checks)))
     for precisions in mixed:

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mechm_runtime.engines.spec import ENGINES
+
 if TYPE_CHECKING:
     from mechm_export.deployment.inspection import Inspection
     from mechm_export.deployment.split import KeptLlama
-    from mechm_runtime.bundle.precision import EngineName
+    from mechm_runtime.engines.spec import EngineName
 
 MODALITIES = ("text", "audio", "face", "scene")
 PIPED_WIDTH = 130
@@ -152,7 +154,7 @@ def verify(folder: Path | None, key: Path | None) -> None:
 @click.option("--out", type=_File, required=True, metavar="DIR", help="The new bundle; one that is there is replaced.")
 @click.option(
     "--engine",
-    type=click.Choice(["onnxruntime", "onnxruntime-gpu", "openvino"]),
+    type=click.Choice([name for name, spec in ENGINES.items() if not spec.is_built]),
     default="onnxruntime",
     show_default=True,
     help="What will run it.",

@@ -27,7 +27,8 @@ from mechm_runtime.bundle.manifest import (
 )
 from mechm_runtime.bundle.modality import MODALITY_PARTS
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.bundle.precision import HALF, W8, EngineName
+from mechm_runtime.bundle.precision import HALF, W8
+from mechm_runtime.engines.spec import ENGINES, EngineName
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.system.progress import Progress
 
@@ -141,7 +142,7 @@ def _precision(part: PartFiles, deployment: Deployment) -> str:
     if (asked == "int8" and engine != "onnxruntime") or (asked == W8 and engine != "openvino"):
         raise InputError(f"{engine} does not run {asked}", hint="leave --precision out, or give the other --engine")
     # Only the large parts have w8: openvino runs the others in fp32.
-    precision = part.precision_on(engine) if asked in (None, W8) else str(asked)
+    precision = ENGINES[engine].default_precision(part) if asked in (None, W8) else str(asked)
     if precision not in part.files:
         raise BundleError(
             f"the bundle has no {precision} file of its {part.name} part",

@@ -24,7 +24,7 @@ from mechm_export.precision.smoothing import linear_layers, set_nodes
 from mechm_export.precision.static_int8 import quantizable, smoothed
 from mechm_export.precision.tensor_types import known_types
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import VerificationError
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
@@ -65,7 +65,7 @@ class SwitchedGraph:
         self.layers = tuple(Layer(node.name, node.op_type, linear.get(node.name)) for node in nodes)
         path = workspace / f"{source.stem}.switched.onnx"
         onnx.save_model(_with_branches(self.model, [layer.name for layer in self.layers], rounding), path)
-        self._engine = Engine(path, EngineConfig())
+        self._engine = OnnxRuntimeEngine(path, EngineConfig())
 
     def lowered(self, names: Collection[str]) -> LoweredRunner:
         """The graph with these layers lowered, behind the runtime's interface."""
@@ -80,7 +80,7 @@ class SwitchedGraph:
 class LoweredRunner:
     """A choice of layers. flags: bool (layers,)."""
 
-    engine: Engine
+    engine: OnnxRuntimeEngine
     flags: npt.NDArray[np.bool_]
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:

@@ -21,7 +21,7 @@ from mechm_export.gate.judge import CheckSet, problems_of
 from mechm_export.precision.lower import LowerPrecision
 from mechm_runtime.bundle.open import file_sha256, open_bundle
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.system.progress import Progress
 
@@ -83,7 +83,7 @@ def diagnose_file(
     """
     names = _input_names(source)
     feeds = [read_inputs(path, names) for path in inputs]
-    exact = [Engine(source, EngineConfig()).run(feed) for feed in feeds]
+    exact = [OnnxRuntimeEngine(source, EngineConfig()).run(feed) for feed in feeds]
 
     def gate(runner: LoweredRunner) -> str:
         cosine = compare_outputs(exact, [runner.run(feed) for feed in feeds]).cosine

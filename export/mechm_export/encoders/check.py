@@ -22,7 +22,7 @@ from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_export.precision.half import ELEMENT_TYPES
 from mechm_export.precision.simulated import RoundedRunner
 from mechm_runtime.engines.base import EngineConfig, GraphRunner
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import VerificationError
 
 POSITION_MASK = "position_mask"
@@ -74,8 +74,8 @@ def check_encoder(part: ExportPart, path: Path, precision: Precision, real: Iter
     check_signature(part, path)
     onnx.checker.check_model(path)
     config = EngineConfig()
-    engine: GraphRunner = RoundedRunner(path) if precision in ELEMENT_TYPES else Engine(path, config)
-    plain = Engine(path, config) if precision == "fp16" else None
+    engine: GraphRunner = RoundedRunner(path) if precision in ELEMENT_TYPES else OnnxRuntimeEngine(path, config)
+    plain = OnnxRuntimeEngine(path, config) if precision == "fp16" else None
     random = np.random.default_rng(0)
     made = [part.trial_inputs(sizes, random) for sizes in part.trial_sizes]
     sentences = list(real)

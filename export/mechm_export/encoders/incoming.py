@@ -29,7 +29,7 @@ from mechm_export.precision.dynamic_int8 import Int8Recipe
 from mechm_export.precision.half import QUANTIZED
 from mechm_runtime.bundle.manifest import Tensor
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError
 
 MODEL = "model.onnx"
@@ -140,7 +140,7 @@ class GraphModule(nn.Module):
         self.outputs = [tensor.name for tensor in graph.outputs]
         self.axes = ", ".join(sorted({a for tensor in graph.inputs for a in tensor.axes if isinstance(a, str)}))
         try:
-            self.engine = Engine(graph.path, EngineConfig())
+            self.engine = OnnxRuntimeEngine(graph.path, EngineConfig())
         except BundleError as error:
             raise WeightsError(str(error)) from error
 

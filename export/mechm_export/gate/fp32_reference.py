@@ -17,7 +17,7 @@ from mechm_export.gate.comparison import TaskCheck, check_task
 from mechm_export.gate.judge import CheckSet
 from mechm_runtime.bundle.manifest import LLAMA, PROJECTOR, Bundle, PartFiles
 from mechm_runtime.engines.base import EngineConfig, GraphRunner
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import InputError, VerificationError
 from mechm_runtime.llm.rescoring import Llm
 from mechm_runtime.pipeline import Pipeline
@@ -30,7 +30,7 @@ MAX_INPUTS = 100
 class _Recorder:
     """Runs a graph and keeps what it is given."""
 
-    engine: Engine
+    engine: OnnxRuntimeEngine
     kept: list[dict[str, npt.NDArray[np.generic]]] = field(default_factory=list)
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
@@ -98,6 +98,6 @@ class Fp32Reference:
 
     def _recorder(self, part: PartFiles) -> _Recorder:
         if part.name not in self._recorders:
-            engine = Engine(self.bundle.path(part.files["fp32"]), EngineConfig())
+            engine = OnnxRuntimeEngine(self.bundle.path(part.files["fp32"]), EngineConfig())
             self._recorders[part.name] = _Recorder(engine)
         return self._recorders[part.name]

@@ -31,7 +31,7 @@ from mechm_export.llama.compressed import SCHEMES, SchemeName, even_out, round_l
 from mechm_runtime.bundle.manifest import LLAMA, SERVED, Bundle, PartFiles, ServedLlama
 from mechm_runtime.bundle.open import file_sha256, open_bundle
 from mechm_runtime.engines.base import EngineConfig, GraphRunner
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import BundleError, VerificationError
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.pipeline import Pipeline
@@ -111,7 +111,7 @@ def _quantize(
     exact = Pipeline(bundle, precisions=dict.fromkeys(bundle.parts, "fp32"), asked_below=1.0)
 
     def load(part: PartFiles) -> GraphRunner:
-        return rounded if part.name == LLAMA else Engine(bundle.path(part.files["fp32"]), EngineConfig())
+        return rounded if part.name == LLAMA else OnnxRuntimeEngine(bundle.path(part.files["fp32"]), EngineConfig())
 
     expected = [exact.analyze(conversation) for conversation in conversations]
     found = Pipeline(bundle, load_part=load, asked_below=1.0)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from mechm.bench.rivals import Baseline, RivalConfig
     from mechm.bench.systems import MechmConfig
     from mechm_runtime.bundle.manifest import Bundle
-    from mechm_runtime.bundle.precision import EngineName
+    from mechm_runtime.engines.spec import EngineName
     from mechm_runtime.llm.rescoring import Llm
     from mechm_runtime.pipeline import Precision
     from mechm_runtime.types import Conversation

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import click
 
+from mechm_runtime.engines.spec import DEFAULT_ENGINE, ENGINES
+
 engine_option = click.option(
     "--engine",
-    type=click.Choice(["onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"]),
-    default="onnxruntime",
+    type=click.Choice(list(ENGINES)),
+    default=DEFAULT_ENGINE,
     show_default=True,
-    help="Inference engine. onnxruntime: CPU. onnxruntime-gpu: NVIDIA GPU, 16 bits if the bundle was exported with "
-    "--target onnxruntime-gpu, else fp32. openvino: Intel CPU, for bundles exported with --target openvino (closer to "
-    "fp32 than onnxruntime in int8), others run in fp32. tensorrt, tensorrt-rtx: NVIDIA GPU, with the engines that "
-    "mechm export engines has added to the bundle.",
+    help=f"Inference engine. {' '.join(f'{name}: {spec.summary}.' for name, spec in ENGINES.items())}",
 )

@@ -14,7 +14,7 @@ from mechm.cli.options.engine import engine_option
 from mechm.cli.options.llm import LLM_OPTIONS, server_for
 
 if TYPE_CHECKING:
-    from mechm_runtime.bundle.precision import EngineName
+    from mechm_runtime.engines.spec import EngineName
     from mechm_runtime.llm.rescoring import Llm
     from mechm_runtime.llm.vllm.config import ServerConfig
     from mechm_runtime.media import MediaLimits

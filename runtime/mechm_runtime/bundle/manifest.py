@@ -26,7 +26,6 @@ from mechm_runtime.bundle.config import (
 )
 from mechm_runtime.bundle.engine_file import EngineFile
 from mechm_runtime.bundle.modality import MODALITY_PARTS
-from mechm_runtime.bundle.precision import GPU_ENGINE, HALF, W8, EngineName
 from mechm_runtime.errors import BundleError
 from mechm_runtime.types import EMOTIONS
 
@@ -82,14 +81,6 @@ class PartFiles:
             if tensor.name == name and tensor.axes and isinstance(tensor.axes[-1], int):
                 return tensor.axes[-1]
         raise BundleError(f"the {self.name} part has no input {name} of a fixed width", hint=REBUILD)
-
-    def precision_on(self, engine: EngineName) -> str:
-        """The precision that an engine runs where none is asked for."""
-        if engine == "openvino":
-            return W8 if W8 in self.files else "fp32"
-        if engine == GPU_ENGINE:
-            return next((precision for precision in HALF if precision in self.files), "fp32")
-        return self.default
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,15 +1,14 @@
-"""What every inference engine has in common: its configuration and the protocol of a loaded graph."""
+"""Configuration of inference engines, and the protocol of a graph that one of them has loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Protocol
 
-from mechm_runtime.bundle.precision import ENGINE_NAMES, GPU_ENGINE, EngineName
+from mechm_runtime.engines.spec import CPU, DEFAULT_ENGINE, ENGINES, EngineName, EngineSpec
 from mechm_runtime.system.arrays import Array, Arrays
 from mechm_runtime.system.cores import usable_cores
 
-CPU = "CPUExecutionProvider"
 MAX_THREADS = 4
 """Threads inside an operator unless more are asked for: graphs of this size gain little from more."""
 
@@ -18,9 +17,10 @@ MAX_THREADS = 4
 class EngineConfig:
     """How graphs are run.
 
-    engine: what runs them; `onnxruntime-gpu` is onnxruntime on CUDA, with nothing left to the CPU that takes time.
+    engine: a name in `engines.spec.ENGINES`; `onnxruntime-gpu` is onnxruntime on CUDA, with nothing left to the CPU
+        that takes time.
     provider: an onnxruntime execution provider's name, for the engine `onnxruntime`.
-    n_threads: threads inside an operator; 0 takes one a whole core of this process's share, at most four.
+    n_threads: threads inside an operator; 0 takes one per whole core of this process's share, at most four.
     n_lanes: encoders that run side by side for a pipeline; 0 for as many as threads inside an operator, so that one
         thread means one.
     spin: whether threads wait by spinning. Off: on shared cores it costs more than it saves (DESIGN.md: p50 10.9
@@ -30,7 +30,7 @@ class EngineConfig:
     provider: str = CPU
     n_threads: int = 0
     spin: bool = False
-    engine: EngineName = "onnxruntime"
+    engine: EngineName = DEFAULT_ENGINE
     n_lanes: int = 0
 
     def __post_init__(self) -> None:
@@ -38,15 +38,25 @@ class EngineConfig:
             raise ValueError(f"n_threads={self.n_threads} is negative")
         if self.n_lanes < 0:
             raise ValueError(f"n_lanes={self.n_lanes} is negative")
-        if self.engine not in ENGINE_NAMES:
-            raise ValueError(f"engine {self.engine!r}")
-        if self.engine != "onnxruntime" and self.provider != CPU:
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine {self.engine!r} is none of {', '.join(ENGINES)}")
+        if not self.spec.takes_provider and self.provider != CPU:
             raise ValueError(f"{self.provider} is onnxruntime's, and the engine is {self.engine}")
+
+    @property
+    def spec(self) -> EngineSpec:
+        """The engine's row in the table of engines."""
+        return ENGINES[self.engine]
 
     @property
     def execution_provider(self) -> str:
         """The onnxruntime execution provider that runs the graphs, where onnxruntime runs them."""
-        return CUDA if self.engine == GPU_ENGINE else self.provider
+        return self.provider if self.spec.takes_provider else self.spec.provider
+
+    @property
+    def is_onnxruntime_on_cpu(self) -> bool:
+        """Whether onnxruntime runs the graphs, on the CPU."""
+        return self.spec.takes_provider and self.provider == CPU
 
     @property
     def threads(self) -> int:
@@ -60,10 +70,7 @@ class EngineConfig:
 
 
 class GraphRunner(Protocol):
-    """What the pipeline needs of a graph, whatever runs it."""
+    """A loaded graph, whatever runs it."""
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Arrays by input name to arrays by output name."""
-
-
-CUDA = "CUDAExecutionProvider"

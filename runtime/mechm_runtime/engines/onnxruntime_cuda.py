@@ -1,4 +1,4 @@
-"""The engine `onnxruntime-gpu`: what it asks of onnxruntime's CUDA provider, and what is said where that does not run.
+"""The engine `onnxruntime-gpu`: onnxruntime on CUDA.
 
 onnxruntime runs whatever a provider does not take on the CPU, with a line on stderr at most. Here that is an error.
 """
@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
-from mechm_runtime.bundle.precision import GPU_ENGINE
-from mechm_runtime.engines.base import CUDA
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
+from mechm_runtime.engines.spec import CUDA, GPU_ENGINE
 from mechm_runtime.errors import ProviderError
 
 CUDA_OPTIONS: Mapping[str, str] = {
@@ -34,29 +34,39 @@ COMPUTING = frozenset(
 PROBE_TIMEOUT_S = 60.0
 
 
-def cuda_absent() -> ProviderError:
-    """The error where onnxruntime was built without CUDA."""
-    from mechm_runtime.environment.packages import engine_distributions, gpu_install_command
+class CudaEngine(OnnxRuntimeEngine):
+    """A graph loaded by onnxruntime on CUDA, with nothing left to the CPU that takes time.
 
-    installed = engine_distributions()
-    return ProviderError(
-        f"the installed onnxruntime ({', '.join(installed) or 'of no distribution'}) has no {CUDA}, and the engine is "
-        f"{GPU_ENGINE}",
-        hint=gpu_install_command(installed),
-    )
+    Raises: as `OnnxRuntimeEngine`. ProviderError: also where an operator that takes time was left to the CPU.
+    """
 
+    provider_options = CUDA_OPTIONS
+    session_entries: ClassVar = {RECORD_ASSIGNMENT: "1"}
 
-def cuda_did_not_load(reason: str) -> ProviderError:
-    """The error where CUDA is there and does not run, with what a process of its own finds to be the cause."""
-    from mechm_runtime.environment.onnxruntime import examine_provider
-    from mechm_runtime.environment.packages import engine_distributions, gpu_install_command
+    def _absent(self) -> ProviderError:
+        from mechm_runtime.environment.packages import engine_distributions, gpu_install_command
 
-    found = examine_provider(CUDA, timeout_s=PROBE_TIMEOUT_S)
-    cause = found.reason or reason
-    return ProviderError(
-        f"{CUDA} did not load{': ' if cause else ''}{cause}",
-        hint=found.fix or f"{gpu_install_command(engine_distributions())}; mechm doctor tells what works",
-    )
+        installed = engine_distributions()
+        return ProviderError(
+            f"the installed onnxruntime ({', '.join(installed) or 'of no distribution'}) has no {CUDA}, and the engine "
+            f"is {GPU_ENGINE}",
+            hint=gpu_install_command(installed),
+        )
+
+    def _not_loaded(self, reason: str) -> ProviderError:
+        """The error where CUDA is there and does not run, with the cause that a process of its own finds."""
+        from mechm_runtime.environment.onnxruntime import examine_provider
+        from mechm_runtime.environment.packages import engine_distributions, gpu_install_command
+
+        found = examine_provider(CUDA, timeout_s=PROBE_TIMEOUT_S)
+        cause = found.reason or reason
+        return ProviderError(
+            f"{CUDA} did not load{': ' if cause else ''}{cause}",
+            hint=found.fix or f"{gpu_install_command(engine_distributions())}; mechm doctor tells what works",
+        )
+
+    def _check(self, session: Any) -> None:
+        check_assignment(session, self._path.name)
 
 
 def check_assignment(session: Any, graph: str) -> None:

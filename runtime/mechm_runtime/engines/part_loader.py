@@ -11,11 +11,11 @@ from functools import partial
 
 from mechm_runtime.bundle.manifest import Bundle, PartFiles
 from mechm_runtime.bundle.modality import ENCODER_PARTS
-from mechm_runtime.bundle.precision import GPU_ENGINE, W8
-from mechm_runtime.engines.base import CPU, EngineConfig, GraphRunner
+from mechm_runtime.engines.base import EngineConfig, GraphRunner
 from mechm_runtime.engines.batching import PADDING, BatchConfig, BatchingRunner
-from mechm_runtime.engines.load import load_engine
+from mechm_runtime.engines.load import load_built_engine, load_engine
 from mechm_runtime.engines.output_cache import CachedRunner, OutputCache
+from mechm_runtime.engines.spec import GPU_ENGINE
 from mechm_runtime.engines.threads_by_length import MEL, SHORT_MEL_FRAMES, ShortRuns
 from mechm_runtime.errors import BundleError, InputError
 
@@ -70,11 +70,8 @@ class PartLoader:
         return runner
 
     def _load(self, part: PartFiles) -> GraphRunner:
-        name = self._config.engine
-        if name in ("tensorrt", "tensorrt-rtx"):
-            from mechm_runtime.engines.tensorrt.engine import load_part
-
-            return load_part(self._bundle, part.name, name)
+        if self._config.spec.is_built:
+            return load_built_engine(self._bundle, part.name, self._config)
         precision = self.precision(part)
         self._check(part.name, precision)
         path, config = self._bundle.path(part.files[precision]), self._config
@@ -82,7 +79,7 @@ class PartLoader:
         if part.name in SINGLE_THREADED_PARTS:
             return load_engine(path, alone)
         reads_mel = any(tensor.name == MEL for tensor in part.inputs)
-        if reads_mel and config.threads > 1 and config.engine == "onnxruntime" and config.provider == CPU:
+        if reads_mel and config.threads > 1 and config.is_onnxruntime_on_cpu:
             return ShortRuns(
                 partial(load_engine, path, alone), partial(load_engine, path, config), MEL, SHORT_MEL_FRAMES
             )
@@ -90,21 +87,16 @@ class PartLoader:
 
     def precision(self, part: PartFiles) -> str:
         """The precision that is loaded where the engine does not bring its own."""
-        return self._precisions.get(part.name, part.precision_on(self._config.engine))
+        return self._precisions.get(part.name, self._config.spec.default_precision(part))
 
     def _check(self, name: str, precision: str) -> None:
-        engine = self._config.engine
-        if engine == GPU_ENGINE and precision in ("int8", W8):
+        engine, spec = self._config.engine, self._config.spec
+        if precision in spec.refused:
             raise InputError(
-                f"the {precision} files are for CPUs, and {engine} is to run them",
+                f"{spec.refused[precision]}, and {engine} is to run them",
                 hint="leave the precision out, or the engine",
             )
-        if precision == "int8" and engine != "onnxruntime":
-            raise InputError(
-                f"the int8 files are onnxruntime's own, and {engine} is to run them",
-                hint="leave the precision out, or the engine",
-            )
-        if engine.startswith("tensorrt"):
+        if spec.is_built:
             raise InputError(
                 f"an engine of {engine} has the precision it was built in",
                 hint="leave the precision out; mechm export engines --precision builds in another",
@@ -115,7 +107,7 @@ class PartLoader:
                 f"the bundle has no {precision} file of its {name} part",
                 hint=f"it has {', '.join(files) or 'no such part'}",
             )
-        if precision == "bf16" and self._config.execution_provider == CPU and engine == "onnxruntime":
+        if precision == "bf16" and self._config.is_onnxruntime_on_cpu:
             raise InputError(
                 f"onnxruntime computes no bf16 on a CPU, and the {name} part is to be run in it",
                 hint=f"run it on a GPU: --engine {GPU_ENGINE}; or use the bundle that it was split from",

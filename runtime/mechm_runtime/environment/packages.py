@@ -15,7 +15,8 @@ from urllib.request import url2pathname
 
 from packaging.requirements import Requirement
 
-from mechm_runtime.bundle.precision import GPU_ENGINE
+ONNXRUNTIME_GPU = "onnxruntime-gpu"
+"""The distribution of onnxruntime with CUDA; the engine that needs it has its name."""
 
 ONNXRUNTIME_EXTRAS: tuple[str, ...] = ("cpu", "gpu")
 """Extras that bring onnxruntime; both own the same files, so an environment takes exactly one."""
@@ -60,7 +61,7 @@ def engine_distributions() -> tuple[str, ...]:
 
 
 def install_target(extra: str) -> str:
-    """The argument of `pip install` that brings an extra: the source folder that mechm was installed from, else its name."""
+    """The argument of `pip install` that brings an extra: the source folder it was installed from, else its name."""
     try:
         origin = importlib.metadata.distribution("mechm").read_text("direct_url.json")
     except importlib.metadata.PackageNotFoundError:
@@ -117,7 +118,7 @@ def examine_extras() -> tuple[Extra, ...]:
             extra = found[name]
             note = f"`{other}` is installed in its place"
             if name == "gpu":
-                note += f"; for --engine {GPU_ENGINE}: {gpu_install_command(engine_distributions())}"
+                note += f"; for --engine {ONNXRUNTIME_GPU}: {gpu_install_command(engine_distributions())}"
             found[name] = Extra(name, extra.installed, extra.missing, note=note)
     return tuple(found.values())
 
@@ -145,6 +146,6 @@ def gpu_install_command(installed: Sequence[str]) -> str:
 
     installed: the distributions that own the import name `onnxruntime` (`engine_distributions`).
     """
-    install = f"pip install '{GPU_ENGINE}[cuda,cudnn]'"
+    install = f"pip install '{ONNXRUNTIME_GPU}[cuda,cudnn]'"
     # Both distributions own the same files: removing one takes files of the other with it, so both go first.
-    return install if set(installed) <= {GPU_ENGINE} else f"pip uninstall -y {' '.join(installed)} && {install}"
+    return install if set(installed) <= {ONNXRUNTIME_GPU} else f"pip uninstall -y {' '.join(installed)} && {install}"

@@ -17,7 +17,7 @@ from mechm.model.preprocessing import fusion_windows, log_mel_config, scene_conf
 from mechm_runtime.bundle.manifest import PartFiles
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.engines.base import EngineConfig, GraphRunner
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import InputError, MediaError
 from mechm_runtime.media import MediaReader
 from mechm_runtime.pipeline import Pipeline
@@ -48,7 +48,7 @@ class PipelineInputs:
         self._pipeline = Pipeline(self.bundle, load_part=self._load)
 
     def _load(self, part: PartFiles) -> GraphRunner:
-        engine = Engine(self.bundle.path(part.files["fp32"]), EngineConfig(n_threads=1))
+        engine = OnnxRuntimeEngine(self.bundle.path(part.files["fp32"]), EngineConfig(n_threads=1))
         if part.name != "fusion":
             return engine
         self._fusion = Eavesdropper(engine)

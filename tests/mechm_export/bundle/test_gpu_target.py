@@ -25,7 +25,8 @@ from mechm_export.precision.tensor_types import element_types
 from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.bundle.manifest import LLAMA, PROJECTOR
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
+from mechm_runtime.engines.spec import ENGINES
 from mechm_runtime.errors import InputError, MissingExtraError
 from mechm_runtime.pipeline import Pipeline
 
@@ -100,7 +101,7 @@ def test_onnxruntime_computes_fp16_close_to_fp32(
     """On the CPU provider, which widens most of it: that the graph is whole, not how a GPU rounds."""
     (part,) = (one for one in build_parts("tiny", trained, adapter, llama_base) if one.name == name)
     files = made.bundle.parts[name].files
-    exact, half = (Engine(made.bundle.path(files[precision]), ONE_THREAD) for precision in ("fp32", "fp16"))
+    exact, half = (OnnxRuntimeEngine(made.bundle.path(files[precision]), ONE_THREAD) for precision in ("fp32", "fp16"))
     random = np.random.default_rng(5)
     for sizes in part.trial_sizes:
         feeds = part.trial_inputs(sizes, random)
@@ -136,9 +137,9 @@ def test_what_overflows_in_fp16_is_in_bf16(overflowing: BundleReport) -> None:
         ("fusion", "bf16"),
     }
     parts = overflowing.bundle.parts
-    assert parts["fusion"].precision_on("onnxruntime-gpu") == "bf16"
-    assert parts["text"].precision_on("onnxruntime-gpu") == "fp16"
-    assert parts["text"].precision_on("onnxruntime") == "int8"
+    assert ENGINES["onnxruntime-gpu"].default_precision(parts["fusion"]) == "bf16"
+    assert ENGINES["onnxruntime-gpu"].default_precision(parts["text"]) == "fp16"
+    assert ENGINES["onnxruntime"].default_precision(parts["text"]) == "int8"
     assert [task.precision for task in overflowing.tasks] == ["fp32", "fp32", "int8", "int8", "fp16", "fp16"]
 
 

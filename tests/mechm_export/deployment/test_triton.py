@@ -27,7 +27,7 @@ from mechm_export.deployment.triton import MAX_BATCH, part_config, write_reposit
 from mechm_runtime.bundle.manifest import LLAMA, PartFiles, Tensor
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.fusion.run import WINDOWS_PER_RUN
 from mechm_runtime.modalities.text import TEXT_WINDOWS_PER_RUN
@@ -105,7 +105,7 @@ def test_who_else_is_in_a_batch_changes_no_answer(repository_of: dict[str, Path]
             if not config.HasField("dynamic_batching"):
                 continue
             batched.setdefault(precision, set()).add(name)
-            engine = Engine(models / name / "1" / "model.onnx", ONE_THREAD)
+            engine = OnnxRuntimeEngine(models / name / "1" / "model.onnx", ONE_THREAD)
             feeds = {
                 tensor.name: some(random, 3, [d if d > 0 else 32 for d in tensor.dims], tensor)
                 for tensor in config.input
@@ -129,7 +129,7 @@ def some(random: np.random.Generator, n: int, dims: Sequence[int], tensor: Any) 
 
 def test_int8_does_depend_on_the_batch(repository_of: dict[str, Path]) -> None:
     """Why it is not batched: another request's loud rows coarsen this one's."""
-    engine = Engine(repository_of["int8"] / "mechm_scene" / "1" / "model.onnx", ONE_THREAD)
+    engine = OnnxRuntimeEngine(repository_of["int8"] / "mechm_scene" / "1" / "model.onnx", ONE_THREAD)
     random = np.random.default_rng(0)
     pixels = random.normal(0, 1, (2, 3, 224, 224)).astype(np.float32) * np.float32([1, 50]).reshape(2, 1, 1, 1)
     together = engine.run({"pixel_values": pixels})["scene_token"][0]
@@ -226,7 +226,7 @@ def backend(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
                 assert all(dim in (-1, size) for dim, size in zip(wanted.dims, shape, strict=True))
                 reshape = wanted.HasField("reshape")
                 feeds[tensor.name()] = array.reshape(len(array), *wanted.reshape.shape) if reshape else array
-            found = Engine(module.models / self.model_name / "1" / "model.onnx", ONE_THREAD).run(feeds)
+            found = OnnxRuntimeEngine(module.models / self.model_name / "1" / "model.onnx", ONE_THREAD).run(feeds)
             return Response([NamedArray(name, found[name]) for name in self.requested_output_names])
 
     def by_name(holder: Any, name: str) -> NamedArray:

@@ -20,7 +20,7 @@ from mechm_export.gate.judge import CheckSet, shipped_check_set
 from mechm_export.precision.lower import LowerPrecision, lower_graph
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import InputError, VerificationError
 
 D = 32
@@ -91,7 +91,9 @@ def written(gain: float, folder: Path) -> tuple[Path, list[Path]]:
 
 
 def cosine(path: Path, source: Path) -> float:
-    exact, lowered = ([Engine(file, EngineConfig()).run(feed) for feed in feeds()] for file in (source, path))
+    exact, lowered = (
+        [OnnxRuntimeEngine(file, EngineConfig()).run(feed) for feed in feeds()] for file in (source, path)
+    )
     return compare_outputs(exact, lowered).cosine
 
 
@@ -144,11 +146,11 @@ def test_a_gate_that_nothing_passes_is_said_to_be_one(tmp_path: Path) -> None:
 def test_the_switched_graph_rounds_as_the_converted_file_does(precision: LowerPrecision, tmp_path: Path) -> None:
     source, _ = written(1.0, tmp_path)
     graph = SwitchedGraph(source, precision, feeds(), tmp_path)
-    exact = [Engine(source, EngineConfig()).run(feed) for feed in feeds()]
+    exact = [OnnxRuntimeEngine(source, EngineConfig()).run(feed) for feed in feeds()]
     none = compare_outputs(exact, [graph.lowered(()).run(feed) for feed in feeds()])
     assert none.relative_error < 1e-6
     lower_graph(source, tmp_path / "file.onnx", precision, feeds())
-    file = [Engine(tmp_path / "file.onnx", EngineConfig()).run(feed) for feed in feeds()]
+    file = [OnnxRuntimeEngine(tmp_path / "file.onnx", EngineConfig()).run(feed) for feed in feeds()]
     together = [graph.all_but(()).run(feed) for feed in feeds()]
     apart = compare_outputs(exact, together).relative_error
     assert apart > 1e-5

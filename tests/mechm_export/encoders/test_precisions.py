@@ -27,7 +27,7 @@ from mechm_export.precision.lower import lower_graph
 from mechm_export.precision.simulated import RoundedRunner
 from mechm_export.precision.tensor_types import element_types
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError
 
 Folders = Callable[[str], Path]
@@ -188,7 +188,7 @@ def test_a_leak_of_padding_is_seen(encoders: Folders, tmp_path: Path) -> None:
 
 def test_padding_counts_for_texts_too(bert: tuple[Path, EncoderReport]) -> None:
     out, report = bert
-    engine = Engine(out / FILES["fp32"], EngineConfig())
+    engine = OnnxRuntimeEngine(out / FILES["fp32"], EngineConfig())
     feeds = report.part.trial_inputs({"batch": 4, "tokens": 20}, np.random.default_rng(5))
     assert padding_difference(engine, feeds, engine.run(feeds)) < 1e-5
     feeds["attention_mask"][1, :] = 0

@@ -18,7 +18,7 @@ from mechm_export.graphs.part import ExportPart
 from mechm_export.parts import ModelParts
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import (
@@ -133,7 +133,7 @@ def test_the_graph_of_another_part_is_caught(tiny_parts: ModelParts, tiny_bundle
 def test_torch_answers_through_the_runtimes_interface(tiny_parts: ModelParts, tiny_bundle: Path) -> None:
     part = part_of(tiny_parts, "expression")
     feeds = part.trial_inputs({"batch": 2}, np.random.default_rng(0))
-    engine = Engine(tiny_bundle / "onnx/expression.fp32.onnx", EngineConfig())
+    engine = OnnxRuntimeEngine(tiny_bundle / "onnx/expression.fp32.onnx", EngineConfig())
     assert TorchRunner(part).run(feeds).keys() == engine.run(feeds).keys()
     bundle = open_bundle(tiny_bundle)
     conversation = check_conversations()[0].conversation

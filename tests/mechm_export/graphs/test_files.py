@@ -17,7 +17,7 @@ from mechm_export.graphs.files import MICROSOFT, check_signature, export_graph, 
 from mechm_export.graphs.part import ExportPart
 from mechm_export.parts import ModelParts
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import VerificationError
 
 PARTS = ("text", "audio", "scene", "expression", "fusion")
@@ -132,7 +132,10 @@ def test_fused_attention_equals_portable(
     sizes: tuple[int, int], fused_text: Path, tiny_parts: ModelParts, tiny_bundle: Path
 ) -> None:
     config = EngineConfig(n_threads=1)
-    portable, fused = Engine(tiny_bundle / "onnx/text.fp32.onnx", config), Engine(fused_text, config)
+    portable, fused = (
+        OnnxRuntimeEngine(tiny_bundle / "onnx/text.fp32.onnx", config),
+        OnnxRuntimeEngine(fused_text, config),
+    )
     part = part_of(tiny_parts, "text")
     feeds = part.trial_inputs({"batch": sizes[0], "tokens": sizes[1]}, np.random.default_rng(3))
     kept = feeds["attention_mask"].astype(bool)

@@ -19,7 +19,7 @@ from mechm_export.llama.part import LlamaSource, llama_parts, load_llama_source
 from mechm_runtime.bundle.manifest import LLAMA, PartFiles
 from mechm_runtime.bundle.precision import W8
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import BundleError, VerificationError
 from mechm_runtime.llm.graph import LlamaGraph
 from mechm_runtime.llm.questions import QuestionTokenizer
@@ -45,7 +45,7 @@ def part(source: LlamaSource) -> ExportPart:
 @pytest.fixture(scope="module")
 def graph(report: BundleReport) -> LlamaGraph:
     files = report.bundle.parts[LLAMA]
-    return LlamaGraph(Engine(report.bundle.path(files.files["fp32"]), ONE_THREAD), files)
+    return LlamaGraph(OnnxRuntimeEngine(report.bundle.path(files.files["fp32"]), ONE_THREAD), files)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,10 @@ def test_eight_bits_stay_close_in_answers(
     write_llama_graph(part, path, "int8", 2048)
     files = PartFiles(part.name, part.inputs, part.outputs, {}, "")
     inputs = asked(source, talk, [0, 2, 4])
-    found, expected = LlamaGraph(Engine(path, ONE_THREAD), files).run(inputs), TorchLlama(source.scores).run(inputs)
+    found, expected = (
+        LlamaGraph(OnnxRuntimeEngine(path, ONE_THREAD), files).run(inputs),
+        TorchLlama(source.scores).run(inputs),
+    )
     for name in ANSWERS:
         difference = np.abs(found[name] - expected[name]).max()
         assert 0 < difference < 0.2
@@ -176,7 +179,7 @@ def test_positions_end_where_the_tables_do(
     write_llama_graph(part, path, "fp32", 32)
     files = PartFiles(part.name, part.inputs, part.outputs, {}, "")
     with pytest.raises(Exception, match="out of"):
-        LlamaGraph(Engine(path, ONE_THREAD), files).run(asked(source, talk, [0]))
+        LlamaGraph(OnnxRuntimeEngine(path, ONE_THREAD), files).run(asked(source, talk, [0]))
 
 
 @pytest.mark.parametrize(
@@ -196,7 +199,7 @@ def test_a_part_without_room_for_what_was_read_is_refused(report: BundleReport) 
     files = report.bundle.parts[LLAMA]
     without = replace(files, inputs=tuple(tensor for tensor in files.inputs if tensor.name != "past"))
     with pytest.raises(BundleError, match="takes no past"):
-        LlamaGraph(Engine(report.bundle.path(files.files["fp32"]), ONE_THREAD), without)
+        LlamaGraph(OnnxRuntimeEngine(report.bundle.path(files.files["fp32"]), ONE_THREAD), without)
 
 
 def test_a_reader_asks_through_the_memory_as_without_it(

@@ -15,7 +15,7 @@ from mechm_export.bundle.write import BundleReport
 from mechm_runtime import EMOTIONS, Pipeline, Utterance
 from mechm_runtime.bundle.manifest import LLAMA, PartFiles
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.session.config import SessionConfig
 from mechm_runtime.session.session import Session
 
@@ -28,7 +28,7 @@ class Counted:
 
     def __init__(self, report: BundleReport, part: PartFiles) -> None:
         self.n_tokens: list[int] = []
-        self._engine = Engine(report.bundle.path(part.files["fp32"]), ONE_THREAD)
+        self._engine = OnnxRuntimeEngine(report.bundle.path(part.files["fp32"]), ONE_THREAD)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         if "input_ids" in inputs:

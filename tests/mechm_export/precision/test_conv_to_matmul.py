@@ -13,7 +13,7 @@ from onnx import TensorProto, helper, numpy_helper
 from mechm_export.precision.conv_to_matmul import FEWEST_CHANNELS, unfold_convolutions
 from mechm_export.precision.dynamic_int8 import Int8Recipe, quantize_int8
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 
 C = FEWEST_CHANNELS
 
@@ -49,7 +49,7 @@ def test_values_are_the_same_at_every_length(kernel: int, stride: int, pads: tup
     )
     onnx.checker.check_model(model, full_check=True)
     onnx.save_model(model, tmp_path / "unfolded.onnx")
-    exact, found = (Engine(path, EngineConfig()) for path in (source, tmp_path / "unfolded.onnx"))
+    exact, found = (OnnxRuntimeEngine(path, EngineConfig()) for path in (source, tmp_path / "unfolded.onnx"))
     for length in (5, 6, 7, 50):
         x = {"x": np.random.default_rng(length).normal(size=(2, C, length)).astype(np.float32)}
         np.testing.assert_allclose(found.run(x)["y"], exact.run(x)["y"], atol=1e-4)
@@ -80,5 +80,5 @@ def test_the_products_become_int8(tmp_path: Path) -> None:
     operators = [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
     assert operators.count("MatMulInteger") == 1
     x = {"x": np.random.default_rng(1).normal(size=(1, C, 40)).astype(np.float32)}
-    exact, found = (Engine(path, EngineConfig()).run(x)["y"] for path in (source, tmp_path / "int8.onnx"))
+    exact, found = (OnnxRuntimeEngine(path, EngineConfig()).run(x)["y"] for path in (source, tmp_path / "int8.onnx"))
     assert 0 < np.linalg.norm(found - exact) < 0.02 * np.linalg.norm(exact)

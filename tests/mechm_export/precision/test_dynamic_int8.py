@@ -18,7 +18,7 @@ from mechm_export.precision.dynamic_int8 import (
 )
 from mechm_export.precision.smoothing import linear_layers, scale_tokens, smooth
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import VerificationError
 
 V, D, M = 50, 16, 64
@@ -67,7 +67,7 @@ def saved(model: onnx.ModelProto, path: Path) -> Path:
 
 
 def states(path: Path) -> np.ndarray:
-    return Engine(path, EngineConfig(n_threads=1)).run(ids(1))["states"]
+    return OnnxRuntimeEngine(path, EngineConfig(n_threads=1)).run(ids(1))["states"]
 
 
 def operators(path: Path) -> list[str]:
@@ -121,7 +121,7 @@ def test_word_vectors_are_rounded_row_by_row(tmp_path: Path) -> None:
     rounded = constants["embedding_rows"] * constants["embedding_scale"]
     assert (np.abs(rounded - table).max(1) <= np.abs(table).max(1) / 127 / 2 * 1.001).all()
     model.graph.output.append(helper.make_tensor_value_info("words", TensorProto.FLOAT, [None, None, D]))
-    words = Engine(saved(model, tmp_path / "m.onnx"), EngineConfig()).run(ids())["words"]
+    words = OnnxRuntimeEngine(saved(model, tmp_path / "m.onnx"), EngineConfig()).run(ids())["words"]
     assert np.abs(words - rounded[ids()["input_ids"]]).max() < 1e-6
 
 

@@ -18,7 +18,7 @@ from mechm_export.precision.lower import LowerPrecision, lower_graph
 from mechm_export.precision.simulated import rounded
 from mechm_export.precision.static_int8 import quantizable, smoothed
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import VerificationError
 
 V, D = 40, 16
@@ -89,7 +89,7 @@ def source(tmp_path: Path) -> Path:
 
 
 def answers(path: Path) -> npt.NDArray[np.float32]:
-    return np.asarray(Engine(path, EngineConfig()).run(feed())["shares"])
+    return np.asarray(OnnxRuntimeEngine(path, EngineConfig()).run(feed())["shares"])
 
 
 def types_of(model: onnx.ModelProto) -> dict[str, int]:
@@ -316,7 +316,9 @@ def test_a_convolution_over_recordings_of_several_lengths_has_one_scale(tmp_path
     peak = max(float(np.abs(one["x"]).max()) for one in lengths)
     assert quantizable(onnx.load(source), lengths) == {"conv": pytest.approx(peak)}
     lower_graph(source, tmp_path / "int8.onnx", "int8", lengths)
-    exact, found = (Engine(path, EngineConfig()).run(lengths[1])["y"] for path in (source, tmp_path / "int8.onnx"))
+    exact, found = (
+        OnnxRuntimeEngine(path, EngineConfig()).run(lengths[1])["y"] for path in (source, tmp_path / "int8.onnx")
+    )
     assert 0 < np.linalg.norm(found - exact) < 0.02 * np.linalg.norm(exact)
 
 

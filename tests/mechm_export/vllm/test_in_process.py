@@ -24,7 +24,7 @@ from mechm_runtime.bundle.config import QuestionConfig
 from mechm_runtime.bundle.manifest import LLAMA
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.llm.graph import LlamaGraph
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.scorer import LlamaReader, LlamaScores, SoftTokens
@@ -103,7 +103,7 @@ def test_it_answers_as_the_graph_does_a_few_tokens_at_a_time(vllm_python: str, s
     assert bundle.llama is not None
     questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
     part = bundle.parts[LLAMA]
-    engine = LlamaGraph(Engine(bundle.path(part.files["fp32"]), EngineConfig(n_threads=1)), part)
+    engine = LlamaGraph(OnnxRuntimeEngine(bundle.path(part.files["fp32"]), EngineConfig(n_threads=1)), part)
     graph = LlamaReader(questions, engine, 64)
     compare(found, "words", graph.read(talk_of(texts)))
     compare(found, "told", graph.read(talk_of(texts), soft))

@@ -16,7 +16,7 @@ from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.batching import PADDING, BatchConfig, BatchingRunner
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import InputError
 
 
@@ -196,7 +196,7 @@ def test_as_many_runs_at_once_as_are_allowed(pool: ThreadPoolExecutor) -> None:
 
 
 def test_many_threads_get_their_own(tiny_bundle: Path, pool: ThreadPoolExecutor) -> None:
-    engine = Engine(tiny_bundle / "onnx/expression.fp32.onnx", EngineConfig(n_threads=1))
+    engine = OnnxRuntimeEngine(tiny_bundle / "onnx/expression.fp32.onnx", EngineConfig(n_threads=1))
     runner = BatchingRunner(engine, BatchConfig(max_rows=8))
     random = np.random.default_rng(0)
     inputs = [{"pixel_values": random.normal(size=(1 + k % 3, 1, 64, 64)).astype(np.float32)} for k in range(200)]
@@ -225,7 +225,7 @@ def inputs_of(bundle: Bundle, part: str, n_rows: int, length: int, seed: int) ->
 def test_a_joined_run_is_what_each_would_get(part: str, tiny_bundle: Path, pool: ThreadPoolExecutor) -> None:
     """Different lengths too, where a mask hides the padding."""
     bundle = open_bundle(tiny_bundle)
-    engine = Engine(bundle.path(bundle.parts[part].files["fp32"]), EngineConfig(n_threads=1))
+    engine = OnnxRuntimeEngine(bundle.path(bundle.parts[part].files["fp32"]), EngineConfig(n_threads=1))
     lengths = (9, 12, 11) if PADDING[part] is not None else (9, 9, 9)
     asked = [inputs_of(bundle, part, 1 + k % 2, length, k) for k, length in enumerate(lengths)]
     entered, gate = threading.Event(), threading.Event()

@@ -17,12 +17,11 @@ from mechm.cli import cli
 from mechm_runtime import Conversation, Pipeline, Utterance
 from mechm_runtime.bundle.manifest import PartFiles
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.bundle.precision import EngineName
-from mechm_runtime.engines.base import CPU, CUDA, EngineConfig
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.load import load_engine
-from mechm_runtime.engines.onnxruntime_cuda import RECORD_ASSIGNMENT, check_assignment
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_cuda import RECORD_ASSIGNMENT, CudaEngine, check_assignment
 from mechm_runtime.engines.part_loader import PartLoader
+from mechm_runtime.engines.spec import CPU, CUDA, ENGINES, EngineName
 from mechm_runtime.environment.packages import gpu_install_command
 from mechm_runtime.errors import BundleError, InputError, MissingExtraError, ProviderError
 
@@ -61,14 +60,14 @@ def test_a_cuda_that_is_listed_and_not_run_is_refused(graph: Path, monkeypatch: 
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, CPU])
     monkeypatch.setattr(onnxruntime, "preload_dlls", lambda: None)
     with pytest.raises(ProviderError, match=f"^{CUDA} did not load") as refused:
-        Engine(graph, ON_GPU)
+        CudaEngine(graph, ON_GPU)
     assert "pip install" in refused.value.hint
 
 
 def test_without_onnxruntime_the_extra_is_named(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(MissingExtraError) as caught:
-        Engine(graph, ON_GPU)
+        CudaEngine(graph, ON_GPU)
     assert "mechm[gpu]" in caught.value.hint
 
 
@@ -135,7 +134,7 @@ def test_an_engine_runs_the_precision_that_was_made_for_it(
 ) -> None:
     default = "int8" if "int8" in present else "fp32"
     part = PartFiles("text", (), (), {precision: f"text.{precision}.onnx" for precision in present}, default)
-    assert {engine: part.precision_on(engine) for engine in expected} == expected
+    assert {engine: ENGINES[engine].default_precision(part) for engine in expected} == expected
 
 
 @pytest.mark.parametrize("precision", ["int8", "w8"])

@@ -12,8 +12,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from mechm_runtime.engines.base import CPU, EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
+from mechm_runtime.engines.spec import CPU
 from mechm_runtime.errors import BundleError, ProviderError
 
 
@@ -28,7 +29,7 @@ def faces() -> np.ndarray:
 
 
 def test_names_in_and_names_out(graph: Path, faces: np.ndarray) -> None:
-    engine = Engine(graph, EngineConfig(n_threads=1))
+    engine = OnnxRuntimeEngine(graph, EngineConfig(n_threads=1))
     assert engine.input_names == ("pixel_values",)
     assert engine.output_names == ("expression_logits",)
     outputs = engine.run({"pixel_values": faces, "unused": faces})
@@ -38,7 +39,7 @@ def test_names_in_and_names_out(graph: Path, faces: np.ndarray) -> None:
 
 
 def test_a_batch_is_its_rows_and_memory_layout_is_nothing(graph: Path, faces: np.ndarray) -> None:
-    engine = Engine(graph, EngineConfig(n_threads=1))
+    engine = OnnxRuntimeEngine(graph, EngineConfig(n_threads=1))
     together = engine.run({"pixel_values": faces})["expression_logits"]
     rows = [engine.run({"pixel_values": faces[i : i + 1]})["expression_logits"][0] for i in range(3)]
     assert np.abs(together - np.stack(rows)).max() < 1e-6
@@ -48,7 +49,7 @@ def test_a_batch_is_its_rows_and_memory_layout_is_nothing(graph: Path, faces: np
 
 
 def test_threads_share_an_engine(graph: Path) -> None:
-    engine = Engine(graph, EngineConfig(n_threads=1))
+    engine = OnnxRuntimeEngine(graph, EngineConfig(n_threads=1))
     random = np.random.default_rng(1)
     inputs = [random.normal(size=(1 + k % 4, 1, 64, 64)).astype(np.float32) for k in range(64)]
     expected = [engine.run({"pixel_values": x})["expression_logits"] for x in inputs]
@@ -59,7 +60,7 @@ def test_threads_share_an_engine(graph: Path) -> None:
 
 @pytest.mark.parametrize("config", [EngineConfig(n_threads=1), EngineConfig(n_threads=3), EngineConfig(spin=True)])
 def test_threads_and_spinning_change_no_answer(config: EngineConfig, graph: Path, faces: np.ndarray) -> None:
-    engine, plain = Engine(graph, config), Engine(graph, EngineConfig())
+    engine, plain = OnnxRuntimeEngine(graph, config), OnnxRuntimeEngine(graph, EngineConfig())
     options = engine._session.get_session_options()
     assert options.intra_op_num_threads == config.threads
     assert options.get_session_config_entry("session.intra_op.allow_spinning") == str(int(config.spin))
@@ -85,7 +86,7 @@ def test_an_unknown_provider_is_an_error(provider: str, graph: Path) -> None:
     if provider in onnxruntime.get_available_providers():
         pytest.skip(f"{provider} is in this onnxruntime")
     with pytest.raises(ProviderError, match="not in this onnxruntime") as refused:
-        Engine(graph, EngineConfig(provider=provider))
+        OnnxRuntimeEngine(graph, EngineConfig(provider=provider))
     assert "mechm doctor" in refused.value.hint
 
 
@@ -94,7 +95,7 @@ def test_a_provider_that_does_not_load_is_an_error(graph: Path, monkeypatch: pyt
     """An onnxruntime that lists a provider and then silently runs on the CPU, as its GPU build does without a GPU."""
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["RocketExecutionProvider", CPU])
     with pytest.raises(ProviderError, match="did not load"):
-        Engine(graph, EngineConfig(provider="RocketExecutionProvider"))
+        OnnxRuntimeEngine(graph, EngineConfig(provider="RocketExecutionProvider"))
 
 
 def test_a_provider_that_fails_is_blamed_and_not_the_bundle(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -107,7 +108,7 @@ def test_a_provider_that_fails_is_blamed_and_not_the_bundle(graph: Path, monkeyp
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["RocketExecutionProvider", CPU])
     monkeypatch.setattr(onnxruntime, "InferenceSession", fail)
     with pytest.raises(ProviderError, match=r"did not load: no device$"):
-        Engine(graph, EngineConfig(provider="RocketExecutionProvider"))
+        OnnxRuntimeEngine(graph, EngineConfig(provider="RocketExecutionProvider"))
 
 
 @pytest.mark.parametrize("what", ["text", "empty", "half", "missing", "folder"])
@@ -122,14 +123,14 @@ def test_what_is_no_graph_is_an_error_of_the_bundle(what: str, graph: Path, tmp_
     elif what == "folder":
         path.mkdir()
     with pytest.raises(BundleError, match=r"graph\.onnx cannot be loaded") as refused:
-        Engine(path, EngineConfig())
+        OnnxRuntimeEngine(path, EngineConfig())
     assert refused.value.hint
     assert "\n" not in str(refused.value)
 
 
 def test_a_graph_needs_no_file_once_it_is_loaded(graph: Path, faces: np.ndarray, tmp_path: Path) -> None:
     copy = Path(shutil.copy(graph, tmp_path))
-    engine = Engine(copy, EngineConfig(n_threads=1))
+    engine = OnnxRuntimeEngine(copy, EngineConfig(n_threads=1))
     before = engine.run({"pixel_values": faces})["expression_logits"]
     copy.unlink()
     assert np.array_equal(engine.run({"pixel_values": faces})["expression_logits"], before)
@@ -147,7 +148,7 @@ def test_a_sum_and_the_normalization_behind_it_stay_apart(
             return load(path, options, **asked | ({} if as_asked else {"disabled_optimizers": None}))
 
         monkeypatch.setattr(onnxruntime, "InferenceSession", and_save)
-        Engine(tiny_bundle / "onnx/text.fp32.onnx", EngineConfig(n_threads=1))
+        OnnxRuntimeEngine(tiny_bundle / "onnx/text.fp32.onnx", EngineConfig(n_threads=1))
         return {node.op_type for node in onnx.load(optimized).graph.node}
 
     joined, apart = operators(as_asked=False), operators(as_asked=True)

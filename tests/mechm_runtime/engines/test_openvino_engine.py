@@ -15,10 +15,11 @@ from onnx import TensorProto, helper, numpy_helper
 
 from mechm_export.precision.dynamic_int8 import Int8Recipe, quantize_weights
 from mechm_runtime import Conversation, Pipeline, Utterance
-from mechm_runtime.engines.base import CPU, EngineConfig
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.load import load_engine
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.engines.openvino_engine import OpenVinoEngine
+from mechm_runtime.engines.spec import CPU
 from mechm_runtime.errors import BundleError, InputError, MissingExtraError
 
 pytestmark = pytest.mark.openvino
@@ -56,7 +57,9 @@ def rows(n: int) -> npt.NDArray[np.float32]:
 @pytest.mark.parametrize("n", [1, 7, 300])
 def test_fp32_is_fp32(graph: Path, n: int) -> None:
     inputs = {"x": rows(n), "unused": rows(1)}
-    found, expected = (engine.run(inputs)["y"] for engine in (OpenVinoEngine(graph, OPENVINO), Engine(graph, OPENVINO)))
+    found, expected = (
+        engine.run(inputs)["y"] for engine in (OpenVinoEngine(graph, OPENVINO), OnnxRuntimeEngine(graph, OPENVINO))
+    )
     np.testing.assert_allclose(found, expected, atol=1e-3)
 
 
@@ -65,7 +68,7 @@ def test_int8_weights_are_near_and_a_quarter_of_the_size(graph: Path, tmp_path: 
     quantize_weights(graph, path, Int8Recipe(smoothing=0.5), [{"x": rows(50)}])
     assert path.stat().st_size < 0.4 * graph.stat().st_size
     inputs = {"x": rows(20)}
-    expected = Engine(graph, EngineConfig()).run(inputs)["y"]
+    expected = OnnxRuntimeEngine(graph, EngineConfig()).run(inputs)["y"]
     for engine in (load_engine(path, OPENVINO), load_engine(path, EngineConfig())):  # plain ONNX: any engine reads it
         found = engine.run(inputs)["y"]
         assert np.abs(found - expected).max() > 0
@@ -119,7 +122,7 @@ def test_an_engine_that_ends_in_another_thread_leaves_signals_alone(graph: Path)
     program = f"""
 import gc, signal, threading
 from pathlib import Path
-from mechm_runtime.engines.onnxruntime_engine import EngineConfig
+from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.openvino_engine import OpenVinoEngine
 
 handled = []

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.engines.output_cache import NO_CACHE, CacheConfig, CachedRunner, OutputCache
 from mechm_runtime.engines.output_store import OutputStore
 from mechm_runtime.errors import InputError
@@ -36,7 +36,7 @@ class Counted:
 
 @pytest.fixture
 def graph(tiny_bundle: Path) -> Counted:
-    return Counted(Engine(tiny_bundle / "onnx/expression.fp32.onnx", EngineConfig(n_threads=1)))
+    return Counted(OnnxRuntimeEngine(tiny_bundle / "onnx/expression.fp32.onnx", EngineConfig(n_threads=1)))
 
 
 def faces(n: int, seed: int = 0) -> dict[str, np.ndarray]:

@@ -13,7 +13,7 @@ import pytest
 from mechm_runtime import EMOTIONS, Analysis, Conversation, Pipeline, Utterance
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.batching import BatchConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.engines.output_cache import NO_CACHE, CacheConfig
 
 ONE_THREAD = EngineConfig(n_threads=1, n_lanes=2)
@@ -42,13 +42,13 @@ def test_what_is_remembered_is_what_was_answered(
     assert plain.cache is None, "nothing is remembered unless that is asked for"
     with Pipeline.from_bundle(tiny_bundle, precision=precision, engine=ONE_THREAD, cache=CacheConfig()) as pipeline:
         assert answer(pipeline.analyze(recording)) == answer(expected)
-        n_runs, run = [0], Engine.run
+        n_runs, run = [0], OnnxRuntimeEngine.run
 
-        def counted(self: Engine, inputs: Any) -> Any:
+        def counted(self: OnnxRuntimeEngine, inputs: Any) -> Any:
             n_runs[0] += 1
             return run(self, inputs)
 
-        monkeypatch.setattr(Engine, "run", counted)
+        monkeypatch.setattr(OnnxRuntimeEngine, "run", counted)
         assert answer(pipeline.analyze(recording)) == answer(expected)
         assert n_runs == [1], "the fusion alone"
         assert pipeline.cache is not None
@@ -91,4 +91,4 @@ def test_conversations_at_the_same_time_are_joined_and_answered_alike(tiny_bundl
 def test_int8_is_never_joined(tiny_bundle: Path) -> None:
     """One scale would serve several conversations: each would depend on who else is there."""
     pipeline = Pipeline.from_bundle(tiny_bundle, precision="int8", engine=ONE_THREAD, batching=BatchConfig())
-    assert isinstance(pipeline._fusion, Engine)
+    assert isinstance(pipeline._fusion, OnnxRuntimeEngine)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mechm_runtime.bundle.config import FusionWindows
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.fusion.inputs import FusionInputs, speaker_numbers
 from mechm_runtime.fusion.run import WINDOWS_PER_RUN, run_fusion, window_spans
 from mechm_runtime.system.arrays import Array
@@ -30,7 +30,7 @@ SIZES = FusionWindows(
 )
 
 
-class LocalEngine(Engine):
+class LocalEngine(OnnxRuntimeEngine):
     """An engine whose scores of a pair depend on these two utterances alone, so that windows must not change them.
 
     emotion_logits[i] is the utterance's text (its first 7 numbers), hidden_states[i] all of it; pair_logits[i, j] is

@@ -18,7 +18,7 @@ from mechm_runtime import EMOTIONS, Conversation, Pipeline, Utterance
 from mechm_runtime.bundle.manifest import PartFiles
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.onnxruntime_engine import Engine
+from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import InputError
 from mechm_runtime.media.segments import SAMPLE_RATE
 from mechm_runtime.modalities.voice import merge_pieces
@@ -43,7 +43,7 @@ class Watched:
 
     def __init__(self, pipeline_bundle: Path, part: PartFiles) -> None:
         self.shapes: list[dict[str, tuple[int, ...]]] = []
-        self._engine = Engine(pipeline_bundle / part.files["fp32"], ONE_THREAD)
+        self._engine = OnnxRuntimeEngine(pipeline_bundle / part.files["fp32"], ONE_THREAD)
 
     def run(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         self.shapes.append({name: np.shape(value) for name, value in inputs.items()})
