@@ -14,7 +14,7 @@ from mechm_runtime.bundle.precision import W8
 if TYPE_CHECKING:
     from mechm_runtime.bundle.manifest import PartFiles
 
-EngineName = Literal["onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx"]
+EngineName = Literal["onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt", "tensorrt-rtx", "coreml"]
 
 DEFAULT_ENGINE: EngineName = "onnxruntime"
 GPU_ENGINE: Literal["onnxruntime-gpu"] = "onnxruntime-gpu"
@@ -91,5 +91,13 @@ ENGINES: Mapping[EngineName, EngineSpec] = {
         extra="tensorrt-rtx",
         summary="as tensorrt, with engines for GeForce and RTX GPUs",
         is_built=True,
+    ),
+    "coreml": EngineSpec(
+        loader="coreml_engine:CoreMlEngine",
+        extra="coreml",
+        summary="macOS, on the GPU or the Neural Engine where Core ML knows the operators",
+        preferred=("fp32", "fp16"),
+        refused={**FOR_CPUS, "bf16": "Core ML computes no bf16"},
+        provider="CoreMLExecutionProvider",
     ),
 }
