@@ -1,7 +1,7 @@
 """Every exception the library raises on purpose.
 
 MechmError
-├── InputError                what the caller gave cannot be used (exit code 2)
+├── InputError                the caller's input cannot be used (exit code 2)
 │   ├── MediaError            a recording or clip that cannot be decoded, or breaks a limit
 │   ├── TranscriptError       a transcript or conversation file that cannot be read or contradicts itself
 │   └── LabelError            an emotion or pair that is outside the label set
@@ -31,7 +31,7 @@ class MechmError(Exception):
 
 
 class InputError(MechmError):
-    """What the caller gave cannot be used."""
+    """The caller's input cannot be used."""
 
     exit_code = 2
 

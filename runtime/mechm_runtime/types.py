@@ -1,4 +1,4 @@
-"""What goes into the pipeline and what comes out: frozen dataclasses shared by training, export and runtime.
+"""Inputs and results of the pipeline: frozen dataclasses shared by training, export and runtime.
 
 It does not read or write files (`readers`, `writers`) and does not know about models.
 """
@@ -16,7 +16,7 @@ EMOTIONS: tuple[str, ...] = ("neutral", "anger", "disgust", "fear", "joy", "sadn
 """The label set, in the order of ECF (NUSTM/MECPE); index 0 is neutral."""
 
 MODALITIES: tuple[str, ...] = ("text", "audio", "face", "scene")
-"""What an utterance can be read from: its words, its voice, the faces in its frames, the frames themselves."""
+"""Sources that an utterance's emotion is read from: its words, its voice, the faces in its frames, whole frames."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +47,7 @@ class Utterance:
 
 @dataclass(frozen=True, slots=True)
 class Conversation:
-    """Utterances in order, and the one recording they come from, where there is one.
+    """Utterances in order, and the recording they come from, where there is one.
 
     Raises: TranscriptError: no utterances, or their ids are not rising.
     """
@@ -83,7 +83,7 @@ class GoldPair:
 class LabelledConversation:
     """A conversation with its annotation.
 
-    emotions: one label of `EMOTIONS` an utterance, in the order of the utterances.
+    emotions: one label of `EMOTIONS` per utterance, in the order of the utterances.
     pairs: every annotated pair; both ends are ids of this conversation.
 
     Raises: LabelError: an unknown emotion, another number of emotions than utterances, or a pair that points nowhere.
@@ -113,12 +113,12 @@ class LabelledConversation:
 
 @dataclass(frozen=True, slots=True)
 class UtteranceAnalysis:
-    """What was found for one utterance.
+    """The result for one utterance.
 
     probabilities: label -> calibrated probability, summing to 1.
     emotion: the decided label, or None where the pipeline abstains.
-    modalities: which of `MODALITIES` were used.
-    missing: modality -> why it was not used, for those that were expected and could not be.
+    modalities: those of `MODALITIES` that were used.
+    missing: modality -> the reason why it was not used, for those that were expected.
     """
 
     id: int
@@ -134,7 +134,7 @@ class UtteranceAnalysis:
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A found pair with its calibrated probability in [0, 1]."""
+    """An emotion-cause pair with its calibrated probability in [0, 1]."""
 
     emotion_utterance: int
     emotion: str
@@ -144,10 +144,10 @@ class Pair:
 
 @dataclass(frozen=True, slots=True)
 class Analysis:
-    """The answer for one conversation.
+    """The result for one conversation.
 
     timings_ms: stage -> wall-clock milliseconds.
-    bundle_id: which weights answered (`bundle.json`'s id).
+    bundle_id: the id in `bundle.json`, of the weights that were used.
     """
 
     conversation_id: str

@@ -11,9 +11,9 @@ from mechm_runtime.types import EMOTIONS
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """How text is cut into windows.
+    """Windows into which text is cut.
 
-    max_tokens: longest window the encoder takes, `[CLS]` included (`<s>` in MPNet's words).
+    max_tokens: longest window the encoder takes, `[CLS]` included (MPNet calls it `<s>`).
     context_tokens: tokens of context on each side of a window's core, where the conversation needs several windows.
     """
 
@@ -31,7 +31,7 @@ class LogMelConfig:
 
     n_fft: samples of the analysis window (25 ms) and of its Fourier transform.
     hop_length: samples between two windows (10 ms).
-    dynamic_range: everything this many powers of ten below the recording's loudest value is raised to there.
+    dynamic_range: lowest value, in powers of ten below the recording's loudest; quieter values are raised to it.
     offset, scale: the logarithm is shifted and divided by these, to lie about in [-1, 1].
 
     Raises: InputError: a constant that is not above zero, or a window shorter than a hop.
@@ -85,9 +85,9 @@ SIDE_MULTIPLE = 32  # the network's largest stride: smaller frames leave it noth
 
 @dataclass(frozen=True, slots=True)
 class FaceConfig:
-    """What counts as a face, and how much of its surroundings is cut out with it.
+    """Thresholds of face detection, and the margin that is cut out around a face.
 
-    max_faces: the largest this many are kept.
+    max_faces: of those found, so many of the largest are kept.
     min_score: detections below are dropped. Measured on group photographs and a phone video at `detection_side` 480:
         every face scored 0.87 or more, the only false alarm 0.62.
     detection_side: pixels to which a larger frame's longer side is scaled for the search; the network takes 2.4 ms at
@@ -115,11 +115,11 @@ class FaceConfig:
 
 @dataclass(frozen=True, slots=True)
 class FusionWindows:
-    """How the fusion reads conversations, and the shapes it wants.
+    """Windows in which the fusion reads a conversation, and the shapes of its inputs.
 
-    window, window_context: utterances read at once, and how many on each side of a window's core are context.
-    n_frames, max_faces: frames an utterance, and faces a frame.
-    audio_tokens, audio_width, scene_width, text_width, face_width: sizes of what it reads.
+    window, window_context: utterances per window, and how many of them on each side of its core are context.
+    n_frames, max_faces: frames per utterance, and faces per frame.
+    audio_tokens, audio_width, scene_width, text_width, face_width: sizes of its inputs.
     """
 
     window: int
@@ -139,13 +139,13 @@ class FusionWindows:
 
 @dataclass(frozen=True, slots=True)
 class QuestionConfig:
-    """How a conversation is cut for the Llama.
+    """Windows into which a conversation is cut for the Llama.
 
     max_tokens: of one forward pass, questions included; attention's memory grows with its square.
     context_before, context_after: utterances around a window's core, where a conversation needs several windows. Causes
         up to nine turns back have an answer.
-    max_utterance_tokens: of an utterance's line; of a longer one the start and the end are read.
-    soft_tokens: of an utterance that was heard or seen; 0 for a Llama that reads words alone.
+    max_utterance_tokens: of an utterance's line; of a longer one the start and the end are kept.
+    soft_tokens: per utterance with sound or pictures; 0 for a Llama that reads text alone.
     """
 
     max_tokens: int = 2048
@@ -163,7 +163,7 @@ class QuestionConfig:
 
 @dataclass(frozen=True, slots=True)
 class CombinationConfig:
-    """Weights of the two models' scores.
+    """Weights with which the scores of the fusion and the Llama are added.
 
     emotion_fusion, emotion_llama: of their log-probabilities. pair_fusion, pair_llama: of their log-odds.
     pair_bias: added to the log-odds of pairs that both have scored.
@@ -219,5 +219,5 @@ class DecisionConfig:
             raise ValueError(f"emotion_bias has {len(self.emotion_bias)} values, not {len(EMOTIONS)}")
 
     def with_threshold(self, *, neutral_log_bias: float, pair_threshold: float) -> DecisionConfig:
-        """A copy that decides differently at the same calibration."""
+        """A copy with other decision constants and the same calibration."""
         return replace(self, neutral_log_bias=neutral_log_bias, pair_threshold=pair_threshold)

@@ -1,4 +1,4 @@
-"""What an engine depends on: change any of it and the engine is another one, to be built again from its ONNX."""
+"""TensorRT engines in a bundle: the file, and the key of everything that its bytes were built from."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EnginePrecision = Literal["fp32", "fp16", "bf16", "int8"]
 
 @dataclass(frozen=True, slots=True)
 class ShapeRange:
-    """Sizes an engine takes of one input: smallest, those it is made fastest for, and largest."""
+    """Shapes of one input that an engine takes: the smallest, the one it is optimised for, and the largest."""
 
     tensor: str
     smallest: tuple[int, ...]
@@ -34,9 +34,9 @@ class ShapeRange:
 
 @dataclass(frozen=True, slots=True)
 class EngineKey:
-    """Everything an engine's bytes are made from.
+    """Everything that an engine's bytes are built from; where any of it changes, the engine is built again.
 
-    library, version: the TensorRT that built it, and that alone loads it.
+    library, version: the TensorRT that built it; no other loads it.
     compute_capabilities: of the GPUs it is for, as in `86`. system: as in `linux-x86_64`.
     shapes: the optimisation profile. onnx_sha256: of the graph, whose weights are inside it.
     """
@@ -61,7 +61,7 @@ class EngineFile:
     """An engine in a bundle.
 
     file, source: paths inside the bundle, of the engine and of the ONNX it was built from.
-    memory_bytes: what it is estimated to take on the GPU: weights, and activations of its largest shapes.
+    memory_bytes: estimate for the GPU: weights, and activations of the largest shapes.
     """
 
     part: str

@@ -19,11 +19,11 @@ from mechm_runtime.errors import BundleError
 ENTRY_POINTS = "mechm.bundles"
 """The entry point group; an entry's value is the package that holds the bundle."""
 SCHEME = "package:"
-"""What stands before a package's name where a bundle's folder could stand."""
+"""Prefix of a package's name where a bundle's folder could be given instead."""
 FOLDER = "bundle"
 """The bundle's folder in its package."""
 PACKAGE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-"""A package at the top, which can be found without importing another."""
+"""A top-level package, which can be found without importing another."""
 
 
 def installed_bundles() -> Mapping[str, Path]:

@@ -1,4 +1,4 @@
-"""Where a bundle lies: a folder, an installed package, or the default."""
+"""Locate a bundle: a folder, an installed package, or the default."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from mechm_runtime.system.cache_dir import cache_dir
 def default_bundle_path() -> Path:
     """The bundle that is used where none is named.
 
-    `MECHM_BUNDLE` where it is set, else what `make demo` builds in the user's cache folder, else the only bundle that
-    is installed as a package.
+    `MECHM_BUNDLE` where it is set, else the one that `make demo` builds in the user's cache folder, else the only one
+    that is installed as a package.
     Raises: BundleError: the package that `MECHM_BUNDLE` names is not installed, or several are and none is named.
     """
     if named := os.environ.get("MECHM_BUNDLE"):

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any
 
 from mechm_runtime.bundle.config import (
     CombinationConfig,
@@ -25,6 +24,7 @@ from mechm_runtime.bundle.config import (
     TextConfig,
 )
 from mechm_runtime.bundle.engine_file import EngineFile
+from mechm_runtime.bundle.from_json import read_dataclass, read_value
 from mechm_runtime.bundle.modality import MODALITY_PARTS
 from mechm_runtime.errors import BundleError
 from mechm_runtime.types import EMOTIONS
@@ -38,7 +38,7 @@ TOKENIZER_FILE = "tokenizer/tokenizer.json"
 LLAMA = "llama"
 """The part that is the Llama."""
 PROJECTOR = "projector"
-"""The part that makes the Llama's soft tokens; a Llama that reads words alone has none."""
+"""The part that computes the Llama's soft tokens; a Llama that reads text alone has none."""
 ACCEPTED = "accepted"
 """Entry of the manifest's checks: graphs that change more answers than is allowed, and were written all the same."""
 SERVED = "served"
@@ -47,7 +47,6 @@ ENGINES = "engines"
 """The manifest's entry for TensorRT engines (`mechm export engines` adds them), and the folder they lie in."""
 MAX_MANIFEST_BYTES = 4 << 20
 REBUILD = "make it again: mechm export bundle --preset small --out DIR"
-Config = TypeVar("Config")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,10 +84,10 @@ class PartFiles:
 
 @dataclass(frozen=True, slots=True)
 class LlamaFiles:
-    """What a bundle with a Llama carries beside its part `llama`.
+    """Files and constants of a bundle's Llama, beside its part `llama`.
 
-    tokenizer: path inside the bundle. questions: how it is asked. combination: how its scores and the fusion's become
-    one. decision: constants for those, in place of the fusion's own.
+    tokenizer: path inside the bundle. questions: windows of its prompts. combination: weights of its scores and the
+    fusion's. decision: constants for the combined scores, in place of the fusion's own.
     """
 
     tokenizer: str
@@ -119,7 +118,7 @@ class Bundle:
     """An opened bundle; `manifest` is all of `bundle.json`.
 
     llama: None where it has no Llama. served: None where it has none for a server (`mechm export llm` adds it).
-    engines: of TensorRT, at most one a part and library. learned: the modalities that tell the weights something.
+    engines: of TensorRT, at most one per part and library. learned: the modalities that were seen in training.
     """
 
     folder: Path
@@ -140,21 +139,21 @@ class Bundle:
 
     @property
     def modalities(self) -> tuple[str, ...]:
-        """What it has parts for; a bundle that was split may lack some."""
+        """Modalities that it has all parts of; a bundle that was split may lack some."""
         return tuple(
             modality for modality, parts in MODALITY_PARTS.items() if all(part in self.parts for part in parts)
         )
 
     @property
     def default_modalities(self) -> tuple[str, ...]:
-        """What is read unless something else is asked for: those that it has parts for and its weights learned from.
+        """Modalities that are used by default: those that it has parts of and that were seen in training.
 
-        All that it has parts for, where the weights learned from none of them.
+        All that it has parts of, where none of them was seen in training.
         """
         return tuple(modality for modality in self.modalities if modality in self.learned) or self.modalities
 
     def path(self, name: str) -> Path:
-        """Where a listed file lies.
+        """The path of a listed file.
 
         Raises: BundleError: it is not listed, so that nobody has checked what lies there.
         """
@@ -164,7 +163,7 @@ class Bundle:
 
 
 def foreign_files(folder: Path, manifest: Mapping[str, Any]) -> list[str]:
-    """What lies in a bundle's folder and is no part of it: all but the manifest, its signature and the listed files."""
+    """Files in a bundle's folder that are no part of it: all but the manifest, its signature and the listed files."""
     own = {MANIFEST, SIGNATURE, *manifest["files"]}
     present = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
     return sorted({path.relative_to(folder).as_posix() for path in present} - own)
@@ -211,8 +210,6 @@ def build_bundle(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
     if manifest["id"] != manifest_id(preset, manifest):
         raise BundleError(f"{MANIFEST} was changed after it was written", hint=REBUILD)
     parts = {name: _part(name, part) for name, part in manifest["parts"].items()}
-    if "expression" in parts and "detector" not in parts:
-        raise BundleError("this bundle was made when OpenCV found the faces", hint=REBUILD)
     listed = set(manifest["files"])
     for part in parts.values():
         unlisted = sorted(set(part.files.values()) - listed)
@@ -224,12 +221,12 @@ def build_bundle(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
         id=str(manifest["id"]),
         preset=preset,
         parts=parts,
-        text=_config(TextConfig, preprocessing["text"]),
-        log_mel=_config(LogMelConfig, preprocessing["log_mel"]),
-        scene=_config(SceneConfig, preprocessing["scene"]),
-        faces=_config(FaceConfig, preprocessing["faces"]),
-        fusion=_config(FusionWindows, preprocessing["fusion"]),
-        decision=_config(DecisionConfig, manifest["decision"]),
+        text=read_dataclass(TextConfig, preprocessing["text"]),
+        log_mel=read_dataclass(LogMelConfig, preprocessing["log_mel"]),
+        scene=read_dataclass(SceneConfig, preprocessing["scene"]),
+        faces=read_dataclass(FaceConfig, preprocessing["faces"]),
+        fusion=read_dataclass(FusionWindows, preprocessing["fusion"]),
+        decision=read_dataclass(DecisionConfig, manifest["decision"]),
         llama=_llama(manifest["llama"], parts, listed) if "llama" in manifest else None,
         served=_served(manifest[SERVED], listed) if SERVED in manifest else None,
         engines=tuple(_engine(one, parts, manifest["files"]) for one in manifest.get(ENGINES, [])),
@@ -239,38 +236,37 @@ def build_bundle(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
 
 
 def _learned(card: Mapping[str, Any]) -> tuple[str, ...]:
-    """The modalities that the weights learned from; all where their card says nothing."""
-    said: tuple[str, ...] = _typed(card.get("learned", list(MODALITY_PARTS)), tuple[str, ...])
+    """The modalities that were seen in training; all where the card does not say."""
+    said: tuple[str, ...] = read_value(card.get("learned", list(MODALITY_PARTS)), tuple[str, ...])
     if unknown := sorted(set(said) - set(MODALITY_PARTS)):
         raise ValueError(f"the card names a modality {unknown[0]!r}")
     return said
 
 
 def _llama(values: Mapping[str, Any], parts: Mapping[str, PartFiles], listed: set[str]) -> LlamaFiles:
-    tokenizer = _typed(values["tokenizer"], str)
+    tokenizer = read_value(values["tokenizer"], str)
     if LLAMA not in parts or tokenizer not in listed:
         raise ValueError("the Llama's graph or tokenizer is not listed")
-    questions = _config(QuestionConfig, values["questions"])
+    questions = read_dataclass(QuestionConfig, values["questions"])
     if questions.soft_tokens and PROJECTOR not in parts:
         raise ValueError("the Llama has soft tokens, and no projector that makes them")
     return LlamaFiles(
         tokenizer,
         questions,
-        # Bundles from before there was a bound ask about every utterance.
-        _config(CombinationConfig, {"asked_below": 1.0, **values["combination"]}),
-        _config(DecisionConfig, values["decision"]),
+        read_dataclass(CombinationConfig, values["combination"]),
+        read_dataclass(DecisionConfig, values["decision"]),
     )
 
 
 def _served(values: Mapping[str, Any], listed: set[str]) -> ServedLlama:
-    served = _config(ServedLlama, values)
+    served = read_dataclass(ServedLlama, values)
     if f"{served.folder}/config.json" not in listed:
         raise ValueError("the served Llama is not listed")
     return served
 
 
 def _engine(values: Mapping[str, Any], parts: Mapping[str, PartFiles], files: Mapping[str, Any]) -> EngineFile:
-    engine = _config(EngineFile, values)
+    engine = read_dataclass(EngineFile, values)
     if engine.part not in parts or engine.file not in files:
         raise ValueError(f"an engine of {engine.part} is not listed")
     if engine.source not in files or files[engine.source]["sha256"] != engine.key.onnx_sha256:
@@ -278,33 +274,8 @@ def _engine(values: Mapping[str, Any], parts: Mapping[str, PartFiles], files: Ma
     return engine
 
 
-def _config(kind: type[Config], values: Mapping[str, Any]) -> Config:
-    """A config whose fields, all of them, have the types that its class says."""
-    hints = get_type_hints(kind)
-    if differing := sorted(hints.keys() ^ values.keys()):
-        raise ValueError(f"{kind.__name__} has other fields: {', '.join(differing)}")
-    return kind(**{name: _typed(value, hints[name]) for name, value in values.items()})
-
-
-def _typed(value: Any, hint: Any) -> Any:
-    """A JSON value as what an annotation says: JSON has lists for tuples, and may write 1.0 as 1."""
-    if get_origin(hint) is tuple:
-        items = get_args(hint)
-        if not isinstance(value, list):
-            raise TypeError(f"{value!r} is not a list")
-        each = items[:1] * len(value) if items[-1] is Ellipsis else items
-        return tuple(_typed(item, kind) for item, kind in zip(value, each, strict=True))
-    if isinstance(hint, type) and is_dataclass(hint):
-        return _config(hint, value)
-    if hint is float and type(value) is int:
-        value = float(value)
-    if type(value) is not hint or (hint is float and not math.isfinite(value)):
-        raise TypeError(f"{value!r} is not a {hint.__name__}")
-    return value
-
-
 def _part(name: str, part: Mapping[str, Any]) -> PartFiles:
-    files = {precision: _typed(path, str) for precision, path in part["files"].items()}
+    files = {precision: read_value(path, str) for precision, path in part["files"].items()}
     default = part["default"]
     if default not in files:
         raise ValueError(f"part {name} has no file of its default precision {default}")
@@ -313,5 +284,5 @@ def _part(name: str, part: Mapping[str, Any]) -> PartFiles:
 
 
 def _tensor(tensor: Mapping[str, Any]) -> Tensor:
-    axes = tuple(_typed(axis, int if isinstance(axis, int) else str) for axis in tensor["axes"])
-    return Tensor(_typed(tensor["name"], str), _typed(tensor["dtype"], str), axes)
+    axes = tuple(read_value(axis, int if isinstance(axis, int) else str) for axis in tensor["axes"])
+    return Tensor(read_value(tensor["name"], str), read_value(tensor["dtype"], str), axes)

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 
+from mechm_runtime.bundle.from_json import read_value
 from mechm_runtime.bundle.location import default_bundle_path, is_folder, locate_bundle, missing_hint
-from mechm_runtime.bundle.manifest import MANIFEST, REBUILD, SCHEMA_VERSION, Bundle, _typed, build_bundle, read_manifest
+from mechm_runtime.bundle.manifest import MANIFEST, REBUILD, SCHEMA_VERSION, Bundle, build_bundle, read_manifest
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.system.progress import Progress
 
@@ -46,7 +47,8 @@ def open_bundle(
     try:
         bundle = build_bundle(folder, manifest)
         files = {
-            name: (_typed(f["size_bytes"], int), _typed(f["sha256"], str)) for name, f in manifest["files"].items()
+            name: (read_value(f["size_bytes"], int), read_value(f["sha256"], str))
+            for name, f in manifest["files"].items()
         }
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RecursionError, InputError) as error:
         reason = f"{type(error).__name__}: {error}"[:MAX_SHOWN]

@@ -15,7 +15,7 @@ MAX_THREADS = 4
 
 @dataclass(frozen=True, slots=True)
 class EngineConfig:
-    """How graphs are run.
+    """Configuration of the engine that runs the graphs.
 
     engine: a name in `engines.spec.ENGINES`; `onnxruntime-gpu` is onnxruntime on CUDA, with nothing left to the CPU
         that takes time.

@@ -1,8 +1,8 @@
-"""Runs of one graph for several callers at once, without a timer: nobody waits for company.
+"""Join runs of one graph that several callers ask for at the same time. No run waits for others to come.
 
-A caller who comes while the graph is free runs at once. Those who come while it is busy queue; when it is free, the
-first of them takes along what can be joined with it. It pays where a larger batch costs less than its parts, as on
-GPUs; `benchmarks/batching.py` tells for a machine.
+A run that is asked for while the graph is free starts at once. Those that are asked for while it is busy queue; when it
+is free, the first of them takes along what can be joined with it. It pays where a larger batch costs less than its
+parts, as on GPUs; `benchmarks/batching.py` measures it on a machine.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from mechm_runtime.system.arrays import Array, Arrays
 
 @dataclass(frozen=True, slots=True)
 class BatchConfig:
-    """How runs are joined.
+    """Limits of joined runs.
 
     max_rows: of a joined batch; a caller that brings more runs by itself.
     max_runs: how many runs may be under way before callers queue: 1 on a GPU, on a CPU as many as there are cores that
@@ -64,7 +64,7 @@ are not listed are not joined."""
 
 @dataclass(slots=True, eq=False)
 class _Request:
-    """What one caller wants. It is `ready` when it has its outputs, or its error, or is to run by itself (neither)."""
+    """One caller's run. It is `ready` when it has its outputs, or its error, or is to run by itself (neither)."""
 
     inputs: Arrays
     n_rows: int

@@ -1,8 +1,8 @@
-"""What encoders answered, by the content they were asked about: asked again, they are not run again.
+"""Cache of encoder outputs by input content, so that the same content is not encoded twice.
 
-An `OutputCache` holds outputs in memory, the least recently used go first; where a folder is configured, on disk too.
-A `CachedRunner` is a graph that asks it before it runs. The key is a SHA-256 over what identifies the graph and over
-every input's name, dtype, shape and bytes, so that no two contents share an answer. By default nothing is written.
+An `OutputCache` holds outputs in memory, the least recently used go first; where a folder is configured, on disk too. A
+`CachedRunner` is a graph that looks there before it runs. The key is a SHA-256 over what identifies the graph and over
+every input's name, dtype, shape and bytes, so that no two contents share outputs. By default nothing is written.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ MIB = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class CacheConfig:
-    """How much is remembered of what encoders answered.
+    """Sizes of the cache of encoder outputs.
 
-    memory_bytes: of all outputs in memory together; 0 remembers nothing there.
+    memory_bytes: of all outputs in memory together; 0 keeps none there.
     folder: where outputs are kept on disk; None writes nothing. They are features of people's words, voices and faces:
         treat the folder as you treat the recordings.
     folder_bytes: of all files there together.
@@ -47,7 +47,7 @@ class CacheConfig:
 
     @property
     def remembers(self) -> bool:
-        """Whether anything is remembered at all."""
+        """Whether any outputs are kept."""
         return self.memory_bytes > 0 or self.folder is not None
 
 
@@ -57,9 +57,9 @@ NO_CACHE = CacheConfig(memory_bytes=0)
 
 @dataclass(frozen=True, slots=True)
 class CacheCounts:
-    """What a cache did so far.
+    """Counts of a cache's use so far.
 
-    n_hits: answers that were there, or under way for somebody else. n_misses: those that had to be computed.
+    n_hits: outputs that were there, or under way for another caller. n_misses: those that had to be computed.
     n_bytes: outputs in memory.
     """
 
@@ -69,7 +69,7 @@ class CacheCounts:
 
 
 class _Pending:
-    """An answer that some thread is computing. outputs: None where that failed."""
+    """Outputs that some thread is computing. outputs: None where that failed."""
 
     __slots__ = ("done", "outputs")
 
@@ -114,12 +114,12 @@ class OutputCache:
 
     @property
     def counts(self) -> CacheCounts:
-        """What it did so far."""
+        """Counts of its use so far."""
         with self._lock:
             return CacheCounts(self._n_hits, self._n_misses, self._n_bytes)
 
     def clear(self) -> None:
-        """Forget what is in memory; files stay."""
+        """Drop what is in memory; files stay."""
         with self._lock:
             self._entries.clear()
             self._n_bytes = 0
@@ -171,7 +171,7 @@ class OutputCache:
                 self._store.keep(keys[position], outputs)
 
     def _hand_over(self, keys: Sequence[str], mine: Mapping[int, _Pending], found: Sequence[Outputs | None]) -> None:
-        """Remember what was computed, and wake who waits for it."""
+        """Keep what was computed, and wake the threads that wait for it."""
         with self._lock:
             for position, pending in mine.items():
                 pending.outputs = found[position]
@@ -200,11 +200,12 @@ class OutputCache:
 
 
 class CachedRunner:
-    """A graph that is asked only what it was not asked before.
+    """A graph that runs only on inputs whose outputs are not in a cache.
 
-    cache: may be shared by several graphs. identity: what makes two graphs answer alike: the bundle's id, the part, its
-        file, the engine. by_row: whether a batch's rows are looked up one by one, and those that are not known are run
-        together; for graphs whose rows do not depend on each other, and that have one batch axis, the first.
+    cache: may be shared by several graphs. identity: two graphs with the same one give the same outputs: the bundle's
+        id, the part, its precision, the engine. by_row: whether a batch's rows are looked up one by one, and those that
+        are not known are run together; for graphs whose rows do not depend on each other, and that have one batch axis,
+        the first.
     """
 
     def __init__(self, runner: GraphRunner, cache: OutputCache, identity: Sequence[str], *, by_row: bool) -> None:

@@ -38,9 +38,9 @@ DTYPES = {name: np.dtype(name).newbyteorder("<") for name in ("float16", "float3
 MAX_HEADER_BYTES = 16 << 10
 MAX_AXES = 8
 SLACK = 0.9
-"""What is left of a full store when its oldest files are deleted: they are listed once for many writes."""
+"""The part of a full store that remains when its oldest files are deleted: they are listed once for many writes."""
 RECOUNTED = 0.05
-"""The part of a store that one process fills until it counts again what others, too, have written."""
+"""The part of a store that one process fills before it counts again what all processes have written."""
 
 _LENGTH = struct.Struct(">I")
 
@@ -59,7 +59,7 @@ class OutputStore:
         self._n_new = 0  # of those written since
 
     def find(self, key: str) -> Outputs | None:
-        """What was kept under a key; None where there is nothing that is as it was written.
+        """The outputs kept under a key; None where there are none, or not as they were written.
 
         key: hexadecimal digits.
         """

@@ -1,6 +1,6 @@
-"""Which file of a part is loaded, by which engine, and whether its answers are remembered and its runs joined.
+"""Load parts of a bundle: chooses the file, the engine and the threads, and adds caching and joining of runs.
 
-Parts that nothing has asked for yet are not loaded.
+A part is loaded when it is first asked for.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class PartLoader:
     """Loads parts of a bundle.
 
     precisions: part -> precision; what the bundle has for the engine for parts that are not named or have None.
-    cache: what encoders answered is remembered there; None remembers nothing. batching: how runs of several callers
-        are joined; None joins none.
+    cache: where outputs of encoders are kept; None keeps none. batching: how runs of several callers are joined; None
+        joins none.
     Raises: BundleError: a part or a precision of it that was asked for is not there. InputError: the engine does not
         run it. Both now rather than when the first recording comes.
     """
@@ -54,13 +54,13 @@ class PartLoader:
             self._check(name, precision)
 
     def __call__(self, part: PartFiles) -> GraphRunner:
-        """What runs the part.
+        """The runner of a part.
 
         Raises: MissingExtraError, ProviderError, BundleError.
         """
         runner = self._load(part)
         config, precision = self._config, self.precision(part)
-        # In onnxruntime's int8 one scale serves a whole batch: a row's answer depends on the rows beside it.
+        # In onnxruntime's int8 one scale serves a whole batch: a row's outputs depend on the rows beside it.
         rows_are_alone = precision != "int8"
         if self._batching is not None and rows_are_alone and part.name in PADDING:
             runner = BatchingRunner(runner, self._batching, PADDING[part.name])

@@ -1,7 +1,7 @@
-"""What has to be made new in a forked process: locks that another thread held, work that another thread was doing.
+"""Have objects reset themselves in a forked process.
 
-A forked process has the memory of the one it came from and none of its threads. Whoever holds something that threads
-keep alive asks here to be told.
+A forked process has the memory of its parent and none of its threads: locks that another thread held stay locked, and
+work that another thread was doing is never finished. Objects with such state register here.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Protocol
 
 
 class Forkable(Protocol):
-    """Something that is told when it finds itself in a forked process."""
+    """An object with state that a fork breaks."""
 
     def after_fork(self) -> None:
-        """Drop what other threads held or did. Called before anything else runs in the new process."""
+        """Reset what other threads held or did. Called before anything else runs in the new process."""
 
 
 _told: weakref.WeakSet[Forkable] = weakref.WeakSet()
@@ -23,7 +23,7 @@ _registered = False
 
 
 def tell_after_fork(thing: Forkable) -> None:
-    """Have `thing.after_fork()` called in every process forked from this one, for as long as the thing lives."""
+    """Have `thing.after_fork()` called in every process forked from this one, for as long as the object lives."""
     global _registered
     _told.add(thing)
     if not _registered and hasattr(os, "register_at_fork"):

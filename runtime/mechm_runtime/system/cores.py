@@ -1,6 +1,6 @@
-"""How many cores this process may use: CPU affinity and the container's quota, neither of which `os.cpu_count` knows.
+"""Number of cores that this process may use: CPU affinity and the container's quota, which `os.cpu_count` ignores.
 
-It only reads; nobody's thread counts are set here.
+It only reads; no thread counts are set here.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import os
 from pathlib import Path
 
 CGROUP = Path("/sys/fs/cgroup")
-"""Where Linux shows a container its own limits."""
+"""The folder in which Linux shows a container its own limits."""
 
 
 def usable_cores(cgroup: Path = CGROUP) -> float:
-    """Cores left to this process: above 0, and a fraction where the quota is one.
+    """Cores that this process may use: above 0, and a fraction where the quota is one.
 
     cgroup: the folder with the container's limits, in the form of version 2 (`cpu.max`) or 1 (`cpu/cpu.cfs_quota_us`).
     """

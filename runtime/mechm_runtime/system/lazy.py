@@ -1,4 +1,4 @@
-"""A value that is made when it is first asked for, and once, however many threads ask."""
+"""A value that is made on first use, once, however many threads use it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ T = TypeVar("T")
 
 
 class Once(Generic[T]):
-    """What `make` returns. Where it raises, the next who asks has it made again."""
+    """The value that `make` returns. Where it raises, the next call tries again."""
 
     def __init__(self, make: Callable[[], T]) -> None:
         self._make = make
@@ -29,5 +29,5 @@ class Once(Generic[T]):
         return self._made[0]
 
     def after_fork(self) -> None:
-        """A thread that was making it is not there: whoever asks makes it."""
+        """Drop the lock of a thread that does not exist here: the next call makes the value."""
         self._lock = threading.Lock()

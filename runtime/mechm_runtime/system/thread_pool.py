@@ -1,7 +1,6 @@
-"""Threads in which encoders run side by side, for all conversations of a pipeline together.
+"""Threads in which encoders run side by side, shared by all conversations of a pipeline.
 
-They are started when they are first needed and end when the pipeline is closed or nobody holds it any more. A forked
-process starts its own.
+They are started on first use and end when the pipeline is closed or garbage collected. A forked process starts its own.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ T = TypeVar("T")
 
 
 class Lanes:
-    """Runs calls in at most `n` threads; what is submitted first begins first.
+    """Runs calls in at most `n` threads, begun in the order in which they are submitted.
 
     n: 1 where everything runs one after the other anyway.
     """
@@ -30,7 +29,7 @@ class Lanes:
         tell_after_fork(self)
 
     def submit(self, call: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> Future[T]:
-        """Have a call run. It must not wait for another one that is submitted here."""
+        """Run a call in a thread. It must not wait for another one that is submitted here."""
         with self._lock:
             if self._pool is None:
                 self._pool = ThreadPoolExecutor(self.n, thread_name_prefix="mechm")
@@ -44,6 +43,6 @@ class Lanes:
             pool.shutdown()
 
     def after_fork(self) -> None:
-        """Forget threads that this process has not got."""
+        """Drop threads that do not exist in this process."""
         self._lock = threading.Lock()
         self._pool = None

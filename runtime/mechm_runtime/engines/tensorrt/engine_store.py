@@ -23,7 +23,7 @@ class EngineStore:
         self.folder = cache_dir() / "engines" if folder is None else folder
 
     def path(self, key: EngineKey) -> Path:
-        """Where the engine of a key lies, or would."""
+        """The path of a key's engine, whether it exists or not."""
         return self.folder / f"{key.digest}.engine"
 
     def find(self, key: EngineKey) -> Path | None:
@@ -37,7 +37,7 @@ class EngineStore:
         return path if whole else None
 
     def keep(self, key: EngineKey, engine: bytes) -> Path:
-        """Write an engine, and beside it what it is."""
+        """Write an engine, and beside it its key and sha256 as JSON."""
         path = self.path(key)
         facts = {"sha256": hashlib.sha256(engine).hexdigest(), "key": asdict(key)}
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Which TensorRT is installed, and which GPU there is.
+"""Find the installed TensorRT and the GPU.
 
 `tensorrt-rtx` builds engines on any x86-64 machine, also without a GPU, for the compute capabilities it is told.
 `tensorrt` builds on the GPU that the engine will run on. Both run engines on NVIDIA GPUs only.
@@ -49,7 +49,7 @@ def error_logger(module: Any) -> Any:
     """A logger for a TensorRT module that prints nothing and keeps errors, in order, in its list `messages`."""
 
     class ErrorLogger(module.ILogger):  # type: ignore[misc]
-        """What went wrong."""
+        """Keeps error messages."""
 
         def __init__(self) -> None:
             module.ILogger.__init__(self)  # pybind11 refuses a class whose own constructor was not called
@@ -102,7 +102,7 @@ def load_cuda(extra: LibraryName) -> Any:
 
 
 def checked(cuda: Any, answer: tuple[Any, ...]) -> Any:
-    """What a call to CUDA's runtime returned beside its status.
+    """The values that a call to CUDA's runtime returned beside its status.
 
     Raises: ProviderError: the call failed.
     """
