@@ -8,7 +8,6 @@ write into each other's.
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 import tempfile
 from collections.abc import Iterator
@@ -35,7 +34,7 @@ def replaced_file(path: Path, *, mode: int | None = None, is_synced: bool = Fals
     is_synced: write the content to the disk before the rename, so that a power cut cannot leave the name without it.
     Raises: OSError: it cannot be written; what was there before is still there.
     """
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+    beside = path.with_name(f".{path.name}.{os.urandom(8).hex()}.tmp")
     # O_EXCL: nobody's file or link is written into.
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if mode is None else mode)
     try:
