@@ -38,7 +38,7 @@ from mechm_runtime.media.reader_pool import ReaderPool
 from mechm_runtime.session.config import SessionConfig
 from mechm_runtime.session.session import Session, SessionParts
 from mechm_runtime.system.progress import Progress, StageProgress, no_progress
-from mechm_runtime.system.thread_pool import Lanes
+from mechm_runtime.system.thread_pool import ThreadPool
 from mechm_runtime.types import MODALITIES, Analysis, Conversation
 
 Precision = Literal["fp32", "int8"]
@@ -147,7 +147,7 @@ class Pipeline:
             batching=config.batching,
         )
         self._load_part = load_part or loader
-        self._lanes = Lanes(engine.lanes if load_part is None else 1)
+        self._lanes = ThreadPool(engine.lanes if load_part is None else 1)
         self._readers = ReaderPool(config.limits, self._lanes.n)
         self.costs = CostEstimator()
         """Estimates of the stages' cost, by tokens (text, llm), seconds of sound (audio), frames (face, scene) and

@@ -19,7 +19,7 @@ from mechm_runtime.media import SAMPLE_RATE, MediaReader, Segment
 from mechm_runtime.media.reader_pool import ReaderPool
 from mechm_runtime.system.arrays import Array
 from mechm_runtime.system.progress import Progress, no_progress
-from mechm_runtime.system.thread_pool import Lanes
+from mechm_runtime.system.thread_pool import ThreadPool
 from mechm_runtime.types import Conversation, Utterance
 
 SEGMENTS_AHEAD = 2
@@ -30,7 +30,7 @@ def encode_conversation(
     conversation: Conversation,
     encoders: ModalityEncoders,
     readers: ReaderPool,
-    lanes: Lanes,
+    lanes: ThreadPool,
     state: AnalysisState,
     report: Progress,
 ) -> None:
@@ -145,7 +145,7 @@ class _PendingSteps:
     of the caller.
     """
 
-    def __init__(self, lanes: Lanes, report: Progress, n_utterances: int) -> None:
+    def __init__(self, lanes: ThreadPool, report: Progress, n_utterances: int) -> None:
         self._lanes = lanes
         self._report = report
         self._n = n_utterances

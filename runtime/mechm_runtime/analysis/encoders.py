@@ -19,7 +19,7 @@ from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.modalities.text import TextEncoder
 from mechm_runtime.modalities.voice import VoiceEncoder
 from mechm_runtime.system.arrays import Array, Float32Array, UInt8Array
-from mechm_runtime.system.lazy import Once
+from mechm_runtime.system.lazy import Lazy
 from mechm_runtime.system.progress import StageProgress
 from mechm_runtime.types import Utterance
 
@@ -64,7 +64,7 @@ class ModalityEncoders:
         self.sizes: FusionWindows = bundle.fusion
         """Shapes of the fusion's inputs."""
         self._text = TextEncoder.from_bundle(bundle, load) if "text" in self.modalities else None
-        self._of_tracks = {spec.name: Once(partial(_build, spec, bundle, load)) for spec in self.track_specs}
+        self._of_tracks = {spec.name: Lazy(partial(_build, spec, bundle, load)) for spec in self.track_specs}
 
     @property
     def uses_media(self) -> bool:

@@ -16,7 +16,7 @@ from mechm_runtime.engines.batching import PADDING, BatchConfig, BatchingRunner
 from mechm_runtime.engines.load import load_built_engine, load_engine
 from mechm_runtime.engines.output_cache import CachedRunner, OutputCache
 from mechm_runtime.engines.spec import GPU_ENGINE
-from mechm_runtime.engines.threads_by_length import MEL, SHORT_MEL_FRAMES, ShortRuns
+from mechm_runtime.engines.threads_by_length import MEL, SHORT_MEL_FRAMES, ThreadsByLength
 from mechm_runtime.errors import BundleError, InputError
 
 SINGLE_THREADED_PARTS = frozenset(part.name for part in ENCODER_PARTS if part.is_single_threaded)
@@ -80,7 +80,7 @@ class PartLoader:
             return load_engine(path, alone)
         reads_mel = any(tensor.name == MEL for tensor in part.inputs)
         if reads_mel and config.threads > 1 and config.is_onnxruntime_on_cpu:
-            return ShortRuns(
+            return ThreadsByLength(
                 partial(load_engine, path, alone), partial(load_engine, path, config), MEL, SHORT_MEL_FRAMES
             )
         return load_engine(path, config)

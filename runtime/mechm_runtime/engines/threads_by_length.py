@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.system.arrays import Array, Arrays
-from mechm_runtime.system.lazy import Once
+from mechm_runtime.system.lazy import Lazy
 
 MEL = "mel"
 """The input of the speech encoder whose last axis is the voice's length."""
@@ -19,7 +19,7 @@ SHORT_MEL_FRAMES = 400
 """4 s, up to which a second thread saved nothing."""
 
 
-class ShortRuns:
+class ThreadsByLength:
     """Loads the graph twice, when each is first needed.
 
     short, long: load it for one thread, and for several. name: of the input whose last axis is the length. n_short: the
@@ -29,7 +29,7 @@ class ShortRuns:
     def __init__(
         self, short: Callable[[], GraphRunner], long: Callable[[], GraphRunner], name: str, n_short: int
     ) -> None:
-        self._short, self._long = Once(short), Once(long)
+        self._short, self._long = Lazy(short), Lazy(long)
         self._name = name
         self._n_short = n_short
 

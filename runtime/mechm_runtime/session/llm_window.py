@@ -24,13 +24,13 @@ from mechm_runtime.session.config import SessionConfig
 from mechm_runtime.session.history import History
 from mechm_runtime.system.after_fork import tell_after_fork
 from mechm_runtime.system.arrays import Array, Arrays, Int64Array
-from mechm_runtime.system.thread_pool import Lanes
+from mechm_runtime.system.thread_pool import ThreadPool
 
 
 class LlmWindow:
     """Asks the Llama about a session's newest utterances. Calls must not overlap."""
 
-    def __init__(self, rescorer: Adviser, config: SessionConfig, lanes: Lanes) -> None:
+    def __init__(self, rescorer: Adviser, config: SessionConfig, lanes: ThreadPool) -> None:
         self._rescorer = rescorer
         self._config = config
         self._lanes = lanes

@@ -42,7 +42,7 @@ from mechm_runtime.session.text_window import TextWindow, encode_window, window_
 from mechm_runtime.session.update import Revision, SessionUpdate
 from mechm_runtime.system.after_fork import tell_after_fork
 from mechm_runtime.system.arrays import Float32Array, UInt8Array
-from mechm_runtime.system.thread_pool import Lanes
+from mechm_runtime.system.thread_pool import ThreadPool
 from mechm_runtime.types import Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
 
 Samples = Float32Array
@@ -61,7 +61,7 @@ class SessionParts:
     encoders: ModalityEncoders
     fusion: GraphRunner
     rescorer: Adviser | None
-    lanes: Lanes
+    lanes: ThreadPool
     readers: ReaderPool
     costs: CostEstimator
 

@@ -23,7 +23,7 @@ from mechm_runtime.media.segments import SAMPLE_RATE
 from mechm_runtime.modalities.voice import VoicePiece, merge_pieces, unusable_reason
 from mechm_runtime.session.config import SessionConfig
 from mechm_runtime.system.arrays import Float32Array, UInt8Array
-from mechm_runtime.system.thread_pool import Lanes
+from mechm_runtime.system.thread_pool import ThreadPool
 
 MAX_FRAMES = 64
 """Encoded frames of one utterance that are kept. With more, every second is dropped, and fewer are taken."""
@@ -34,7 +34,7 @@ T = TypeVar("T")
 class _LaneCall(Generic[T]):
     """A call that was handed to the lanes. In a process that was forked meanwhile it is made again."""
 
-    def __init__(self, lanes: Lanes, call: Callable[[], T]) -> None:
+    def __init__(self, lanes: ThreadPool, call: Callable[[], T]) -> None:
         self._call: Callable[[], T] | None = call
         self._process = os.getpid()
         self._future: Future[T] = lanes.submit(call)
@@ -61,7 +61,7 @@ class _Frame:
 class StreamedUtterance:
     """The voice and frames of one utterance so far."""
 
-    def __init__(self, encoders: ModalityEncoders, lanes: Lanes, config: SessionConfig) -> None:
+    def __init__(self, encoders: ModalityEncoders, lanes: ThreadPool, config: SessionConfig) -> None:
         self._encoders = encoders
         self._lanes = lanes
         self._piece_samples = round(config.piece_s * SAMPLE_RATE)

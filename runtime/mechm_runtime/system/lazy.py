@@ -11,7 +11,7 @@ from mechm_runtime.system.after_fork import tell_after_fork
 T = TypeVar("T")
 
 
-class Once(Generic[T]):
+class Lazy(Generic[T]):
     """The value that `make` returns. Where it raises, the next call tries again."""
 
     def __init__(self, make: Callable[[], T]) -> None:

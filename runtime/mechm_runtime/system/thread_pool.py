@@ -16,7 +16,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class Lanes:
+class ThreadPool:
     """Runs calls in at most `n` threads, begun in the order in which they are submitted.
 
     n: 1 where everything runs one after the other anyway.
