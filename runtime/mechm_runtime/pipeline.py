@@ -87,9 +87,10 @@ class PipelineConfig:
             )
         if self.server is not None and self.llm != "vllm":
             raise InputError("a server is named, and the Llama is not asked there", hint="choose llm vllm too")
-        if self.llm == "vllm-local" and self.engine is not None and self.engine.engine == "openvino":
+        if self.llm == "vllm-local" and self.engine is not None and not self.engine.spec.runs_beside_vllm:
             raise InputError(
-                "vLLM and OpenVINO have not been tried in one process", hint="run the graphs on onnxruntime"
+                f"vLLM and {self.engine.engine} have not been tried in one process",
+                hint="run the graphs on onnxruntime",
             )
 
 

@@ -39,6 +39,7 @@ class EngineSpec:
     provider: execution provider of onnxruntime that runs the graphs where onnxruntime does.
     takes_provider: whether `EngineConfig.provider` names another one.
     is_built: whether it runs what `mechm export engines` has put into a bundle, and no ONNX file.
+    runs_beside_vllm: whether vLLM may run in the same process; False where that was never tried.
     """
 
     loader: str
@@ -49,6 +50,7 @@ class EngineSpec:
     provider: str = CPU
     takes_provider: bool = False
     is_built: bool = False
+    runs_beside_vllm: bool = True
 
     def default_precision(self, part: PartFiles) -> str:
         """The precision of a part that the engine runs where none is asked for; the part may lack a file of it."""
@@ -79,6 +81,7 @@ ENGINES: Mapping[EngineName, EngineSpec] = {
         "others run in fp32",
         preferred=(W8, "fp32"),
         refused={"int8": "the int8 files are onnxruntime's own"},
+        runs_beside_vllm=False,
     ),
     "tensorrt": EngineSpec(
         loader="tensorrt.engine:load_part",
@@ -99,5 +102,6 @@ ENGINES: Mapping[EngineName, EngineSpec] = {
         preferred=("fp32", "fp16"),
         refused={**FOR_CPUS, "bf16": "Core ML computes no bf16"},
         provider="CoreMLExecutionProvider",
+        runs_beside_vllm=False,
     ),
 }
