@@ -15,10 +15,10 @@ import json
 import sys
 import time
 from dataclasses import asdict, dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from mechm_runtime.system.arrays import Array, Float32Array
 
 N_ROWS, N_INNER, N_COLUMNS = 4, 64, 8
 CPU = "CPUExecutionProvider"
@@ -69,7 +69,7 @@ def _value_info(name: str, shape: tuple[int, ...]) -> bytes:
     return _data(1, name) + _data(2, _data(1, tensor_type))
 
 
-def weight() -> NDArray[np.float32]:
+def weight() -> Float32Array:
     """The graph's constant factor: float32 (64, 8), whole numbers from -2 to 2.
 
     With inputs of the same kind every product and sum stays below 256, so that fp16, bf16 and TF32 hold them exactly:
@@ -79,7 +79,7 @@ def weight() -> NDArray[np.float32]:
     return ((cells**2 * 7 + cells * 3) % 31 % 5 - 2).astype(np.float32)
 
 
-def probe_input() -> NDArray[np.float32]:
+def probe_input() -> Float32Array:
     """The input that the probe feeds: float32 (4, 64), whole numbers from -1 to 1."""
     cells = np.arange(N_ROWS * N_INNER).reshape(N_ROWS, N_INNER)
     return ((cells**2 * 5 + cells * 11) % 37 % 3 - 1).astype(np.float32)
@@ -120,7 +120,7 @@ def probe(provider: str) -> ProbeAnswer:
     warm = time.perf_counter()
     (y,) = session.run(None, feed)
     done = time.perf_counter()
-    result: NDArray[Any] = np.asarray(y)
+    result: Array = np.asarray(y)
     exact = probe_input() @ weight()
     difference = float(np.abs(result - exact).max()) if result.shape == exact.shape else float("inf")
     return ProbeAnswer(
