@@ -26,6 +26,7 @@ from mechm.bench.start import run_start
 from mechm.bench.systems import MechmConfig, MechmSystem, System
 from mechm.bench.workload import describe
 from mechm_runtime.bundle.manifest import Bundle
+from mechm_runtime.engines.spec import DEFAULT_ENGINE
 from mechm_runtime.errors import MissingExtraError
 from mechm_runtime.system.progress import Progress, StageProgress
 from mechm_runtime.types import Conversation, LabelledConversation
@@ -233,7 +234,7 @@ def _rivals(run: _Run) -> list[PerUtteranceSystem]:
 
 def _limits(run: _Run) -> Limits | None:
     """The machine's limits; None without onnx, with a note on the missing shares."""
-    if others := {one.engine for one in run.config.own} - {"onnxruntime"}:
+    if others := {one.engine for one in run.config.own} - {DEFAULT_ENGINE}:
         run.notes.append(
             f"stages without their share of the machine's limit: operations of {', '.join(others)} are not counted"
         )

@@ -9,7 +9,7 @@ from typing import Protocol
 from mechm_runtime.bundle.manifest import Bundle, PartFiles
 from mechm_runtime.engines.base import EngineConfig, GraphRunner
 from mechm_runtime.engines.part_loader import PartLoader
-from mechm_runtime.engines.spec import EngineName
+from mechm_runtime.engines.spec import DEFAULT_ENGINE, EngineName
 from mechm_runtime.errors import LlmUnavailableError
 from mechm_runtime.llm.rescoring import Llm
 from mechm_runtime.llm.vllm.config import ServerConfig
@@ -61,7 +61,7 @@ class MechmConfig:
     def name(self) -> str:
         """Such as `mechm, no Llama` with the bundle's own precisions, or `mechm openvino fp32, Llama`."""
         llama = {"none": "no Llama", "onnx": "Llama", "vllm": "Llama on vLLM"}.get(self.llm, self.llm)
-        engine = "" if self.engine == "onnxruntime" else self.engine
+        engine = "" if self.engine == DEFAULT_ENGINE else self.engine
         return f"{' '.join(word for word in ('mechm', engine, self.precision) if word)}, {llama}"
 
 

@@ -120,10 +120,11 @@ def evaluate_bundle(
     """Analyse the conversations with a bundle, with a progress bar, and score the answers."""
     from mechm.cli.options.progress import utterance_progress
     from mechm.evaluation.run import evaluate as score_analyses
+    from mechm_runtime.engines.spec import DEFAULT_ENGINE
 
     conversations = None if clips is None else gold.with_clips(clips)
     pipeline = options.load()
-    engine = None if options.engine == "onnxruntime" else options.engine
+    engine = None if options.engine == DEFAULT_ENGINE else options.engine
     system = (f"bundle {pipeline.bundle_id}", options.precision, engine, f"llm {pipeline.llm}")
     with utterance_progress(gold.n_utterances) as on_progress:
         return score_analyses(
