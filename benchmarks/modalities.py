@@ -26,7 +26,7 @@ import numpy.typing as npt
 import torch
 
 from mechm.data.batches import group_by_size, make_batch
-from mechm.data.simulated_modalities import Evidence, EvidenceConfig, EvidenceSampler, no_evidence
+from mechm.data.simulated_modalities import SimulatedModalities, SimulationConfig
 from mechm.llm.combination import read_combination
 from mechm.llm.projection import Projection, speakers_of
 from mechm.llm.scorer import AnswerScores, load_merged
@@ -39,6 +39,7 @@ from mechm.model.build import (
     pretrained_folder,
 )
 from mechm.model.config import SMALL
+from mechm.model.inputs import NonverbalInputs
 from mechm.model.network import Network
 from mechm.model.preprocessing import scene_config
 from mechm.training.calibration import ScoredConversation
@@ -81,7 +82,7 @@ class Llama:
         self._scores = AnswerScores(load_merged(base, adapter), self._tokenizer)
         self._projection = Projection(network.fusion, network.config.text.hidden_size, projector)
 
-    def read(self, group: Sequence[LabelledConversation], evidence: Evidence) -> list[ScoredConversation]:
+    def read(self, group: Sequence[LabelledConversation], evidence: NonverbalInputs) -> list[ScoredConversation]:
         """Scores of a group of conversations with the given modalities."""
         with torch.inference_mode():
             tokens, evident = self._projection(evidence, *speakers_of([one.conversation for one in group]))
@@ -140,13 +141,13 @@ def main() -> None:
     for name, (modalities, mismatch) in CASES.items():
         if "scene" in modalities and frames is None:
             continue
-        config = EvidenceConfig(conversation_rate=1.0, utterance_rate=1.0, mismatch=mismatch, text_dropout=0.0)
-        sampler, random = EvidenceSampler(SMALL, voices, config), np.random.default_rng(0)
+        config = SimulationConfig(conversation_rate=1.0, utterance_rate=1.0, mismatch=mismatch, text_dropout=0.0)
+        sampler, random = SimulatedModalities(SMALL, voices, config), np.random.default_rng(0)
         by_fusion, by_both = [], []
         for group in group_by_size(labelled, 4000):
             batch = make_batch(group, tokenizer)
             drawn, _ = sampler.sample(group, batch.emotions.numpy(), random)
-            evidence = no_evidence(SMALL, (len(group), batch.text_mask.shape[1]))
+            evidence = NonverbalInputs.absent(SMALL, (len(group), batch.text_mask.shape[1]))
             if "audio" in modalities:
                 evidence = replace(evidence, audio=drawn.audio, audio_mask=drawn.audio_mask)
             if "face" in modalities:

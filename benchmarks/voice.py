@@ -28,10 +28,10 @@ from torch import nn
 
 from mechm.data.augmentation import DEGRADATIONS
 from mechm.data.corpora import SpeechRecording
-from mechm.data.simulated_modalities import no_evidence
 from mechm.model.build import build_audio_encoder, build_network, load_trained, pretrained_folder
 from mechm.model.config import SMALL
 from mechm.model.fusion import Fusion
+from mechm.model.inputs import NonverbalInputs
 from mechm.training.speech import (
     N_COPIES,
     SpeechFeatures,
@@ -119,7 +119,7 @@ def listen(fusion: Fusion, decision: DecisionConfig, tokens: torch.Tensor) -> tu
     tokens: float32 (n, audio tokens, audio width).
     """
     shape = (len(tokens), 1)
-    absent = no_evidence(SMALL, shape)
+    absent = NonverbalInputs.absent(SMALL, shape)
     text, nothing = torch.zeros(*shape, SMALL.text.hidden_size), torch.zeros(shape, dtype=torch.bool)
     with torch.inference_mode():
         opinion = fusion.voice_head((tokens - fusion.audio_mean) / fusion.audio_deviation)

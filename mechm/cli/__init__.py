@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
+from typing import Any
 
 import click
 
-COMMANDS: dict[str, tuple[str, str, str]] = {
+CommandTable = Mapping[str, tuple[str, str, str]]
+"""Name of a command -> its module, the click command in it, one line of help."""
+
+COMMANDS: CommandTable = {
     "analyze": ("mechm.cli.analyze", "analyze", "Find emotions and their causes in a recording or transcript."),
     "ask": ("mechm.cli.ask", "ask", "Ask an imported MiniGPT-v2 about pictures and recordings."),
     "bench": ("mechm.cli.bench", "bench", "Measure a bundle's speed, memory and accuracy, also against rivals."),
@@ -25,36 +29,40 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "merge": ("mechm.cli.merge", "merge", "Merge the Llama's adapter into its base: a plain Hugging Face model."),
     "serve": ("mechm.cli.serve", "serve", "Serve a bundle's Llama with vLLM."),
     "train": (
-        "mechm.cli.train.fusion",
+        "mechm.cli.train",
         "train",
-        "Train the fusion and its heads, or the Llama's adapter, and weigh the two.",
+        "Train the fusion, the Llama's adapter, the projector and their combination.",
     ),
     "weights": ("mechm.cli.weights", "weights", "Download, list and locate base weights."),
 }
 
 
 class LazyGroup(click.Group):
-    """A group whose commands live in other modules and are imported on use."""
+    """A group that lists its commands from a table, without importing them, and imports a command on use."""
+
+    def __init__(self, *args: Any, table: CommandTable, **attributes: Any) -> None:
+        super().__init__(*args, **attributes)
+        self._table = table
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """The names in the table, sorted."""
-        return sorted(COMMANDS)
+        """Return the names of the table, sorted."""
+        return sorted(self._table)
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """Import the command, or None for an unknown name."""
-        if cmd_name not in COMMANDS:
+        """Import the command; None for an unknown name."""
+        if cmd_name not in self._table:
             return None
-        module, attribute, _ = COMMANDS[cmd_name]
+        module, attribute, _ = self._table[cmd_name]
         command: click.Command = getattr(importlib.import_module(module), attribute)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the table's help lines without importing anything."""
+        """List the table's help lines."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, COMMANDS[name][2]) for name in self.list_commands(ctx)])
+            formatter.write_dl([(name, self._table[name][2]) for name in self.list_commands(ctx)])
 
 
-@click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=LazyGroup, table=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("mechm"), prog_name="mechm")
 def cli() -> None:
     """Emotion-cause analysis of conversations: the emotion of each utterance, and the utterances that caused it."""

@@ -118,7 +118,7 @@ def picture(
 
     model = open_model(folder, backend, llm_url, llm_model, dtype, device)
     extra = None if features is None else read_features(features)
-    tokens = model.look(first_frame_pixels(media, model.image_size), extra)
+    tokens = model.encode_picture(first_frame_pixels(media, model.image_size), extra)
     if answers is None:
         click.echo(model.answer(tokens, text, task=task, max_new_tokens=max_new_tokens))
         return

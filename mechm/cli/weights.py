@@ -60,7 +60,7 @@ def list_command(preset: str | None, verify: bool) -> None:
     from rich.table import Table
 
     from mechm.weights import check_hashes, list_weights
-    from mechm.weights.progress import megabytes
+    from mechm.weights.progress import format_bytes
 
     table = Table(box=None, pad_edge=False)
     for heading in ("part", "preset", "source", "licence"):
@@ -76,7 +76,7 @@ def list_command(preset: str | None, verify: bool) -> None:
             if verify:
                 check_hashes(part.name, status.preset)
             here = f"yes, {status.provenance.source}"
-        size = megabytes(part.size_bytes)
+        size = format_bytes(part.size_bytes)
         table.add_row(part.name, status.preset, "\n".join(filter(None, routes)), part.licence, size, here)
     console = Console()
     if not console.is_terminal:

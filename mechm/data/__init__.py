@@ -1,1 +1,1 @@
-"""Annotated corpora as `LabelledConversation`s, and the batches that training reads."""
+"""Reads annotated corpora as `LabelledConversation`s and makes training batches of them."""

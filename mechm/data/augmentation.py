@@ -1,7 +1,7 @@
-"""What recordings go through outside a studio: noise, other voices, level, telephone, clipping, tempo and rooms.
+"""Audio augmentation: noise, babble, gain, telephone line, clipping, speed and reverberation.
 
-Every function takes and returns float32 (n,) samples, 16 kHz mono, full scale at 1, and leaves its input alone. What is
-random comes from the generator that is handed in. It reads no file and knows no emotion.
+Every function takes and returns float32 (n,) samples, 16 kHz mono, full scale at 1, and does not modify its input. All
+randomness comes from the generator that is passed in. The module reads no files and uses no labels.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Degradation: TypeAlias = Callable[[Samples, Sequence[Samples], np.random.Generat
 
 
 def add_noise(samples: Samples, noise: Samples, snr_db: float) -> Samples:
-    """Samples with noise of the same length, at a ratio of their mean powers.
+    """Add noise of the same length at a given ratio of mean powers.
 
-    Silence on either side has no ratio: the samples come back as they are.
+    Where either is silent there is no such ratio, and the samples are returned unchanged.
     """
     signal_power, noise_power = _power(samples), _power(noise)
     if signal_power == 0.0 or noise_power == 0.0:
@@ -37,19 +37,19 @@ def add_noise(samples: Samples, noise: Samples, snr_db: float) -> Samples:
 
 
 def white_noise(n_samples: int, random: np.random.Generator) -> Samples:
-    """Noise of equal power at all frequencies, deviation 1."""
+    """Draw noise of equal power at all frequencies, standard deviation 1."""
     return random.standard_normal(n_samples, np.float32)
 
 
 def pink_noise(n_samples: int, random: np.random.Generator) -> Samples:
-    """Noise whose power falls with frequency as 1/f, as that of rooms and traffic does roughly."""
+    """Draw noise whose power falls with frequency as 1/f, roughly as that of rooms and traffic does."""
     spectrum = np.fft.rfft(random.standard_normal(n_samples))
     spectrum /= np.sqrt(np.maximum(np.arange(len(spectrum)), 1))
     return np.asarray(np.fft.irfft(spectrum, n_samples), np.float32)
 
 
 def babble(n_samples: int, others: Sequence[Samples], random: np.random.Generator, n_voices: int = 5) -> Samples:
-    """`n_voices` other recordings at once, at equal power, each repeated from a random start."""
+    """Mix `n_voices` other recordings at equal power, each repeated from a random start."""
     mixed = np.zeros(n_samples, np.float32)
     for index in random.integers(len(others), size=n_voices):
         voice = others[index]
@@ -61,12 +61,12 @@ def babble(n_samples: int, others: Sequence[Samples], random: np.random.Generato
 
 
 def apply_gain(samples: Samples, gain_db: float) -> Samples:
-    """Louder or softer, without a limit."""
+    """Scale the samples; the result is not limited to full scale."""
     return np.asarray(samples * 10.0 ** (gain_db / 20.0), np.float32)
 
 
 def telephone(samples: Samples) -> Samples:
-    """The telephone band at 8 kHz, through mu-law of eight bits at 3 dB below full scale, as exchanges level it."""
+    """Simulate a telephone line: the voice band at 8 kHz, 8-bit mu-law at 3 dB below full scale (exchanges' level)."""
     n, (low, high) = len(samples), TELEPHONE_BAND_HZ
     even = np.pad(samples, (0, n % 2))
     narrow = _band(even, low, high)[::2]  # nothing above 3.4 kHz is left to alias
@@ -82,7 +82,7 @@ def telephone(samples: Samples) -> Samples:
 
 
 def clip(samples: Samples, share: float) -> Samples:
-    """Cut off at the level that `share` of the samples exceeds, as an overdriven microphone does."""
+    """Clip at the level that `share` of the samples exceeds, as an overdriven microphone does."""
     if not len(samples):
         return samples.copy()
     level = float(np.quantile(np.abs(samples), 1.0 - share))
@@ -90,7 +90,7 @@ def clip(samples: Samples, share: float) -> Samples:
 
 
 def change_speed(samples: Samples, factor: float) -> Samples:
-    """Played `factor` times as fast: tempo and pitch together. Resampled in the frequency domain."""
+    """Play `factor` times as fast, which changes tempo and pitch together. Resamples in the frequency domain."""
     n = len(samples)
     wanted = max(1, round(n / factor))
     spectrum = np.fft.rfft(samples)
@@ -102,16 +102,16 @@ def change_speed(samples: Samples, factor: float) -> Samples:
 def reverberate(
     samples: Samples, rt60_s: float, direct_to_reverberant_db: float, random: np.random.Generator
 ) -> Samples:
-    """In a room: the sound, then exponentially decaying noise after it (Polack's model of a late response).
+    """Simulate a room: the sound followed by exponentially decaying noise (Polack's model of late reverberation).
 
-    rt60_s: time in which the reverberation falls by 60 dB. The length stays, what rings on after the end is cut.
+    rt60_s: time in which the reverberation falls by 60 dB. The length is kept; reverberation after the end is cut off.
     """
     n = len(samples)
     if n < 2:
         return samples.copy()
     n_tail = min(max(2, int(rt60_s * SAMPLE_RATE)), n)
     tail = random.standard_normal(n_tail) * 10.0 ** (-3.0 * np.arange(n_tail) / (rt60_s * SAMPLE_RATE))
-    tail[0] = 0.0  # there is the sound itself
+    tail[0] = 0.0  # the direct sound, which is added unfiltered
     tail *= np.sqrt(10.0 ** (-direct_to_reverberant_db / 10.0) / np.sum(tail**2))
     size = n + n_tail
     ringing = np.fft.irfft(np.fft.rfft(samples, size) * np.fft.rfft(tail, size), size)[:n]
@@ -130,14 +130,14 @@ DEGRADATIONS: Mapping[str, Degradation] = {
     "clipping 10 %": lambda x, _, __: clip(x, 0.1),
     "room 0.5 s": lambda x, _, random: reverberate(x, 0.5, 3.0, random),
 }
-"""Name -> degradation, for measuring; each is of one strength, so that figures compare."""
+"""Degradations of a fixed strength by name, for benchmarks."""
 
 
 @dataclass(frozen=True, slots=True)
 class AugmentationConfig:
-    """How a recording is degraded for training; rates are chances of each step, ranges are drawn from evenly.
+    """Augmentation for training: a probability for each step, and ranges that are sampled uniformly.
 
-    speed: by which a voice also becomes another one, with pitch and vocal tract of a larger or a smaller speaker.
+    speed: also changes pitch and vocal tract, to those of a larger or a smaller speaker.
     """
 
     speed_rate: float = 0.8
@@ -156,9 +156,9 @@ class AugmentationConfig:
 def augment(
     samples: Samples, others: Sequence[Samples], config: AugmentationConfig, random: np.random.Generator
 ) -> Samples:
-    """A recording as it might have come from elsewhere: tempo, room, noise, line, clipping, level, in that order.
+    """Degrade a recording at random: speed, room, noise, telephone line, clipping and level, in that order.
 
-    others: recordings that babble is made of, at least one.
+    others: recordings to make babble from, at least one.
     """
     if random.random() < config.speed_rate:
         samples = change_speed(samples, random.uniform(*config.speed))
@@ -191,7 +191,7 @@ def _band(samples: Samples, low_hz: float, high_hz: float) -> Samples:
 
 
 def _mu_law(samples: Samples) -> Samples:
-    """Companded, rounded to 255 steps and expanded again. samples: in [-1, 1]."""
+    """Compand, round to 255 steps and expand. samples: in [-1, 1]."""
     companded = np.sign(samples) * np.log1p(MU * np.abs(samples)) / np.log1p(MU)
     rounded = np.round(companded * 127.0) / 127.0
     return np.asarray(np.sign(rounded) * np.expm1(np.abs(rounded) * np.log1p(MU)) / MU, np.float32)

@@ -1,48 +1,20 @@
-"""Batches for training the fusion: conversations grouped by size, padded, with targets.
+"""Makes batches for training the fusion: groups conversations by size, tokenizes, pads and adds targets.
 
-Sizes: B conversations, U utterances, W text windows, T tokens. Long conversations come in several batches' worth of
-memory, so batches are bounded by tokens, not by conversations.
+Sizes: B conversations, U utterances, W text windows, T tokens. Batches are bounded by tokens rather than by
+conversations, since one long conversation can take as much memory as many short ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
-from torch import Tensor
 
+from mechm.model.inputs import IGNORED, TextBatch
 from mechm_runtime.fusion.inputs import speaker_numbers
 from mechm_runtime.modalities.text_windows import NO_UTTERANCE, ConversationTokenizer
 from mechm_runtime.types import EMOTIONS, LabelledConversation
-
-IGNORED = -100
-
-
-@dataclass(frozen=True, slots=True)
-class TextBatch:
-    """Padded conversations.
-
-    input_ids, attention_mask: int64 (W, T). token_utterance: int64 (W, T), row of the flattened (B * U) utterances a
-    token belongs to, B * U for tokens that count for none. text_mask, utterance_mask: bool (B, U).
-    speaker_ids: int64 (B, U). emotions: int64 (B, U), IGNORED for padding.
-    causes: float (B, U, U), 1 where j is a cause of i's emotion; cause_mask: bool (B, U, U), where that is annotated.
-    """
-
-    input_ids: Tensor
-    attention_mask: Tensor
-    token_utterance: Tensor
-    text_mask: Tensor
-    utterance_mask: Tensor
-    speaker_ids: Tensor
-    emotions: Tensor
-    causes: Tensor
-    cause_mask: Tensor
-
-    def to(self, device: torch.device) -> TextBatch:
-        """The same batch on a device."""
-        return TextBatch(*(getattr(self, item.name).to(device) for item in fields(self)))
 
 
 def make_batch(conversations: Sequence[LabelledConversation], tokenizer: ConversationTokenizer) -> TextBatch:
@@ -50,7 +22,7 @@ def make_batch(conversations: Sequence[LabelledConversation], tokenizer: Convers
     B = len(conversations)
     U = max(len(c.emotions) for c in conversations)
     windows = [tokenizer(c.conversation.utterances) for c in conversations]
-    # One window at least, which nobody's words are in: the text encoder takes no empty batch.
+    # At least one window, even without words: the text encoder takes no empty batch.
     W, T = max(1, sum(len(w.input_ids) for w in windows)), max(w.input_ids.shape[1] for w in windows)
     input_ids, attention_mask = np.zeros((W, T), np.int64), np.zeros((W, T), np.int64)
     attention_mask[0, 0] = 1
@@ -86,11 +58,10 @@ def make_batch(conversations: Sequence[LabelledConversation], tokenizer: Convers
 def group_by_size(
     conversations: Sequence[LabelledConversation], max_tokens: int, random: np.random.Generator | None = None
 ) -> Iterator[list[LabelledConversation]]:
-    """Groups of similar size whose padded size stays below `max_tokens`; shuffled where `random` is given.
+    """Group conversations of similar size so that a padded group stays below `max_tokens`.
 
-    A conversation larger than that is a group of its own.
-
-    Sizes are estimated from characters (about four a WordPiece), exact ones come with tokenizing.
+    A larger conversation is a group of its own. With `random`, neighbours in size and the groups' order are shuffled.
+    Sizes are estimated at four characters per WordPiece, without tokenizing.
     """
     sizes = np.array([sum(len(u.text or "") // 4 + 4 for u in c.conversation.utterances) for c in conversations])
     noise = random.uniform(0.8, 1.25, len(sizes)) if random is not None else np.ones(len(sizes))
@@ -102,7 +73,7 @@ def group_by_size(
             groups.append([])
             largest = int(sizes[index])
         groups[-1].append(conversations[index])
-    groups = [group for group in groups if group]  # there is an empty one where there are no conversations
+    groups = [group for group in groups if group]  # without conversations the first group is empty
     order = random.permutation(len(groups)) if random is not None else range(len(groups))
     for index in order:
         yield groups[index]

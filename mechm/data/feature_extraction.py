@@ -1,7 +1,7 @@
-"""Features of recordings for training: what the runtime's pipeline hands to the fusion, computed by torch's encoders.
+"""Extracts the fusion's inputs from recordings for training, as the runtime's pipeline does, with torch encoders.
 
-Decoding (in a process of its own), spectrograms, faces and frames are the runtime's own code; only the encoders run in
-torch instead of as exported graphs. It keeps nothing (`feature_store`) and knows no corpus.
+Decoding (in a separate process), spectrograms, face detection and frames are the runtime's own code; only the encoders
+run in torch instead of as exported graphs. Storing features is `feature_store`; corpora are not known here.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ from mechm_runtime.modalities.voice import VoiceEncoder
 from mechm_runtime.types import Conversation, Utterance
 
 FEATURES_VERSION = 2
-"""Raised when the same recordings and weights come to give other features."""
+"""Version of the features' computation; increased when the same recordings and weights give other features."""
 
 ENCODERS = ("audio", "scene", "expression")
-"""The parts whose weights the features depend on, beside the face detector."""
+"""Parts whose weights the features depend on, beside the face detector."""
 
-LARGEST = float(np.finfo(np.float16).max)
+MAX_FLOAT16 = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Where one utterance is heard and seen: a clip of its own, or a stretch of its conversation's recording.
+    """Location of one utterance in the recordings: its own clip, or a section of its conversation's recording.
 
-    start_s, end_s: seconds from the recording's start; None for all of it.
+    start_s, end_s: seconds from the recording's start; None for the whole file.
     """
 
     path: Path
@@ -58,7 +58,7 @@ class Span:
 
 
 def span_of(conversation: Conversation, utterance: Utterance) -> Span | None:
-    """The utterance's span, its own clip before the conversation's recording; None where it has neither."""
+    """Return the utterance's span: its clip, else a section of the conversation's recording; None without either."""
     if utterance.media is not None:
         return Span(utterance.media)
     if conversation.media is None or utterance.start_s is None or utterance.end_s is None:
@@ -68,11 +68,11 @@ def span_of(conversation: Conversation, utterance: Utterance) -> Span | None:
 
 @dataclass(frozen=True, slots=True)
 class Features:
-    """What the fusion reads of one utterance beside its text; names and widths as in `FusionInputs`.
+    """One utterance's inputs to the fusion beside its text; names and widths as in `FusionInputs`.
 
     audio: float32 (audio tokens, audio width); audio_mask: bool (). scene: float32 (n_frames, scene width); scene_mask:
     bool (n_frames,). face: float32 (n_frames * max_faces, face width); face_mask: bool (n_frames * max_faces,).
-    missing: modality -> why it is masked.
+    missing: modality -> reason why it is masked.
     """
 
     audio: npt.NDArray[np.float32]
@@ -85,7 +85,7 @@ class Features:
 
     @property
     def usable(self) -> bool:
-        """Whether there is anything at all."""
+        """Whether any modality is present."""
         return bool(self.audio_mask.any() or self.scene_mask.any() or self.face_mask.any())
 
 
@@ -93,7 +93,7 @@ class TorchPart:
     """A torch module behind the interface of the runtime's graphs
     (`mechm_runtime.engines.base.GraphRunner`).
 
-    inputs: names of what the module takes, in its order. outputs: names of what it returns.
+    inputs: names of the module's arguments, in order. outputs: names of its results.
     """
 
     def __init__(self, module: nn.Module, inputs: Sequence[str], outputs: Sequence[str], device: torch.device) -> None:
@@ -103,7 +103,7 @@ class TorchPart:
         self._device = device
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Arrays by input name to arrays by output name."""
+        """Run the module on arrays by input name and return arrays by output name."""
         with torch.inference_mode():
             given = (torch.from_numpy(np.ascontiguousarray(inputs[name])).to(self._device) for name in self._inputs)
             answer = self._module(*given)
@@ -112,9 +112,9 @@ class TorchPart:
 
 
 class FeatureExtractor:
-    """Reads decoded segments. May be used from several threads at once.
+    """Extracts features from decoded segments. May be used from several threads at once.
 
-    fingerprint: what the features depend on besides the recording (weights, sizes, constants), as a hash.
+    fingerprint: hash of everything the features depend on besides the recording (weights, sizes, constants).
     """
 
     def __init__(
@@ -128,10 +128,11 @@ class FeatureExtractor:
 
     @classmethod
     def from_preset(cls, config: ModelConfig, device: torch.device | None = None) -> FeatureExtractor:
-        """The encoders of a preset with its base weights; `tiny` has those that its bundle is exported with.
+        """Load the encoders of a preset with its base weights; those of `tiny` are random, as in its exported bundle.
 
-        Raises: WeightsError: base weights are missing. InputError: the preset's speech encoder reads no spectrograms,
-            which are all that the runtime's pipeline hands to it. MissingExtraError: without the `media` extra.
+        Raises: WeightsError: base weights are missing. InputError: the preset's speech encoder does not take
+            spectrograms, the only form of audio that the runtime's pipeline computes. MissingExtraError: without the
+            `media` extra.
         """
         if config.audio.architecture != "whisper":
             raise InputError(
@@ -162,7 +163,7 @@ class FeatureExtractor:
         )
 
     def read(self, segment: Segment) -> Features:
-        """What the fusion would read of a segment; nothing where half precision, in which it is kept, is not enough."""
+        """Extract a segment's features; all are masked if a value exceeds half precision, in which they are stored."""
         inputs = FusionInputs.absent((Utterance(1),), self.sizes)
         missing = {("face" if track == "video" else track): reason for track, reason in segment.missing.items()}
         if segment.samples is not None and (reason := self._voice.encode(0, segment.samples, inputs)):
@@ -172,7 +173,7 @@ class FeatureExtractor:
                 missing["face"] = reason
             self._scene.encode(0, segment.frames, inputs)
         values = (inputs.audio, inputs.scene, inputs.face)
-        if not all(np.abs(value).max() < LARGEST for value in values):  # false for NaN, too
+        if not all(np.abs(value).max() < MAX_FLOAT16 for value in values):  # false for NaN, too
             inputs = FusionInputs.absent((Utterance(1),), self.sizes)
             missing["features"] = "its features are not finite in half precision"
         return Features(
@@ -186,7 +187,7 @@ class FeatureExtractor:
         )
 
     def read_spans(self, spans: Sequence[Span], reader: MediaReader) -> Iterator[tuple[Span, Features]]:
-        """Features of spans of one recording, one by one in the order of their starts.
+        """Extract features of spans of one recording, one by one in the order of their starts.
 
         Raises: MediaError: the recording cannot be decoded.
         """
@@ -199,7 +200,7 @@ class FeatureExtractor:
 
 
 def build_expression(folder: Path | None) -> ExpressionNetwork:
-    """The expression network, random where `folder` is None."""
+    """Build the expression network, random where `folder` is None."""
     if folder is not None:
         return ExpressionNetwork.from_pretrained(folder)
     with torch.random.fork_rng(devices=[]):
@@ -211,11 +212,11 @@ def _fingerprint(
     config: ModelConfig, folders: Sequence[Path], log_mel: LogMelConfig, scene: SceneConfig, faces: FaceConfig
 ) -> str:
     provenances = [read_provenance(folder) for folder in folders]
-    said = {
+    described = {
         "version": FEATURES_VERSION,
         "weights": sorted(value for p in provenances if p is not None for value in p.sha256.values()),
         "encoders": [asdict(config.audio), asdict(config.scene)],
         "preprocessing": [asdict(log_mel), asdict(scene), asdict(faces)],
         "frames": [config.n_frames, config.max_faces],
     }
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()[:16]

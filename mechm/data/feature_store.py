@@ -1,12 +1,12 @@
-"""Features of a corpus's recordings on disk: computed once, kept in half precision, gone on with after a stop.
+"""Stores features of a corpus's recordings on disk in half precision, so that they are computed once.
 
-    <folder>/features.json              which encoders made them
-    <folder>/3f9c2a71d0b4.safetensors   up to `SPANS_PER_FILE` utterances: arrays as in `Features`, a row each, and
-                                        their keys as metadata
+    <folder>/features.json              fingerprint of the encoders
+    <folder>/3f9c2a71d0b4.safetensors   up to `SPANS_PER_FILE` utterances: the arrays of `Features` with one row per
+                                        utterance, and the rows' keys as metadata
 
-A file appears whole or not at all, so a training that is stopped loses only what was not written yet. A recording is
-known by its name, its folder's name, its size and its time of change: a changed one is read again. Ten thousand clips
-of preset `small` take about 90 MB. Nothing in the files says what was spoken or who is seen.
+Files are written atomically, so extraction continues after an interruption and loses only the rows not yet written. A
+recording is identified by its name, its folder's name, its size and its modification time; a changed one is read again.
+Ten thousand clips of preset `small` take about 90 MB. The files contain neither words nor names of people.
 """
 
 from __future__ import annotations
@@ -37,10 +37,11 @@ from mechm_runtime.system.progress import StageProgress
 
 INDEX_FILE = "features.json"
 SPANS_PER_FILE = 64
-"""About a minute of work on two cores: what a stop costs at most."""
+"""About a minute of work on two cores, the most that an interruption loses."""
 
 CLIP_LIMITS = MediaLimits(timeout_s=300.0)
-"""For one recording. The runtime's 15 minutes are for hours of it; ten thousand clips must not wait on a broken one."""
+"""Limits for one recording. The runtime's 15 minutes are meant for hours of video; here a broken clip is given up
+sooner, so that ten thousand others do not wait."""
 
 ARRAYS = tuple(item.name for item in fields(Features) if item.name != "missing")
 
@@ -52,7 +53,7 @@ class FeatureTable:
     """Features of N utterances.
 
     row_of: span -> row. arrays: as in `Features` with a first axis of N; float16 and bool.
-    problems: recordings of which nothing could be read, and why.
+    problems: recordings that could not be used, with the reason.
     """
 
     row_of: Mapping[Span, int]
@@ -61,7 +62,7 @@ class FeatureTable:
 
     @property
     def voices(self) -> npt.NDArray[np.float32]:
-        """float32 (voices, audio tokens, audio width): the utterances that have one."""
+        """Audio tokens of the utterances with a voice, float32 (voices, audio tokens, audio width)."""
         return np.asarray(self.arrays["audio"][self.arrays["audio_mask"]], np.float32)
 
 
@@ -74,13 +75,13 @@ def read_features(
     limits: MediaLimits = CLIP_LIMITS,
     progress: StageProgress | None = None,
 ) -> FeatureTable:
-    """Features of all spans, out of `folder` where they are there, computed and kept there otherwise.
+    """Return the features of all spans; those that `folder` does not hold yet are computed and stored there.
 
-    One process at a time computes into a folder; another one waits and finds them there.
-    n_jobs: recordings that are decoded at once, each in a process of its own.
-    progress: called with spans done and their number.
-    Raises: InputError: the folder cannot be written, is damaged, or holds features of other encoders; or nothing can be
-        read of any span. MissingExtraError: without the `media` extra.
+    Only one process computes into a folder at a time; others wait and then read the result.
+    n_jobs: recordings decoded in parallel, each in its own process.
+    progress: called with the spans done and their total.
+    Raises: InputError: the folder cannot be written, is damaged, or holds features of other encoders; or none of the
+        spans can be used. MissingExtraError: without the `media` extra.
     """
     wanted = list(dict.fromkeys(spans))
     keys, absent = _keys(wanted)
@@ -107,10 +108,9 @@ def read_features(
                     progress(done, len(wanted))
         finally:
             writer.flush()  # after Ctrl-C, too
-    place = {span.path: at for at, span in enumerate(wanted)}
-    named = tuple(
-        problem for _, problem in sorted(problems, key=lambda found: place[found[0]])
-    )  # threads have no order
+    position = {span.path: index for index, span in enumerate(wanted)}
+    # Threads finish in any order; problems are reported in that of the spans.
+    named = tuple(problem for _, problem in sorted(problems, key=lambda found: position[found[0]]))
     present = [span for span in wanted if keys.get(span) in rows]
     if not present:
         first = f"; {named[0].name}: {named[0].reason}" if named else ""
@@ -123,7 +123,7 @@ def read_features(
 
 @dataclass(frozen=True, slots=True)
 class _Recording:
-    """What came of the spans of one recording: a row each, or why there is none."""
+    """Result of one recording: a row for each usable span, and the reasons for the others."""
 
     spans: Sequence[Span]
     rows: Mapping[Span, Row]
@@ -149,7 +149,7 @@ def _read(spans: Sequence[Span], extractor: FeatureExtractor, reader: MediaReade
 def _computed(
     recordings: Sequence[Sequence[Span]], extractor: FeatureExtractor, n_jobs: int, limits: MediaLimits
 ) -> Iterator[_Recording]:
-    """Every recording as soon as it is read; each thread has a decoding process of its own."""
+    """Yield every recording as soon as it is read; each thread has its own decoding process."""
     if not recordings:
         return
     own = threading.local()
@@ -164,7 +164,7 @@ def _computed(
         queue = iter(recordings)
         try:
             while True:
-                # A few ahead only, so that a stop does not wait for ten thousand.
+                # Only a few are queued, so that an interruption does not wait for ten thousand.
                 while len(waiting) < 2 * n_jobs and (spans := next(queue, None)) is not None:
                     waiting.add(threads.submit(read, spans))
                 if not waiting:
@@ -175,11 +175,11 @@ def _computed(
         finally:
             for future in waiting:
                 future.cancel()
-            stack.close()  # ends the decoding that is under way
+            stack.close()  # ends running decoders
 
 
 class _Writer:
-    """Collects rows and writes them a file at a time."""
+    """Collects rows and writes them in files of `SPANS_PER_FILE`."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -199,10 +199,10 @@ class _Writer:
             return
         keys = list(self._rows)
         arrays = {name: np.stack([self._rows[key][name] for key in keys]) for name in ARRAYS}
-        # Named by its content: trainings that share a folder do not get into each other's way.
+        # Named by its content, so that trainings that share a folder do not overwrite each other's files.
         name = hashlib.sha256("".join(keys).encode()).hexdigest()[:16]
         try:
-            # Features tell of people: they are readable by their owner alone.
+            # Features are personal data, so only their owner can read them.
             with replaced_file(self._folder / f"{name}.safetensors", mode=0o600) as beside:
                 save_file(arrays, beside, metadata={"keys": json.dumps(keys)})
         except (OSError, SafetensorError) as error:
@@ -238,7 +238,7 @@ def _unwritable(folder: Path, error: Exception) -> InputError:
 
 
 def _stored_rows(folder: Path, wanted: set[str]) -> dict[str, Row]:
-    """The rows that are there, by key.
+    """Read the stored rows among `wanted`, by key.
 
     Raises: InputError: a file is damaged.
     """
@@ -259,7 +259,7 @@ def _stored_rows(folder: Path, wanted: set[str]) -> dict[str, Row]:
 
 
 def _keys(spans: Sequence[Span]) -> tuple[dict[Span, str], dict[Path, Problem]]:
-    """A key a span, and the recordings that are not there."""
+    """Compute a key for each span, and list the recordings that are missing."""
     states: dict[Path, str | None] = {}
     problems: dict[Path, Problem] = {}
     for path in dict.fromkeys(span.path for span in spans):

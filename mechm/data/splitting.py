@@ -1,9 +1,9 @@
-"""Conversations that are longer than the fusion's window, in pieces that are learnt one by one.
+"""Splits conversations that are longer than the fusion's window into pieces for training.
 
-The runtime reads a long conversation in windows (`mechm_runtime.fusion.run.window_spans`); training reads it in pieces
-no longer than those, since memory grows with the square of a conversation's length. Nothing is left out: every
-utterance is in exactly one piece, and pieces end where no annotated cause crosses. Where every place is crossed, the
-one with the fewest is taken, and those pairs are counted.
+The runtime reads a long conversation in overlapping windows (`mechm_runtime.fusion.run.window_spans`); training uses
+separate pieces of at most that length, since memory grows with the square of a conversation's length. Every utterance
+is in exactly one piece. Cuts are made where no annotated pair spans them, else where the fewest do; the pairs lost that
+way are counted.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mechm_runtime.types import LabelledConversation
 
 @dataclass(frozen=True, slots=True)
 class Pieces:
-    """What became of conversations. n_split: conversations that were too long. n_crossing: pairs that were lost."""
+    """Result of `split_long`. n_split: conversations that were too long. n_crossing: pairs lost at the cuts."""
 
     conversations: tuple[LabelledConversation, ...]
     n_split: int
@@ -26,7 +26,7 @@ class Pieces:
 
 
 def split_long(conversations: Sequence[LabelledConversation], max_utterances: int) -> Pieces:
-    """Conversations of at most `max_utterances` utterances, in order; those that are short enough stay as they are."""
+    """Split conversations into pieces of at most `max_utterances` utterances, in order; shorter ones are unchanged."""
     pieces: list[LabelledConversation] = []
     n_split = n_crossing = 0
     for labelled in conversations:
@@ -41,11 +41,11 @@ def split_long(conversations: Sequence[LabelledConversation], max_utterances: in
 
 
 def _split(labelled: LabelledConversation, max_utterances: int) -> Iterator[LabelledConversation]:
-    """The pieces of one conversation; utterances keep their ids, pieces have the conversation's id with a number."""
+    """Yield one conversation's pieces. Utterances keep their ids; a piece's id is the conversation's and a number."""
     utterances = labelled.conversation.utterances
     n = len(utterances)
     position = {utterance.id: at for at, utterance in enumerate(utterances)}
-    crossing = np.zeros(n + 1, np.int64)  # pairs that a cut before each position would part
+    crossing = np.zeros(n + 1, np.int64)  # pairs that a cut before each position would separate
     for pair in labelled.pairs:
         ends = sorted((position[pair.emotion_utterance], position[pair.cause_utterance]))
         crossing[ends[0] + 1 : ends[1] + 1] += 1
@@ -53,7 +53,7 @@ def _split(labelled: LabelledConversation, max_utterances: int) -> Iterator[Labe
     while first < n:
         last = min(first + max_utterances, n)
         if last < n:
-            # Not below half of the longest: short pieces have little context. Of equal places, the latest.
+            # At least half the maximum, since short pieces have little context. Of equally good cuts, the latest.
             earliest = first + max(1, max_utterances // 2)
             last = earliest + int(len(crossing[earliest : last + 1]) - 1 - crossing[earliest : last + 1][::-1].argmin())
         ids = {utterance.id for utterance in utterances[first:last]}

@@ -1,7 +1,7 @@
-"""Everything that a training of the fusion is given, read and put together: corpora, their recordings, their voices.
+"""Reads and combines the data for training the fusion: corpora, their recordings and emotional speech.
 
-Which file is of which corpus is told by its name and content, as `read_annotated` says. Reading goes first and is
-quick; the features of recordings (`recorded_evidence`) take hours for ten thousand clips, once.
+A file's corpus is recognised by its name and content, see `read_annotated`. Reading the corpora is quick; extracting
+the features of recordings (`read_recordings`) takes hours for ten thousand clips, once.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from mechm.data.corpora import (
 )
 from mechm.data.feature_extraction import FeatureExtractor, Span, span_of
 from mechm.data.feature_store import FeatureTable, read_features
-from mechm.data.recorded_modalities import ClipEvidence, ClipEvidenceConfig
-from mechm.data.simulated_modalities import EvidenceSource
+from mechm.data.recorded_modalities import ModalityDropoutConfig, RecordedModalities
+from mechm.data.simulated_modalities import NonverbalSource
 from mechm.data.splitting import split_long
 from mechm.model.config import ModelConfig
 from mechm_runtime.errors import InputError, MediaError
@@ -40,7 +40,7 @@ MELD_TABLE = "_sent_emo.csv"
 
 @dataclass(frozen=True, slots=True)
 class TrainingSources:
-    """Where the data of a training lie; see `mechm.data.corpora` for the layouts.
+    """Paths of the training data; see `mechm.data.corpora` for the layouts.
 
     train, dev: see `read_annotated`. clips: the folder with the clips of both. names_file: see `read_ecf`.
     goemotions, reccon, semaine, aesi: folders of further corpora. semaine_labels: None for the defaults.
@@ -57,7 +57,7 @@ class TrainingSources:
     aesi: Path | None = None
 
     def __post_init__(self) -> None:
-        """Raises: InputError: an option without the one that it belongs to."""
+        """Raises: InputError: an option is given without the one that it depends on."""
         if self.names_file is not None and self.clips is None:
             raise InputError("--clip-names without --clips", hint="give the folder with the clips: --clips DIR")
         if self.semaine_labels is not None and self.semaine is None:
@@ -66,12 +66,12 @@ class TrainingSources:
 
 @dataclass(frozen=True, slots=True)
 class TrainingData:
-    """What was read.
+    """Corpora read for a training.
 
-    target: the name of the corpus that `train` is: `meld`, or `ecf` for all in ECF's layouts.
-    corpora: the target and the further ones by name; conversations no longer than the fusion's window.
-    dev: whole. speech: recordings with an emotion and no conversation. reports: a corpus each. notes: what else should
-    be known before training, a line each.
+    target: name of the corpus in `train`: `meld`, or `ecf` for everything in ECF's layouts.
+    corpora: the target and the other corpora by name, in conversations no longer than the fusion's window.
+    dev: conversations of any length. speech: recordings with an emotion and without a conversation. reports: one per
+    corpus. notes: remarks for the user, one line each.
     """
 
     target: str
@@ -83,19 +83,19 @@ class TrainingData:
 
     @property
     def spans(self) -> tuple[Span, ...]:
-        """Where utterances of the corpora and of `dev` are heard and seen."""
+        """Spans of the recorded utterances of the corpora and of `dev`."""
         return tuple(dict.fromkeys(_spans(one for some in (*self.corpora.values(), self.dev) for one in some)))
 
 
 def read_annotated(
     path: Path, *, clips: Path | None = None, names_file: Path | None = None
 ) -> Corpus[LabelledConversation]:
-    """A file of annotated conversations, with their clips where `clips` is given.
+    """Read a file of annotated conversations, with their clips where `clips` is given.
 
     path: a table of MELD (`train_sent_emo.csv`, `dev_sent_emo.csv`, `test_sent_emo.csv`), ECF / SemEval JSON or MECPE
         text.
-    Raises: InputError: as the corpus's reader; a table that is called otherwise; or a names file with a table, whose
-        clips have MELD's own names.
+    Raises: InputError: as the corpus's reader; a table with another name; or a names file for a table of MELD, whose
+        clips are named by MELD itself.
     """
     if path.suffix.lower() != ".csv":
         return read_ecf(path, clips=clips, names_file=names_file)
@@ -110,17 +110,17 @@ def read_annotated(
 
 
 def load_training_data(sources: TrainingSources, *, max_utterances: int) -> TrainingData:
-    """Read everything; recordings are only looked for.
+    """Read all corpora; recordings are located but not decoded.
 
-    max_utterances: longer conversations of the corpora are learnt in pieces (`split_long`).
-    Raises: InputError: a corpus cannot be read; `dev` has no pairs, by which weights are chosen; or one clip belongs to
+    max_utterances: longer conversations of the corpora are split into pieces (`split_long`).
+    Raises: InputError: a corpus cannot be read; `dev` has no pairs to select weights by; or one clip belongs to
         different utterances of `train` and `dev`.
     """
     notes: list[str] = []
     train = read_annotated(sources.train, clips=sources.clips, names_file=sources.names_file)
     try:
         dev = read_annotated(sources.dev, clips=sources.clips, names_file=sources.names_file)
-    except MediaError as error:  # whoever has the clips of the training part alone can still learn from them
+    except MediaError as error:  # the clips of the training part alone are still useful
         dev = read_annotated(sources.dev)
         notes.append(f"{sources.dev.name} is scored on its text alone: {error}")
     if not any(one.pairs for one in dev.items):
@@ -128,7 +128,7 @@ def load_training_data(sources: TrainingSources, *, max_utterances: int) -> Trai
             f"{sources.dev.name}: no annotated causes, and the weights that find them best are kept",
             hint="give conversations with causes to --dev, such as ECF's",
         )
-    _check_apart(train.items, dev.items, sources)
+    _check_distinct_clips(train.items, dev.items, sources)
     target = "meld" if sources.train.name.endswith(MELD_TABLE) else "ecf"
     read: dict[str, tuple[LabelledConversation, ...]] = {target: train.items}
     reports = [train.report, dev.report]
@@ -145,7 +145,7 @@ def load_training_data(sources: TrainingSources, *, max_utterances: int) -> Trai
         aesi = read_aesi(sources.aesi)
         speech = aesi.items
         reports.append(aesi.report)
-    notes += _shared(train.items, dev.items, sources)
+    notes += _shared_note(train.items, dev.items, sources)
     if not any(one.pairs for some in read.values() for one in some):
         notes.append(f"{sources.train.name} has no annotated causes: emotions are learnt, causes are not")
     corpora: dict[str, tuple[LabelledConversation, ...]] = {}
@@ -161,40 +161,40 @@ def load_training_data(sources: TrainingSources, *, max_utterances: int) -> Trai
 
 
 @dataclass(frozen=True, slots=True)
-class RecordedEvidence:
-    """What recordings give.
+class Recordings:
+    """Modalities read from the recordings of the corpora.
 
-    source: for training; its `of` for scoring. table: the features, and what is unusable.
-    counts: `audio`, `face` and `scene` -> utterances of the corpora, without dev, whose recording has it.
+    source: draws inputs for training; its `of` returns those for scoring. table: features, and unusable recordings.
+    counts: `audio`, `face` and `scene` -> utterances of the corpora, without dev, whose recording contains it.
     """
 
-    source: ClipEvidence
+    source: RecordedModalities
     table: FeatureTable
     counts: Mapping[str, int]
 
     def lines(self, *, max_problems: int = 10) -> tuple[str, ...]:
-        """What reading the recordings came to, a line each."""
+        """Describe how many recordings were usable, and the first problems, one line each."""
         n_usable, problems = len(self.table.row_of), self.table.problems
         return CorpusReport("recordings", n_usable + len(problems), n_usable, problems).lines(max_problems=max_problems)
 
 
-def recorded_evidence(
+def read_recordings(
     data: TrainingData,
     model: ModelConfig,
-    fallback: EvidenceSource,
+    fallback: NonverbalSource,
     *,
-    config: ClipEvidenceConfig | None = None,
+    config: ModalityDropoutConfig | None = None,
     folder: Path | None = None,
     n_jobs: int = 1,
     device: torch.device | None = None,
     progress: StageProgress | None = None,
-) -> RecordedEvidence | None:
-    """Evidence out of the recordings of the corpora and of dev; None where there are none.
+) -> Recordings | None:
+    """Read the recordings of the corpora and of dev; None where there are none.
 
-    fallback: for conversations without recordings. config: None for the defaults.
-    folder: where features are kept; None for one in the cache folder, by preset and encoders.
-    n_jobs: recordings decoded at once. device: of the encoders, None for the CPU.
-    progress: called with utterances done and their number.
+    fallback: source for conversations without recordings. config: None for the defaults.
+    folder: stores the features; None for one in the cache folder, named by preset and encoders.
+    n_jobs: recordings decoded in parallel. device: of the encoders, None for the CPU.
+    progress: called with the utterances done and their total.
     Raises: as `FeatureExtractor.from_preset` and `read_features`.
     """
     spans = data.spans
@@ -210,7 +210,7 @@ def recorded_evidence(
         name: int(table.arrays[f"{name}_mask"][rows].reshape(len(rows), -1).any(1).sum()) if rows else 0
         for name in ("audio", "face", "scene")
     }
-    return RecordedEvidence(ClipEvidence(model, table, config or ClipEvidenceConfig(), fallback), table, counts)
+    return Recordings(RecordedModalities(model, table, config or ModalityDropoutConfig(), fallback), table, counts)
 
 
 def _spans(conversations: Iterable[LabelledConversation]) -> Iterator[Span]:
@@ -221,17 +221,17 @@ def _spans(conversations: Iterable[LabelledConversation]) -> Iterator[Span]:
                 yield span
 
 
-def _check_apart(
+def _check_distinct_clips(
     train: Iterable[LabelledConversation], dev: Iterable[LabelledConversation], sources: TrainingSources
 ) -> None:
-    """Refuse a clip that would serve different utterances: `dia1utt1.mp4` is found by numbers that both files use.
+    """Refuse clips that match different utterances of both files: `dia1utt1.mp4` is found by numbers only.
 
-    Raises: InputError: there is one.
+    Raises: InputError: there is such a clip.
     """
-    said = {u.media: u.text for one in train for u in one.conversation.utterances if u.media is not None}
+    text_of = {u.media: u.text for one in train for u in one.conversation.utterances if u.media is not None}
     for one in dev:
         for utterance in one.conversation.utterances:
-            if utterance.media is not None and said.get(utterance.media, utterance.text) != utterance.text:
+            if utterance.media is not None and text_of.get(utterance.media, utterance.text) != utterance.text:
                 raise InputError(
                     f"{utterance.media.name} would be the clip of different utterances in {sources.train.name} "
                     f"and {sources.dev.name}",
@@ -239,16 +239,16 @@ def _check_apart(
                 )
 
 
-def _shared(
+def _shared_note(
     train: Iterable[LabelledConversation], dev: Iterable[LabelledConversation], sources: TrainingSources
 ) -> list[str]:
-    """A note where conversations of dev are learnt by heart in train."""
+    """Return a note where conversations of dev are also in train."""
 
-    def said(one: LabelledConversation) -> tuple[tuple[str, str | None, Path | None], ...]:
+    def content(one: LabelledConversation) -> tuple[tuple[str, str | None, Path | None], ...]:
         return tuple((u.speaker, u.text, u.media) for u in one.conversation.utterances)
 
-    learnt = {said(one) for one in train}
-    n_shared = sum(said(one) in learnt for one in dev)
+    trained = {content(one) for one in train}
+    n_shared = sum(content(one) in trained for one in dev)
     if not n_shared:
         return []
     return [f"{n_shared} conversations of {sources.dev.name} are in {sources.train.name} too: their scores say nothing"]

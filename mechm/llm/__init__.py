@@ -1,1 +1,1 @@
-"""The Llama: scoring questions on a conversation, training it with LoRA and merging the adapter."""
+"""The Llama: scores answers about a conversation; reads, writes and merges adapters and projectors on disk."""

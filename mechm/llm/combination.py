@@ -1,6 +1,6 @@
-"""How a trained adapter's scores and a fusion's become one: what was fitted, kept beside the adapter.
+"""Reads and writes the fitted combination of a trained adapter with a fusion, `combination.json` in its folder.
 
-Fitting is `mechm.training.combination`, using it `mechm_runtime.fusion.combination`.
+It is fitted by `mechm.training.combination` and applied by `mechm_runtime.fusion.combination`.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from mechm_runtime.errors import WeightsError
 from mechm_runtime.system.atomic_write import write_atomically
 
 LLAMA_FOLDER = "llm"
-"""Where an adapter lies beside the fusion's trained weights that it goes with."""
+"""Folder of the adapter within the folder of the fusion's trained weights."""
 ADAPTER_FILE = "adapter_model.safetensors"
 COMBINATION_FILE = "combination.json"
-FIT = "mechm train combination --adapter DIR --fusion DIR --dev FILE fits it"
+FIT = "fit it with mechm train combination --adapter DIR --fusion DIR --dev FILE"
 
 
 @dataclass(frozen=True, slots=True)
 class FittedCombination:
     """Weights of both models and the decision on the combined scores.
 
-    fusion_sha256: of the fusion weights that they were fitted with; they mean nothing with others.
-    scores: split -> `fusion`, `llama` or `both` -> what that reaches there, see `mechm.training.card.split_scores`.
+    fusion_sha256: of the fusion weights that they were fitted with, without which they are not valid.
+    scores: split -> `fusion`, `llama` or `both` -> scores, see `mechm.training.card.split_scores`.
     """
 
     combination: CombinationConfig
@@ -44,7 +44,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def fusion_sha256(fusion: Path) -> str:
-    """sha256 of a folder's trained fusion weights.
+    """Compute the sha256 of a folder's trained fusion weights.
 
     Raises: WeightsError: there are none.
     """
@@ -55,7 +55,7 @@ def fusion_sha256(fusion: Path) -> str:
 
 
 def write_combination(fitted: FittedCombination, adapter: Path) -> None:
-    """Write `combination.json` into an adapter's folder, whole or not at all.
+    """Write `combination.json` into an adapter's folder, atomically.
 
     Raises: WeightsError: it cannot be written.
     """
@@ -67,9 +67,9 @@ def write_combination(fitted: FittedCombination, adapter: Path) -> None:
 
 
 def read_combination(adapter: Path, fusion: Path) -> FittedCombination:
-    """What was fitted for an adapter and a fusion.
+    """Read the combination that was fitted for an adapter and a fusion.
 
-    Raises: WeightsError: nothing was, it was with another fusion, or the file is damaged.
+    Raises: WeightsError: there is none, it was fitted with another fusion, or the file is damaged.
     """
     try:
         values = json.loads((adapter / COMBINATION_FILE).read_text(encoding="utf-8"))
@@ -84,5 +84,5 @@ def read_combination(adapter: Path, fusion: Path) -> FittedCombination:
     except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise WeightsError(f"{adapter / COMBINATION_FILE} is damaged: {error}", hint=FIT) from error
     if fitted.fusion_sha256 != fusion_sha256(fusion):
-        raise WeightsError(f"{adapter} was weighed against another fusion than {fusion}", hint=FIT)
+        raise WeightsError(f"{adapter} was combined with another fusion than {fusion}", hint=FIT)
     return fitted

@@ -1,7 +1,7 @@
-"""What a language model answers on conversations, and how far two models' answers lie apart.
+"""Compares two language models' answers on conversations.
 
-It shows that a model which was merged, rounded or converted still answers as the one it came from. It knows nothing
-of annotation: how good the answers are is `mechm.evaluation`.
+It verifies that a merged, rounded or converted model still answers as its source. Accuracy on annotated data is
+measured by `mechm.evaluation`.
 """
 
 from __future__ import annotations
@@ -36,11 +36,11 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class AnswerDifference:
-    """How far answers lie from the reference's.
+    """Difference of answers from a reference.
 
-    largest: the largest difference of two log-probabilities, in nats. mean_kl: mean Kullback-Leibler divergence from
-    the reference a question, in nats. n_labels, n_pairs: emotions and pairs of the reference; n_*_changed: how many the
-    other decides otherwise (a pair found by one alone counts).
+    largest: largest difference of two log-probabilities, in nats. mean_kl: mean Kullback-Leibler divergence from the
+    reference per question, in nats. n_labels, n_pairs: emotions and pairs of the reference; n_*_changed: number of
+    decisions that differ (pairs found by only one of the two count).
     """
 
     largest: float
@@ -57,9 +57,9 @@ def answer(
     conversations: Sequence[Conversation],
     on_conversation: StageProgress | None = None,
 ) -> list[Answers]:
-    """Ask for the emotion and the causes of every utterance, a conversation at a time.
+    """Ask for the emotion and the causes of every utterance, one conversation at a time.
 
-    on_conversation: called with (conversations done, conversations in all).
+    on_conversation: called with (conversations done, conversations in total).
     """
     scores.eval()
     answers = []
@@ -77,14 +77,14 @@ def answer(
 def compare_answers(
     reference: Sequence[Answers], other: Sequence[Answers], decision: DecisionConfig
 ) -> AnswerDifference:
-    """Compare answers on the same conversations; an answer that is not a number is infinitely far away."""
+    """Compare answers on the same conversations; a NaN counts as an infinite difference."""
     largest, divergences = 0.0, []
     n_labels = n_labels_changed = n_pairs = n_pairs_changed = 0
     for one, two in zip(reference, other, strict=True):
         for a, b in ((one.emotion, two.emotion), (one.cause, two.cause)):
             difference = np.abs(a - b)
             largest = max(largest, float(np.where(np.isfinite(difference), difference, np.inf).max()))
-            # In fp64: of nearly equal answers fp32 leaves a divergence that may be below 0.
+            # In fp64, since in fp32 the divergence of nearly equal answers can be negative.
             a, b = a.astype(np.float64), b.astype(np.float64)
             divergences.append((np.exp(a) * (a - b) + np.exp(b) - np.exp(a)).sum(-1))
         before, after = _decide(one, decision), _decide(two, decision)

@@ -1,8 +1,8 @@
-"""Merge a LoRA adapter into its base and write a plain Hugging Face folder, whole or not at all.
+"""Merges a LoRA adapter into its base and writes a plain Hugging Face folder, completely or not at all.
 
-The sum is made in fp32 and rounded once, to the type asked for. Nothing is put in place before it was shown to answer
-as the base with the adapter beside it does: first the merged weights in fp32, closely; then the written files, loaded
-again as anybody would load them. One copy of the weights is in memory at a time: 4 bytes a parameter.
+The weights are summed in fp32 and rounded once, to the requested dtype. Before the folder is put in place, its answers
+are compared with those of the base with the unmerged adapter: first the merged weights in fp32, with a tight tolerance;
+then the written files, loaded again. One copy of the weights is in memory at a time: 4 bytes per parameter.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ DType = Literal["bf16", "fp16", "fp32"]
 DTYPES: dict[DType, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 TOLERANCE = 1e-3
-"""Largest difference of log-probabilities, in nats, between the fp32 weights merged and unmerged. Rounding alone makes
+"""Largest difference of log-probabilities, in nats, between merged and unmerged fp32 weights. Rounding alone causes
 1e-5 (SmolLM2-135M, rank 16, torch 2.13)."""
 
 MAX_KL = 0.1
-"""Largest mean divergence of the written weights from the fp32 ones, in nats a question. It lies between what kept its
-labels (8-bit weights, 0.03) and what lost them (4-bit weights, 0.2; both SmolLM2-135M in onnxruntime 1.32)."""
+"""Largest mean divergence of the written weights from the fp32 ones, in nats per question. It lies between weights that
+kept their labels (8 bits, 0.03) and weights that did not (4 bits, 0.2; both SmolLM2-135M in onnxruntime 1.32)."""
 
 
 @dataclass(frozen=True, slots=True)
 class MergeReport:
-    """What was merged and how well it answers.
+    """Result of a merge.
 
-    conversations: the name of the set that the answers were compared on. merged: fp32 merged against unmerged.
-    written: the files, loaded in `dtype`, against fp32 unmerged. base_fingerprint: see `mechm.llm.stored_base`.
+    conversations: name of the set that the answers were compared on. merged: merged fp32 weights against unmerged ones.
+    written: the files, loaded in `dtype`, against unmerged fp32 weights. base_fingerprint: see `mechm.llm.stored_base`.
     """
 
     dtype: DType
@@ -67,7 +67,7 @@ class MergeReport:
 
 
 def check_conversations() -> tuple[Conversation, ...]:
-    """The conversations that answers are compared on where no others are given: 4, written for this, CC0 1.0."""
+    """Return the default conversations for comparing answers: four, written for this purpose, CC0 1.0."""
     with resources.as_file(resources.files("mechm.llm") / "conversations.json") as path:
         return read_transcript(path)
 
@@ -84,10 +84,10 @@ def merge_adapter(
 ) -> MergeReport:
     """Merge, verify and write.
 
-    conversations: a name and what answers are compared on; None for `check_conversations`.
-    device: where the weights are summed and asked, as torch names it.
+    conversations: a name and the conversations to compare answers on; None for `check_conversations`.
+    device: torch device that computes.
     Raises: WeightsError: `out` exists or cannot be written, the adapter does not fit the base, or either is damaged.
-        InputError: no conversations. VerificationError: the merged model answers otherwise; nothing is written.
+        InputError: no conversations. VerificationError: the merged model's answers differ; nothing is written.
     """
     if out.exists():
         raise WeightsError(f"{out} exists", hint="choose another --out, or remove it first")
@@ -111,31 +111,17 @@ def merge_adapter(
         with written_beside(out) as folder:
             report("writing", 0, 0)
             _write(llama, base_folder, folder)
-            # Its place in memory is needed for the files, which are what people will load.
+            # The memory is needed for loading the written files, which are what users will load.
             del llama
             gc.collect()
-            scores = AnswerScores(_load(folder, DTYPES[dtype]), tokenizer).to(device)
-            loaded = answer(scores, tokenizer, asked, lambda done, n: report("asking what was written", done, n))
+            loaded = _answer_written(folder, dtype, tokenizer, asked, device, report)
             written = compare_answers(reference, loaded, adapter.decision)
             _require_close(written, dtype, name)
+            adapter_sha256 = sha256_of(adapter_folder / ADAPTER_FILE)
             made = MergeReport(
-                dtype,
-                base.n_parameters,
-                fingerprint,
-                sha256_of(adapter_folder / ADAPTER_FILE),
-                name,
-                len(asked),
-                difference,
-                written,
+                dtype, base.n_parameters, fingerprint, adapter_sha256, name, len(asked), difference, written
             )
-            shutil.copyfile(adapter_folder / DECISION_FILE, folder / DECISION_FILE)
-            # Weights beside the fusion's answers: merging changes neither side's.
-            if (adapter_folder / COMBINATION_FILE).is_file():
-                shutil.copyfile(adapter_folder / COMBINATION_FILE, folder / COMBINATION_FILE)
-            if has_projector(adapter_folder):
-                shutil.copytree(adapter_folder / PROJECTOR_FOLDER, folder / PROJECTOR_FOLDER)
-            card = {**adapter.card, "merged": asdict(made) | {"versions": _versions()}}
-            (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+            _write_companions(adapter, made, folder)
     return made
 
 
@@ -147,7 +133,7 @@ def _merge(
     device: str,
     report: Progress,
 ) -> tuple[list[Answers], list[Answers], Any]:
-    """Answers with the adapter beside the base, answers of the sum, and the sum, all in fp32."""
+    """Return the answers of the unmerged adapter, those of the merged weights, and the merged weights, all in fp32."""
     from peft import PeftModel
 
     report("loading the base in fp32", 0, 0)
@@ -168,6 +154,30 @@ def _merge(
     return reference, merged, scores.llama
 
 
+def _answer_written(
+    folder: Path,
+    dtype: DType,
+    tokenizer: QuestionTokenizer,
+    conversations: Sequence[Conversation],
+    device: str,
+    report: Progress,
+) -> list[Answers]:
+    """Load the written files in `dtype` and return their answers."""
+    scores = AnswerScores(_load(folder, DTYPES[dtype]), tokenizer).to(device)
+    return answer(scores, tokenizer, conversations, lambda done, n: report("asking what was written", done, n))
+
+
+def _write_companions(adapter: StoredAdapter, made: MergeReport, folder: Path) -> None:
+    """Write decision, combination, projector and card; merging invalidates none of the adapter's."""
+    shutil.copyfile(adapter.folder / DECISION_FILE, folder / DECISION_FILE)
+    if (adapter.folder / COMBINATION_FILE).is_file():
+        shutil.copyfile(adapter.folder / COMBINATION_FILE, folder / COMBINATION_FILE)
+    if has_projector(adapter.folder):
+        shutil.copytree(adapter.folder / PROJECTOR_FOLDER, folder / PROJECTOR_FOLDER)
+    card = {**adapter.card, "merged": asdict(made) | {"versions": _versions()}}
+    (folder / CARD_FILE).write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+
+
 def _load(folder: Path, dtype: torch.dtype) -> Any:
     try:
         return load_llama(folder, dtype)
@@ -177,10 +187,10 @@ def _load(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def _write(llama: Any, base_folder: Path, folder: Path) -> None:
-    """Weights and config as transformers writes them, and the base's tokenizer and generation settings as they are."""
+    """Write weights and config with transformers, and copy the base's tokenizer and generation settings."""
     from transformers import GenerationConfig
 
-    # Published settings that transformers warns of (Llama-2's own) it refuses to write: the file is copied instead.
+    # transformers refuses to write settings that it warns about (Llama-2's own), so that file is copied instead.
     llama.generation_config = GenerationConfig.from_model_config(llama.config)
     llama.save_pretrained(folder, max_shard_size=MAX_SHARD)
     copy_companions(base_folder, folder)
@@ -188,7 +198,7 @@ def _write(llama: Any, base_folder: Path, folder: Path) -> None:
 
 @contextmanager
 def _enough_memory(base: StoredBase, device: str) -> Iterator[None]:
-    """Raises: WeightsError: the device's memory does not hold the model in fp32."""
+    """Raises: WeightsError: the device has too little memory for the model in fp32."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -213,7 +223,7 @@ def _require_equal(difference: AnswerDifference, name: str) -> None:
 
 
 def _require_close(difference: AnswerDifference, dtype: DType, name: str) -> None:
-    # "not <=" refuses an answer that is no number too.
+    # "not <=" also refuses NaN.
     if not difference.mean_kl <= MAX_KL:
         raise VerificationError(
             f"in {dtype} the merged model answers differently on {name}: {describe(difference)}",
@@ -222,7 +232,7 @@ def _require_close(difference: AnswerDifference, dtype: DType, name: str) -> Non
 
 
 def describe(difference: AnswerDifference) -> str:
-    """A difference in one line."""
+    """Format a difference as one line."""
     return (
         f"largest log-probability difference {difference.largest:.1e}, KL {difference.mean_kl:.1e}, "
         f"{difference.n_labels_changed} of {difference.n_labels:,} labels and {difference.n_pairs_changed} pairs "

@@ -1,6 +1,6 @@
-"""A language model's folder in the Hugging Face layout, as it is written: beside its place first, then put there whole.
+"""Writes a language model's folder in the Hugging Face layout, completely or not at all, with the base's other files.
 
-What goes with a base's weights into every folder made from them is listed here, terms of use included.
+Those are the tokenizer, generation settings and terms of use.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ MAX_SHARD = "4GB"
 COPIED = (
     *("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"),
     *("vocab.json", "merges.txt", "chat_template.jinja", "generation_config.json"),
-    *("LICENSE*", "NOTICE*", "Notice*", "USE_POLICY*"),  # whose terms go on with the weights
+    *("LICENSE*", "NOTICE*", "Notice*", "USE_POLICY*"),  # these terms apply to derived weights too
 )
-"""Files of the base that the new folder has too, as they are."""
+"""Files of the base that are copied into the new folder."""
 
 
 @contextmanager
 def written_beside(out: Path) -> Iterator[Path]:
-    """A folder that becomes `out` when the block succeeds, and nothing when it does not.
+    """Yield a temporary folder that is renamed to `out` if the block succeeds, and removed otherwise.
 
     Raises: WeightsError: it cannot be written.
     """
@@ -42,11 +42,11 @@ def written_beside(out: Path) -> Iterator[Path]:
 
 
 def copy_companions(base_folder: Path, folder: Path) -> None:
-    """Copy the base's tokenizer, generation settings and terms, and let whoever reads the config read the weights."""
+    """Copy the base's tokenizer, generation settings and terms; give the weights the config's file permissions."""
     for pattern in COPIED:
         for source in base_folder.glob(pattern):
             shutil.copyfile(source, folder / source.name)
-    # safetensors makes its files private to their owner; a server often is another user.
+    # safetensors creates files that only their owner can read, but a server often runs as another user.
     for file in folder.glob("*.safetensors"):
         file.chmod((folder / "config.json").stat().st_mode)
 
@@ -65,9 +65,9 @@ def check_vocabulary(base: StoredBase) -> None:
 
 
 def check_space(out: Path, n_bytes: int) -> None:
-    """Refuse before the work what would fail after it.
+    """Check for free disk space before the work starts.
 
-    Raises: WeightsError: the disk has less room than the model takes.
+    Raises: WeightsError: the disk has less free space than the model needs.
     """
     parent = next(folder for folder in out.absolute().parents if folder.is_dir())
     free = shutil.disk_usage(parent).free

@@ -1,6 +1,7 @@
 """The Llama as one graph: a packed conversation in, log-probabilities of the answers out.
 
-It says what the graph that `mechm_export` writes must answer, and in torch it stands in for that graph (`TorchLlama`).
+It is the reference for the graph that `mechm_export` writes; `TorchLlama` runs it in torch behind that graph's
+interface.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from mechm_runtime.llm.questions import CONVERSATION
 
 
 class PackedLlama(nn.Module):
-    """Packed questions to log-probabilities; what sees what is worked out inside the graph, from the segments.
+    """Maps packed questions to log-probabilities; the attention mask is computed from the segments inside the graph.
 
-    What was read of the conversation before may be brought along as keys and values instead of tokens.
+    An earlier part of the conversation can be passed as keys and values instead of tokens.
     """
 
     emotion_head: Tensor
@@ -29,7 +30,7 @@ class PackedLlama(nn.Module):
     def __init__(self, scores: AnswerScores) -> None:
         super().__init__()
         self.scores = scores
-        # Rows of their own, so that the graph does not look into the whole vocabulary's matrix for them.
+        # Copies of the answers' rows, so that the graph does not need the whole vocabulary's matrix.
         self.register_buffer("emotion_head", scores.head(scores.emotion_answers).detach().clone())
         self.register_buffer("cause_head", scores.head(scores.cause_answers).detach().clone())
 
@@ -44,13 +45,14 @@ class PackedLlama(nn.Module):
         soft_at: Tensor,
         past: Tensor,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probabilities (Q, 7) of the emotions, (Q, answers) of the causes, and the new tokens' keys and values.
+        """Score the answers.
 
         input_ids, position_ids, segments: int64 (1, T), the conversation's tokens first. emotion_at, cause_at: int64
-        (Q,). soft_tokens: float32 (S, D), in the place of the tokens at soft_at, int64 (S,); S may be 0.
+            (Q,). soft_tokens: float32 (S, D), replace the tokens at soft_at, int64 (S,); S may be 0.
         past: float16 (2 * layers, key heads, P, head_dim), keys and values of P tokens of the conversation, layer by
-        layer; P may be 0. The third output are those of the C tokens of the conversation among the new ones,
-        (2 * layers, key heads, C, head_dim) in float16, to be put behind `past` the next time.
+            layer; P may be 0.
+        Returns: log-probabilities of the emotions (Q, 7) and of the causes (Q, answers); keys and values of the C
+            conversation tokens in the input, float16 (2 * layers, key heads, C, head_dim), to be appended to `past`.
         """
         n_past = past.shape[2]
         order = torch.arange(input_ids.shape[1], device=input_ids.device)
@@ -69,7 +71,7 @@ class PackedLlama(nn.Module):
         return emotion.log_softmax(-1), cause.log_softmax(-1), present.to(past.dtype)
 
     def nothing_read(self) -> Tensor:
-        """`past` before anything was read: P = 0."""
+        """Return an empty `past`, P = 0."""
         attention = [layer.self_attn for layer in self.scores.causal.model.layers]
         n_heads = self.scores.causal.config.num_key_value_heads
         shape = (2 * len(attention), n_heads, 0, attention[0].head_dim)
@@ -83,14 +85,14 @@ class PackedLlama(nn.Module):
 
 
 class TorchLlama:
-    """Runs in torch what `mechm_runtime.llm.scorer.LlamaReader` would run in an engine."""
+    """Runs the graph of `mechm_runtime.llm.scorer.LlamaReader` in torch instead of in an engine."""
 
     def __init__(self, scores: AnswerScores) -> None:
         self._packed = PackedLlama(scores)
         self._device = scores.device
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Inputs of `graph_inputs` to the graph's outputs by name; without `past`, nothing was read before."""
+        """Run on the inputs of `graph_inputs` and return the graph's outputs by name; `past` is empty by default."""
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in inputs.items()}
         arguments = {"past": self._packed.nothing_read(), **tensors}
         with torch.inference_mode():

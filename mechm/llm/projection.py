@@ -1,4 +1,4 @@
-"""From voices, faces and frames to the Llama's soft tokens: the fusion without words, then the projector.
+"""Projects voices, faces and frames to soft tokens for the Llama: the fusion without text, then the projector.
 
 `mechm_runtime.llm.soft_tokens` does the same with exported graphs.
 """
@@ -11,17 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from mechm.data.simulated_modalities import Evidence
 from mechm.model.fusion import Fusion, FusionOutput
+from mechm.model.inputs import NonverbalInputs
 from mechm.model.projector import SoftTokenProjector
 from mechm_runtime.fusion.inputs import speaker_numbers
 from mechm_runtime.types import Conversation
 
 
 class Projection(nn.Module):
-    """A frozen fusion and the projector behind it.
+    """A frozen fusion followed by the projector.
 
-    text_size: width of the text vectors that the fusion takes, none of which it is given here.
+    text_size: width of the fusion's text inputs, which are masked here.
     """
 
     def __init__(self, fusion: Fusion, text_size: int, projector: SoftTokenProjector) -> None:
@@ -30,31 +30,32 @@ class Projection(nn.Module):
         self.text_size = text_size
         self.projector = projector
 
-    def forward(self, evidence: Evidence, speaker_ids: Tensor, utterance_mask: Tensor) -> tuple[Tensor, Tensor]:
-        """speaker_ids int64 (B, U), utterance_mask bool (B, U), as `Fusion.forward` takes them.
+    def forward(self, nonverbal: NonverbalInputs, speaker_ids: Tensor, utterance_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute soft tokens.
 
-        Returns: soft tokens float32 (B, U, soft tokens, D), and bool (B, U), where there is anything to tell.
+        speaker_ids: int64 (B, U); utterance_mask: bool (B, U); as for `Fusion.forward`.
+        Returns: soft tokens float32 (B, U, soft tokens, D), and bool (B, U), which utterances have a nonverbal input.
         """
         with torch.no_grad():
             output: FusionOutput = self.fusion(
                 torch.zeros(*speaker_ids.shape, self.text_size, device=speaker_ids.device),
                 torch.zeros_like(utterance_mask),
-                evidence.audio,
-                evidence.audio_mask,
-                evidence.scene,
-                evidence.scene_mask,
-                evidence.face,
-                evidence.face_mask,
+                nonverbal.audio,
+                nonverbal.audio_mask,
+                nonverbal.scene,
+                nonverbal.scene_mask,
+                nonverbal.face,
+                nonverbal.face_mask,
                 speaker_ids,
                 utterance_mask,
             )
-        evident = evidence.audio_mask | evidence.face_mask.any(-1) | evidence.scene_mask.any(-1)
+        has_nonverbal = nonverbal.audio_mask | nonverbal.face_mask.any(-1) | nonverbal.scene_mask.any(-1)
         tokens: Tensor = self.projector(output.hidden_states, output.emotion_logits)
-        return tokens, evident & utterance_mask
+        return tokens, has_nonverbal & utterance_mask
 
 
 def speakers_of(conversations: Sequence[Conversation]) -> tuple[Tensor, Tensor]:
-    """Who speaks in each of B conversations, padded: speaker_ids int64 (B, U), utterance_mask bool (B, U)."""
+    """Number the speakers of B conversations, padded: speaker_ids int64 (B, U), utterance_mask bool (B, U)."""
     B, U = len(conversations), max(len(c.utterances) for c in conversations)
     speaker_ids, utterance_mask = np.zeros((B, U), np.int64), np.zeros((B, U), bool)
     for b, conversation in enumerate(conversations):

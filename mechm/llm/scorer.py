@@ -1,6 +1,6 @@
-"""The Llama as a scorer: packed questions in, scores of the answer tokens out, no other row of the vocabulary used.
+"""Scores answers with the Llama: packed questions in, logits of the answer tokens out.
 
-It works for any causal model of transformers with a `model` and an `lm_head`, with or without a LoRA adapter.
+It works with any causal model of transformers that has a `model` and an `lm_head`, with or without a LoRA adapter.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ LORA_RANK = 16
 class QuestionBatch:
     """Packed conversations, right-padded.
 
-    input_ids, position_ids: int64 (B, T). visible: bool (B, 1, T, T), True where a token sees another; padding sees
-    itself. emotion_at, cause_at: int64 (N,), rows of the flattened (B * T) tokens, conversation by conversation.
-    soft_at: int64 (S,), such rows too: where soft tokens stand.
+    input_ids, position_ids: int64 (B, T). visible: bool (B, 1, T, T), True where a token attends to another; padding
+    attends to itself. emotion_at, cause_at: int64 (N,), rows of the flattened (B * T) tokens, by conversation.
+    soft_at: int64 (S,), rows of the soft tokens.
     """
 
     input_ids: Tensor
@@ -37,12 +37,12 @@ class QuestionBatch:
     soft_at: Tensor
 
     def to(self, device: torch.device) -> QuestionBatch:
-        """The batch on another device."""
+        """Return the same batch on a device."""
         return QuestionBatch(*(getattr(self, field.name).to(device) for field in fields(self)))
 
 
 class AnswerScores(nn.Module):
-    """Scores the answers at the questions' ends.
+    """Scores the answers at the ends of the questions.
 
     llama: a causal language model. emotion_answers, cause_answers: token ids.
     """
@@ -58,12 +58,13 @@ class AnswerScores(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """Device of the weights."""
         return self.emotion_answers.device
 
     def forward(self, batch: QuestionBatch, soft_tokens: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """soft_tokens: float (S, D), None where the batch has no room for any.
+        """Score a batch.
 
+        soft_tokens: float (S, D), None where the batch has none.
         Returns: float32 logits (N, 7) of the emotions and (N, answers) of the causes, `NO_CAUSE` last.
         """
         states = self.states(batch, soft_tokens)
@@ -74,17 +75,17 @@ class AnswerScores(nn.Module):
         return emotion, cause
 
     def states(self, batch: QuestionBatch, soft_tokens: Tensor | None = None, cache: Any = None) -> Tensor:
-        """Last hidden states, (B * T, D), in the Llama's own precision.
+        """Compute the last hidden states, (B * T, D), in the Llama's dtype.
 
-        cache: keys and values of what was read before, in transformers' form, which the new ones are added to;
-        `visible` counts those tokens too, in front of the batch's.
+        cache: keys and values of earlier tokens, in transformers' form, to which the new ones are appended; `visible`
+            then includes those tokens, before the batch's.
         """
         causal = self.causal
         embedded: Tensor = causal.get_input_embeddings()(batch.input_ids)
         if soft_tokens is not None:
             flat = embedded.flatten(0, 1).index_put((batch.soft_at,), soft_tokens.to(embedded.dtype))
             embedded = flat.view(embedded.shape)
-        # Additive, since transformers' eager attention adds what it is given.
+        # Additive, as transformers' eager attention expects.
         mask = torch.zeros(batch.visible.shape, dtype=causal.dtype, device=batch.visible.device)
         answered = causal.model(
             inputs_embeds=embedded,
@@ -97,7 +98,7 @@ class AnswerScores(nn.Module):
         return states
 
     def head(self, answers: Tensor) -> Tensor:
-        """float32 (answers, D), the rows of the vocabulary's matrix that score these tokens."""
+        """Return the rows of the output matrix for these tokens, float32 (answers, D)."""
         rows: Tensor = self.causal.lm_head.weight[answers].float()
         return rows
 
@@ -108,7 +109,7 @@ class AnswerScores(nn.Module):
 
     @property
     def causal(self) -> Any:
-        """The language model, with its adapter where it has one."""
+        """The language model, with its adapter if it has one."""
         return self.llama.get_base_model() if hasattr(self.llama, "get_base_model") else self.llama
 
 
@@ -116,7 +117,7 @@ def make_question_batch(packed: Sequence[PackedQuestions]) -> QuestionBatch:
     """Pad packed conversations to one length."""
     B, T = len(packed), max(len(p.input_ids) for p in packed)
     input_ids, position_ids = np.zeros((B, T), np.int64), np.zeros((B, T), np.int64)
-    # A row that sees nothing would be NaN, and NaN spreads in the backward pass.
+    # A row that attends to nothing would be NaN, which would spread in the backward pass.
     visible = np.broadcast_to(np.eye(T, dtype=bool), (B, T, T)).copy()
     for b, one in enumerate(packed):
         n = len(one.input_ids)
@@ -136,10 +137,11 @@ def make_question_batch(packed: Sequence[PackedQuestions]) -> QuestionBatch:
 
 
 def load_llama(folder: Path, dtype: torch.dtype) -> Any:
-    """The base language model of a folder in the Hugging Face layout.
+    """Load the base language model of a folder in the Hugging Face layout.
 
-    With plain matmuls for attention: on CPUs torch's fused kernel takes a twelfth longer a training step, since a
-    packed conversation's mask is dense (SmolLM2-135M, 1,600 tokens a step, torch 2.13, AVX512-BF16: 6.5 against 6.0 s).
+    On CPUs attention uses plain matrix products: torch's fused kernel makes a training step a twelfth slower, since a
+    packed conversation's mask is dense (SmolLM2-135M, 1,600 tokens per step, torch 2.13, AVX512-BF16: 6.5 against
+    6.0 s).
     """
     from transformers import AutoModelForCausalLM
 
@@ -150,14 +152,14 @@ def load_llama(folder: Path, dtype: torch.dtype) -> Any:
 
 
 def load_merged(base: Path, adapter: Path) -> Any:
-    """The language model of a folder with a trained adapter merged into it, in fp32."""
+    """Load the language model of a folder and merge a trained adapter into it, in fp32."""
     from peft import PeftModel
 
     return PeftModel.from_pretrained(load_llama(base, torch.float32), adapter).merge_and_unload()
 
 
 def add_adapter(llama: Any, rank: int = LORA_RANK) -> Any:
-    """The model with a trainable LoRA adapter on every linear layer but the vocabulary's; the base is frozen."""
+    """Add a trainable LoRA adapter to every linear layer but the output layer; the base is frozen."""
     from peft import LoraConfig, get_peft_model
 
     config = LoraConfig(
@@ -167,7 +169,7 @@ def add_adapter(llama: Any, rank: int = LORA_RANK) -> Any:
 
 
 def resume_adapter(llama: Any, folder: Path) -> Any:
-    """The model with an adapter that was trained before, to be trained further; the base is frozen."""
+    """Load a trained adapter into the model for further training; the base is frozen."""
     from peft import PeftModel
 
     return PeftModel.from_pretrained(llama, str(folder), is_trainable=True, local_files_only=True)

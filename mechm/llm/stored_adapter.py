@@ -1,7 +1,7 @@
-"""An adapter as it lies on disk, and whether it fits a base: told from its files, before any weight is loaded.
+"""Reads an adapter's files and checks, before any weight is loaded, whether it fits a base.
 
-It takes what `mechm train llm` writes: plain LoRA pairs on linear layers, in safetensors, with the decision and the
-card. Anything else that peft can store is refused rather than merged by halves.
+Supported are adapters as `mechm train llm` writes them: plain LoRA pairs on linear layers, in safetensors, with the
+decision and the card. Everything else that peft can store is refused, since it could only be merged in part.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.errors import WeightsError
 
 ADAPTER_CONFIG = "adapter_config.json"
-PLAIN_STARTS = (True, False, "gaussian")
-"""Starts of an adapter that leave the base as it is; PiSSA, OLoRA and others change its weights when it is loaded."""
+PLAIN_INITIALISATIONS = (True, False, "gaussian")
+"""Initialisations that do not change the base; PiSSA, OLoRA and others change its weights when they are loaded."""
 
 NOT_PLAIN = (
     *("use_dora", "use_qalora", "use_bdlora", "lora_bias", "modules_to_save", "layer_replication", "target_parameters"),
     *("trainable_token_indices", "alora_invocation_tokens", "arrow_config", "kasa_config", "velora_config"),
     *("monteclora_config", "megatron_config"),
 )
-"""Settings of peft 0.21's `LoraConfig` that make more of an adapter than a product added to a layer's weights."""
+"""Settings of peft 0.21's `LoraConfig` that do more than add a product to a layer's weights."""
 
-SHOWN = 3
-"""How many layers an error names."""
+MAX_NAMED_LAYERS = 3
+"""Most layers that an error names."""
 
 _LORA = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.weight")
 
@@ -39,8 +39,8 @@ _LORA = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])\.wei
 class StoredAdapter:
     """A LoRA adapter's folder.
 
-    layers: module -> (inputs, outputs) of the linear layer it belongs to.
-    targets: last parts of the modules' names that it was made for.
+    layers: module -> (inputs, outputs) of the adapted linear layer.
+    targets: last parts of the adapted modules' names.
     """
 
     folder: Path
@@ -53,14 +53,14 @@ class StoredAdapter:
 def read_adapter(folder: Path) -> StoredAdapter:
     """Read an adapter's config, decision, card and shapes.
 
-    Raises: WeightsError: a file is missing or damaged, the weights are pickled, or it is no plain LoRA adapter.
+    Raises: WeightsError: a file is missing or damaged, the weights are pickled, or it is not a plain LoRA adapter.
     """
     config = read_json(folder / ADAPTER_CONFIG)
     if config.get("peft_type") != "LORA":
         raise WeightsError(f"{folder} is a {config.get('peft_type')!r} adapter, not LoRA")
     unusual = [name for name in NOT_PLAIN if config.get(name)]
     unusual += ["bias"] if config.get("bias", "none") != "none" else []
-    unusual += ["init_lora_weights"] if config.get("init_lora_weights", True) not in PLAIN_STARTS else []
+    unusual += ["init_lora_weights"] if config.get("init_lora_weights", True) not in PLAIN_INITIALISATIONS else []
     if unusual:
         raise WeightsError(
             f"{folder} is no plain LoRA adapter: its {ADAPTER_CONFIG} sets {unusual[0]}",
@@ -73,7 +73,7 @@ def read_adapter(folder: Path) -> StoredAdapter:
         )
     decision = read_decision(read_text(folder / DECISION_FILE))
     card = read_json(folder / CARD_FILE)
-    # peft writes whole names where there are few layers, and their last parts else.
+    # peft writes full module names where there are few layers, else their last parts.
     last_parts = frozenset(str(target).rpartition(".")[2] for target in targets)
     return StoredAdapter(folder, _read_layers(folder), last_parts, decision, card)
 
@@ -88,10 +88,9 @@ def check_fit(adapter: StoredAdapter, base: StoredBase) -> str:
     misfits = list(_misfits(adapter, base))
     hint = f"give the base that it was trained on with --base (its card says preset {adapter.card.get('preset')})"
     if misfits:
-        more = f" and {len(misfits) - SHOWN} more" if len(misfits) > SHOWN else ""
-        raise WeightsError(
-            f"the adapter in {adapter.folder} does not fit {base}: {'; '.join(misfits[:SHOWN])}{more}", hint=hint
-        )
+        more = f" and {len(misfits) - MAX_NAMED_LAYERS} more" if len(misfits) > MAX_NAMED_LAYERS else ""
+        named = "; ".join(misfits[:MAX_NAMED_LAYERS])
+        raise WeightsError(f"the adapter in {adapter.folder} does not fit {base}: {named}{more}", hint=hint)
     fingerprint = base_fingerprint(base)
     expected = adapter.card.get("base_fingerprint")
     if expected is not None and expected != fingerprint:
@@ -131,7 +130,7 @@ def _read_layers(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def _misfits(adapter: StoredAdapter, base: StoredBase) -> Iterator[str]:
-    """What does not fit, layer by layer."""
+    """Yield descriptions of the layers that do not fit."""
     for module, (n_in, n_out) in adapter.layers.items():
         weight = base.tensors.get(f"{module}.weight")
         if weight is None:
@@ -140,6 +139,6 @@ def _misfits(adapter: StoredAdapter, base: StoredBase) -> Iterator[str]:
             yield f"{module} is {n_out} x {n_in} in the adapter and {' x '.join(map(str, weight.shape))} in the base"
     for name in base.tensors:
         module, _, kind = name.rpartition(".")
-        # A layer that was left out would keep the base's answers: half an adapter, and nobody would see it.
+        # A layer missing from the adapter would silently keep the base's weights.
         if kind == "weight" and module.rpartition(".")[2] in adapter.targets and module not in adapter.layers:
             yield f"{module} is not in the adapter"

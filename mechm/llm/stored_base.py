@@ -1,7 +1,7 @@
-"""A base language model as it lies on disk: what its files hold, whether they can be merged into, which model it is.
+"""Describes a base language model on disk: its tensors, whether an adapter can be merged into them, its fingerprint.
 
-Everything is read from `config.json` and the headers of the safetensors files, so that a wrong folder is refused
-before gigabytes are loaded. Pickled weights are not read.
+Only `config.json` and the headers of the safetensors files are read, so that a wrong folder is refused before gigabytes
+are loaded. Pickled weights are not read.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from safetensors import SafetensorError, safe_open
 from mechm_runtime.errors import WeightsError
 
 FLOATS = frozenset(("F16", "BF16", "F32", "F64"))
-"""What safetensors calls the types that weights can be merged in."""
+"""Names in safetensors of the dtypes that an adapter can be merged into."""
 
 FINGERPRINT_VALUES = 256
-"""How many values of each tensor the fingerprint looks at."""
+"""Leading values of each tensor that the fingerprint covers."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """Where a tensor lies; dtype as safetensors names it ("BF16")."""
+    """File, shape and dtype of a stored tensor; dtype as named by safetensors ("BF16")."""
 
     file: Path
     shape: tuple[int, ...]
@@ -37,7 +37,7 @@ class StoredTensor:
 
 @dataclass(frozen=True, slots=True)
 class StoredBase:
-    """A folder in the Hugging Face layout. tensors: name -> what is stored, over all shards."""
+    """A folder in the Hugging Face layout. tensors: by name, over all shards."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -45,7 +45,7 @@ class StoredBase:
 
     @property
     def n_parameters(self) -> int:
-        """How many weights are stored."""
+        """Number of stored weights."""
         return sum(prod(tensor.shape) for tensor in self.tensors.values())
 
     def __str__(self) -> str:
@@ -74,14 +74,14 @@ def read_base(folder: Path) -> StoredBase:
 
 
 def base_fingerprint(base: StoredBase) -> str:
-    """A hash that tells a model from others of its size, in hex: an adapter's card carries it as `base_fingerprint`.
+    """Compute a hash that identifies a model, in hex; an adapter's card stores it as `base_fingerprint`.
 
-    It covers every tensor's name, shape and first values, rounded to bf16: the same weights stored in another type or
-    in other shards have the same fingerprint, and a fine-tuned sibling has another.
+    It covers every tensor's name, shape and first values, rounded to bf16. The same weights in another dtype or in
+    other shards have the same fingerprint; a fine-tuned version has another.
     """
     digest = hashlib.sha256()
     for name, stored in sorted(base.tensors.items()):
-        # Some writers store a tied head beside the embedding, most do not.
+        # Some writers store a tied output matrix as well as the embedding, most do not.
         if name == "lm_head.weight" and base.config.get("tie_word_embeddings"):
             continue
         with safe_open(stored.file, framework="pt") as file:
@@ -93,9 +93,9 @@ def base_fingerprint(base: StoredBase) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
-    Raises: WeightsError: no such file, or something else in it.
+    Raises: WeightsError: no such file, or no JSON object.
     """
     try:
         values = json.loads(read_text(path))
@@ -107,7 +107,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_text(path: Path) -> str:
-    """A file's text.
+    """Read a text file.
 
     Raises: WeightsError: no such file, or no UTF-8 text.
     """
@@ -120,9 +120,9 @@ def read_text(path: Path) -> str:
 
 
 def read_shapes(file: Path) -> dict[str, StoredTensor]:
-    """What a safetensors file holds, from its header alone.
+    """Read the tensors' descriptions from a safetensors file's header.
 
-    Raises: WeightsError: it is cut short or no safetensors file.
+    Raises: WeightsError: it is truncated or not a safetensors file.
     """
     try:
         with safe_open(file, framework="pt") as tensors:
@@ -135,7 +135,7 @@ def read_shapes(file: Path) -> dict[str, StoredTensor]:
 
 
 def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that the folder's index names, or its only one."""
+    """Return the safetensors files that the folder's index lists, or its only one."""
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         weight_map = read_json(index).get("weight_map")

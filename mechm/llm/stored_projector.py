@@ -1,4 +1,4 @@
-"""A trained projector on disk, beside the adapter that it was trained with: weights, sizes and what it belongs to."""
+"""Reads and writes a trained projector in its adapter's folder: weights, sizes and hashes of the models it fits."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from mechm_runtime.errors import WeightsError
 from mechm_runtime.system.atomic_write import replaced_file
 
 PROJECTOR_FOLDER = "projector"
-"""Where a projector lies in the folder of its adapter."""
+"""Folder of the projector within the folder of its adapter."""
 PROJECTOR_FILE, PROJECTOR_CONFIG = "projector.safetensors", "projector.json"
-TRAIN = "mechm train projector --adapter DIR --fusion DIR --train FILE --dev FILE trains it"
+TRAIN = "train it with mechm train projector --adapter DIR --fusion DIR --train FILE --dev FILE"
 
 
 @dataclass(frozen=True, slots=True)
 class ProjectorOrigin:
-    """sha256 of the weights that a projector was trained between; with others it means nothing."""
+    """sha256 of the fusion and adapter that a projector was trained between; it is not valid with others."""
 
     fusion_sha256: str
     adapter_sha256: str
 
     @classmethod
     def of(cls, fusion: Path, adapter: Path) -> ProjectorOrigin:
-        """Of a folder of fusion weights and one of an adapter.
+        """Hash the weights in a folder of a fusion and one of an adapter.
 
         Raises: WeightsError: either has no weights.
         """
@@ -44,14 +44,14 @@ class ProjectorOrigin:
 
 
 def has_projector(adapter: Path) -> bool:
-    """Whether a projector lies beside an adapter."""
+    """Whether an adapter's folder has a projector."""
     return (adapter / PROJECTOR_FOLDER / PROJECTOR_FILE).is_file()
 
 
 def save_projector(
     projector: SoftTokenProjector, origin: ProjectorOrigin, card: Mapping[str, Any], folder: Path
 ) -> None:
-    """Write weights (fp32), sizes with origin, and card; what was there before survives a full disk.
+    """Write weights (fp32), sizes with origin, and card; a full disk leaves existing files intact.
 
     Raises: WeightsError: the folder cannot be written.
     """
@@ -59,7 +59,7 @@ def save_projector(
     state = {name: value.detach().cpu().contiguous() for name, value in projector.state_dict().items()}
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as files:  # all are written before the first is put in its place
+        with ExitStack() as files:  # all are written before the first one is renamed
             beside = {name: files.enter_context(replaced_file(folder / name)) for name in (PROJECTOR_FILE, *texts)}
             for name, content in texts.items():
                 beside[name].write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -69,7 +69,7 @@ def save_projector(
 
 
 def load_projector(adapter: Path, fusion: Path) -> SoftTokenProjector:
-    """The projector beside an adapter, for a folder of fusion weights.
+    """Load the projector in an adapter's folder, for use with a folder of fusion weights.
 
     Raises: WeightsError: it is damaged, or was trained with another adapter or fusion.
     """

@@ -1,1 +1,1 @@
-"""MiniGPT-v2 and its kin (MER-MCE, Emotion-LLaMA): importing their checkpoints, and asking them about a picture."""
+"""MiniGPT-v2 and its variants MER-MCE and Emotion-LLaMA: imports their checkpoints and asks them about pictures."""

@@ -1,6 +1,6 @@
-"""Tensors out of a torch file, memory-mapped, nothing in it run; every name is accounted for.
+"""Reads tensors from a torch file, memory-mapped and without executing code in it, and checks names and shapes.
 
-What is missing, left over or of another shape is said in one error, with the names.
+All missing, unexpected or misshapen tensors are named in one error.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from mechm.minigpt.keys import Key
 from mechm_runtime.errors import WeightsError
 
 MAX_NAMES = 12
-"""How many names an error lists."""
+"""Most names that an error lists."""
 
 
 def read_torch_file(path: Path) -> dict[str, Any]:
-    """A dictionary that `torch.save` wrote; tensors stay on the disk until they are used.
+    """Read a dictionary written by `torch.save`; tensors stay on disk until they are used.
 
-    Raises: WeightsError: it cannot be read, is cut short, or holds what only code could rebuild.
+    Raises: WeightsError: it cannot be read, is truncated, or contains objects that need code to be rebuilt.
     """
     try:
-        # Files from before torch 1.6 are no archives and cannot be mapped.
+        # Files from before torch 1.6 are not zip archives and cannot be mapped.
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
     except pickle.UnpicklingError as error:
         found = re.search(r"GLOBAL (\S+)", str(error))
@@ -46,36 +46,36 @@ def read_torch_file(path: Path) -> dict[str, Any]:
 
 
 def tensors_in(path: Path, content: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors of a file or of its part `model`, by name.
+    """Return the tensors of a file, or of its entry `model`, by name.
 
-    Raises: WeightsError: something else is among them, or one is sparse or not of floats.
+    Raises: WeightsError: an entry is not a dense tensor of floats.
     """
     state = content.get("model", content)
     if not isinstance(state, dict) or not state:
         raise WeightsError(f"{path} has no tensors by name")
     for name, value in state.items():
         what = f"{value.dtype}, {value.layout}" if isinstance(value, Tensor) else type(value).__name__
-        # A sparse one may stand for more than any memory holds.
+        # A sparse tensor could expand to more than any memory holds.
         if not isinstance(value, Tensor) or not value.is_floating_point() or value.layout != torch.strided:
             raise WeightsError(f"{path}: {str(name)[:80]} is {what}, not a dense tensor of floats")
     return dict(state)
 
 
 def check_names(path: Path, found: Collection[str], wanted: Collection[str], unused: Sequence[str] = ()) -> None:
-    """Raises: WeightsError: names are missing, or left over and match no pattern of `unused`."""
+    """Raises: WeightsError: names are missing, or unexpected and match no pattern of `unused`."""
     missing = sorted(set(wanted) - set(found), key=_natural)
-    left = {name for name in set(found) - set(wanted) if not any(re.match(pattern, name) for pattern in unused)}
-    said = [
+    extra = {name for name in set(found) - set(wanted) if not any(re.match(pattern, name) for pattern in unused)}
+    problems = [
         f"{len(names)} {what}: {listed(names)}"
-        for what, names in (("missing", missing), ("left over", sorted(left, key=_natural)))
+        for what, names in (("missing", missing), ("left over", sorted(extra, key=_natural)))
         if names
     ]
-    if said:
-        raise WeightsError(f"{path} has other tensors than expected. {'. '.join(said)}")
+    if problems:
+        raise WeightsError(f"{path} has other tensors than expected. {'. '.join(problems)}")
 
 
 def check_shapes(path: Path, tensors: Mapping[str, Tensor], keys: Sequence[Key], sizes: Mapping[str, int]) -> None:
-    """Raises: WeightsError: tensors have other shapes than the sizes say."""
+    """Raises: WeightsError: tensors have other shapes than `keys` and `sizes` require."""
     wrong = []
     for key in keys:
         wanted = tuple(sizes[one] if isinstance(one, str) else one for one in key.shape)
@@ -87,9 +87,9 @@ def check_shapes(path: Path, tensors: Mapping[str, Tensor], keys: Sequence[Key],
 
 
 def check_finite(path: Path, name: str, tensor: Tensor) -> Tensor:
-    """The tensor.
+    """Return the tensor.
 
-    Raises: WeightsError: a value is infinite or not a number.
+    Raises: WeightsError: a value is infinite or NaN.
     """
     if not bool(torch.isfinite(tensor).all()):
         raise WeightsError(f"{path}: {name} is not finite", hint="fetch it again")
@@ -97,16 +97,16 @@ def check_finite(path: Path, name: str, tensor: Tensor) -> Tensor:
 
 
 def length(tensor: Tensor, dimension: int) -> int:
-    """Of a tensor whose shape is not known yet; 0 where it has no such dimension."""
+    """Return the size of a dimension; 0 where the tensor has no such dimension."""
     return tensor.shape[dimension] if -tensor.dim() <= dimension < tensor.dim() else 0
 
 
 def listed(names: Sequence[str], separator: str = ", ") -> str:
-    """The first names, and how many more there are."""
+    """Join the first `MAX_NAMES` names, and count the others."""
     rest = len(names) - MAX_NAMES
     return separator.join(names[:MAX_NAMES]) + (f"{separator}and {rest} more" if rest > 0 else "")
 
 
 def _natural(name: str) -> list[tuple[bool, int, str]]:
-    """Numbers in names by their size: block 2 comes before block 10."""
+    """Sort key that orders numbers in names by value: block 2 before block 10."""
     return [(part.isdigit(), int(part) if part.isdigit() else 0, part) for part in re.split(r"(\d+)", name)]

@@ -1,4 +1,4 @@
-"""How far answers of imported weights lie from those of the Llama with its LoRA unmerged, over the whole vocabulary."""
+"""Compares imported weights with the Llama and its unmerged LoRA, over the whole vocabulary."""
 
 from __future__ import annotations
 
@@ -24,20 +24,19 @@ CHECK_TEXTS = (
     "[emotion] Joey: You left me standing in the rain for two hours. What is the emotion of Joey?",
     "Which utterance caused the fear of Carla in: Dan: The dog is loose again. Carla: Close the door, quick!",
 )
-"""What answers are compared on, without a picture: its tokens go through the same weights as words do."""
-
+"""Prompts for comparing answers, without a picture, since image tokens pass through the same weights as text."""
 
 TOLERANCE = 1e-2
-"""Largest difference of log-probabilities, in nats, between the fp32 sum and the unmerged weights. Looser than for the
-answers' few tokens (`mechm.llm.merge`), since it is the largest over the whole vocabulary after every token."""
+"""Largest difference of log-probabilities, in nats, between merged and unmerged fp32 weights. Larger than for the
+answers' few tokens (`mechm.llm.merge`), since it is the maximum over the whole vocabulary after every token."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """How far the answers lie from the unmerged fp32 ones.
+    """Difference of answers from those of the unmerged fp32 weights.
 
-    largest: of log-probabilities, over the whole vocabulary after every token, in nats. mean_kl: a token, in nats.
-    n_changed: tokens of `n_tokens` after which another word is the most likely one.
+    largest: of log-probabilities, over the whole vocabulary after every token, in nats. mean_kl: per token, in nats.
+    n_changed: number of the `n_tokens` tokens after which another token is the most likely one.
     """
 
     largest: float
@@ -47,7 +46,7 @@ class Difference:
 
 
 def reader(base: StoredBase) -> Callable[[str], Tensor]:
-    """Read a weight in float32 by its name."""
+    """Return a function that reads a weight in float32 by its name."""
 
     def read(name: str) -> Tensor:
         with safe_open(base.tensors[name].file, framework="pt") as file:
@@ -66,9 +65,9 @@ def compare(
     dtype: DType,
     report: Progress,
 ) -> tuple[Difference, Difference]:
-    """Differences of the fp32 sum, and of the files, from the Llama with its LoRA beside it.
+    """Compare the merged fp32 weights, and the written files, with the Llama and its unmerged LoRA.
 
-    Raises: VerificationError: one is too large.
+    Raises: VerificationError: a difference is too large.
     """
     asked = [prompts.without_picture(text) for text in CHECK_TEXTS]
     read = reader(base)
@@ -78,7 +77,7 @@ def compare(
             config, tensor, asked, on_block=lambda done, n: report(f"asking {what}", done, n), **options
         )
 
-    reference = answers("with the LoRA beside", read, beside=lora.beside())
+    reference = answers("with the LoRA beside", read, lora=lora.unmerged())
     merged = difference(reference, answers("the sum", lambda name: lora.merged(name, read(name))))
     if not merged.largest <= TOLERANCE:
         raise VerificationError(
@@ -94,7 +93,7 @@ def compare(
 
 
 def difference(reference: list[Tensor], other: list[Tensor]) -> Difference:
-    """Compare what comes after every token of every prompt; what is not a number is infinitely far away.
+    """Compare the predictions after every token of every prompt; NaN counts as an infinite difference.
 
     reference, other: float32 (tokens, vocabulary) for each prompt.
     """
@@ -106,7 +105,7 @@ def difference(reference: list[Tensor], other: list[Tensor]) -> Difference:
 
 
 def describe(found: Difference) -> str:
-    """A difference in one line."""
+    """Format a difference as one line."""
     return (
         f"largest log-probability difference {found.largest:.1e}, KL {found.mean_kl:.1e}, "
         f"{found.n_changed} of {found.n_tokens} most likely tokens changed"

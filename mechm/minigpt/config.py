@@ -1,6 +1,6 @@
-"""Sizes of what makes image tokens for the Llama, as a frozen dataclass saved as JSON beside the weights.
+"""Configuration of the image tokens for the Llama, a frozen dataclass saved as JSON with the weights.
 
-The defaults are MiniGPT-v2's: EVA-CLIP ViT-g/14 without its last block at 448 px, four patches in a row to a token.
+The defaults are MiniGPT-v2's: EVA-CLIP ViT-g/14 without its last block at 448 px, four neighbouring patches per token.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ Variant = Literal["minigpt-v2", "mer-mce", "emotion-llama"]
 VARIANTS: tuple[Variant, ...] = ("minigpt-v2", "mer-mce", "emotion-llama")
 
 PATCHES_PER_TOKEN = 4
-"""Neighbours in a row whose states stand side by side in one token."""
+"""Neighbouring patches of a row whose states are concatenated into one token."""
 
 N_FEATURES = 3
-"""What Emotion-LLaMA is told beside the picture: of the face, of the video, of the voice."""
+"""Emotion-LLaMA's features beside the picture: of the face, of the video and of the voice."""
 
 
 @dataclass(frozen=True, slots=True)
 class VitShape:
-    """What a ViT's tensors do not tell. head_size: width of an attention head."""
+    """Sizes of a ViT that its tensors do not determine. head_size: width of an attention head."""
 
     n_layers: int = 39
     head_size: int = 88
@@ -32,9 +32,9 @@ class VitShape:
 
 @dataclass(frozen=True, slots=True)
 class ImageTokensConfig:
-    """The ViT, the patches that become a token, and the width of the Llama.
+    """Sizes of the ViT, of the tokens and of the Llama.
 
-    feature_size: width of Emotion-LLaMA's features; 0 for models that read none.
+    feature_size: width of Emotion-LLaMA's features; 0 for the other variants.
     """
 
     variant: Variant = "minigpt-v2"
@@ -63,22 +63,22 @@ class ImageTokensConfig:
 
     @property
     def side(self) -> int:
-        """Patches in a row."""
+        """Patches per row."""
         return self.image_size // self.patch_size
 
     @property
     def n_tokens(self) -> int:
-        """How many tokens a picture becomes, Emotion-LLaMA's features and class token included."""
+        """Tokens per picture, including Emotion-LLaMA's features and class token."""
         extra = N_FEATURES + 1 if self.feature_size else 0
         return self.side**2 // PATCHES_PER_TOKEN + extra
 
     def to_json(self) -> str:
-        """The config as JSON text."""
+        """Return the config as JSON text."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @classmethod
     def from_json(cls, text: str) -> ImageTokensConfig:
-        """Rebuild a config.
+        """Parse a config from JSON text.
 
         Raises: WeightsError: fields are missing, unknown, of another type or contradict each other.
         """

@@ -1,4 +1,4 @@
-"""The folder of an imported MiniGPT-v2: where what lies, and in which precision its Llama is stored. Without torch."""
+"""Layout of an imported MiniGPT-v2's folder, and the precision of its Llama. Does not need torch."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from mechm_runtime.llm.vllm.launch_plan import DTYPES
 LLAMA_FOLDER, VISION_FOLDER = "llm", "vision"
 
 MAX_TOKENS = 2048
-"""Of a prompt with its answer, for vLLM; MiniGPT-v2 cuts what is longer than 2,000."""
+"""Limit for a prompt with its answer in vLLM; MiniGPT-v2 truncates at 2,000."""
 
 
 def imported_folders(folder: Path) -> tuple[Path, Path]:
-    """Where an imported model's ViT and Llama are.
+    """Return the folders of an imported model's ViT and Llama.
 
-    Raises: WeightsError: one of them is not there.
+    Raises: WeightsError: one of them is missing.
     """
     vision, llama = folder / VISION_FOLDER, folder / LLAMA_FOLDER
     if not vision.is_dir() or not llama.is_dir():
@@ -29,9 +29,9 @@ def imported_folders(folder: Path) -> tuple[Path, Path]:
 
 
 def stored_precision(llama: Path) -> str:
-    """The precision of a Llama's weights, a key of `mechm_runtime.llm.vllm.launch_plan.DTYPES`.
+    """Read the precision of a Llama's weights, a key of `mechm_runtime.llm.vllm.launch_plan.DTYPES`.
 
-    Raises: WeightsError: its config cannot be read, or names another.
+    Raises: WeightsError: its config cannot be read, or has another precision.
     """
     try:
         stored = json.loads((llama / "config.json").read_text(encoding="utf-8")).get("dtype")

@@ -1,7 +1,7 @@
-"""A picture as tokens for the Llama: EVA-CLIP's ViT, four patches in a row to one token, a linear map.
+"""Turns a picture into tokens for the Llama: EVA-CLIP's ViT, four neighbouring patches per token, a linear map.
 
-What `MiniGPTv2.encode_img` does (Vision-CAIR/MiniGPT-4, `models/minigpt_v2.py`), and Emotion-LLaMA's, which adds the
-class token and three features. The blocks are transformers' of BLIP-2, whose ViT is the same.
+It follows `MiniGPTv2.encode_img` (Vision-CAIR/MiniGPT-4, `models/minigpt_v2.py`) and Emotion-LLaMA's, which adds the
+class token and three features. The blocks are those of transformers' BLIP-2, which has the same ViT.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ WEIGHTS_FILE = "model.safetensors"
 
 
 class ImageTokens(nn.Module):
-    """Pixels to tokens in the Llama's embedding space."""
+    """Maps pixels to tokens in the Llama's embedding space."""
 
     def __init__(self, config: ImageTokensConfig) -> None:
         super().__init__()
@@ -40,7 +40,7 @@ class ImageTokens(nn.Module):
             )
         )
         self.embeddings, self.layers = vit.embeddings, vit.encoder.layers
-        self.ln_vision = nn.LayerNorm(config.hidden_size)  # of 1e-5, unlike those within the ViT
+        self.ln_vision = nn.LayerNorm(config.hidden_size)  # epsilon 1e-5, unlike within the ViT
         self.llama_proj = nn.Linear(PATCHES_PER_TOKEN * config.hidden_size, config.llama_size)
         if config.feature_size:
             self.feats_llama_proj = nn.ModuleList(
@@ -50,12 +50,12 @@ class ImageTokens(nn.Module):
 
     @classmethod
     def from_folder(cls, folder: Path, dtype: torch.dtype = torch.float32) -> ImageTokens:
-        """Load what `mechm import` wrote, in one dtype.
+        """Load weights written by `mechm import`, in one dtype.
 
-        Raises: WeightsError: files are missing, damaged or do not go together.
+        Raises: WeightsError: files are missing, damaged or do not fit each other.
         """
         config = ImageTokensConfig.from_json(read_text(folder / CONFIG_FILE))
-        with torch.device("meta"):  # a billion random numbers would be drawn first
+        with torch.device("meta"):  # avoids initialising a billion random weights
             module = cls(config)
         try:
             state = {name: tensor.to(dtype) for name, tensor in load_file(folder / WEIGHTS_FILE).items()}
@@ -66,9 +66,10 @@ class ImageTokens(nn.Module):
         return module.eval()
 
     def forward(self, pixel_values: Tensor, features: Tensor | None = None) -> Tensor:
-        """pixel_values: float (B, 3, image_size, image_size), CLIP-normalised RGB.
+        """Encode pictures.
 
-        features: float (B, 3, feature_size), for Emotion-LLaMA alone: of the face (MAE), of the video (VideoMAE) and of
+        pixel_values: float (B, 3, image_size, image_size), CLIP-normalised RGB.
+        features: float (B, 3, feature_size), for Emotion-LLaMA only: of the face (MAE), of the video (VideoMAE) and of
             the voice (HuBERT), each over the whole utterance.
         Returns: float (B, n_tokens, llama_size).
         Raises: InputError: features are missing, not wanted or of another shape.
@@ -78,14 +79,14 @@ class ImageTokens(nn.Module):
         for layer in self.layers:
             x = layer(x)
         x = self.ln_vision(x)
-        # Row by row from the upper left corner: four neighbours never lie in two rows.
+        # Patches are in row-major order, and a token's four patches are always in one row.
         patches = x[:, 1:].reshape(len(x), -1, PATCHES_PER_TOKEN * self.config.hidden_size)
         tokens: Tensor = self.llama_proj(patches)
         if features is None:
             return tokens
         given = features.to(tokens.dtype).unbind(1)
-        told = [project(one)[:, None] for project, one in zip(self.feats_llama_proj, given, strict=True)]
-        return torch.cat([tokens, *told, self.cls_tk_llama_proj(x[:, :1])], 1)
+        projected = [project(one)[:, None] for project, one in zip(self.feats_llama_proj, given, strict=True)]
+        return torch.cat([tokens, *projected, self.cls_tk_llama_proj(x[:, :1])], 1)
 
     def _check_features(self, features: Tensor | None, n_pictures: int) -> None:
         size = self.config.feature_size

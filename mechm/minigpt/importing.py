@@ -1,7 +1,8 @@
-"""A MiniGPT-v2 checkpoint, its Llama and its ViT, to one folder: `llm/` as anybody loads it, `vision/`, `card.json`.
+"""Imports a MiniGPT-v2 checkpoint, its Llama and its ViT into one folder: `llm/` (Hugging Face layout), `vision/` and
+`card.json`.
 
-The LoRA is summed in fp32 and rounded once. A weight is read when its turn comes and files of 2 GB are written, so that
-a few gigabytes of memory do for Llama-2-7b. What was written is shown to answer as the Llama with the LoRA beside it.
+The LoRA is merged in fp32 and rounded once. Weights are read one at a time and files of 2 GB are written, so that a few
+gigabytes of memory suffice for Llama-2-7b. The written weights' answers are compared with those of the unmerged LoRA.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from mechm.minigpt.config import ImageTokensConfig, Variant, VitShape
 from mechm.minigpt.folder import LLAMA_FOLDER, VISION_FOLDER
 from mechm.minigpt.image_tokens import CONFIG_FILE, WEIGHTS_FILE
 from mechm.minigpt.lora import LoraPairs
-from mechm.minigpt.parts import LnVision, llama_shapes, take_apart
+from mechm.minigpt.parts import LnVision, llama_shapes, read_parts
 from mechm.minigpt.prompt import PromptReader
 from mechm.model.build import CARD_FILE
 from mechm.model.transformers_output import quiet_transformers
@@ -39,10 +40,11 @@ SHARD = "2GB"
 
 @dataclass(frozen=True, slots=True)
 class ImportReport:
-    """What was imported and how well it answers.
+    """Result of an import.
 
-    rank, alpha, n_pairs: of the LoRA. ln_vision: where it is from. unused: names that the variant's code does not use
-    either. inputs: role and file name -> sha256. merged: fp32 sum. written: the files, in `dtype`.
+    rank, alpha, n_pairs: of the LoRA. ln_vision: its source. unused: tensors that are not imported because the
+    variant's code does not use them. inputs: role and file name -> sha256. merged: difference of the merged fp32
+    weights. written: difference of the files, in `dtype`.
     """
 
     variant: Variant
@@ -72,11 +74,11 @@ def import_minigpt(
 ) -> ImportReport:
     """Check, merge, verify and write.
 
-    vit: the ViT's file; None where the checkpoint has one of its own.
-    alpha: of the LoRA; None for what the checkpoint says, else MiniGPT-v2's.
+    vit: the ViT's file; None where the checkpoint contains a ViT.
+    alpha: of the LoRA; None for the checkpoint's, or MiniGPT-v2's where it has none.
     ln_vision: `identity` for checkpoints that were saved without it: the original then runs with weight 1 and bias 0.
-    Raises: WeightsError: `out` exists or cannot be written, or files are damaged or do not go together. InputError:
-        options contradict what is in the files. VerificationError: what was merged answers otherwise.
+    Raises: WeightsError: `out` exists or cannot be written, or files are damaged or do not fit each other. InputError:
+        options contradict the files. VerificationError: the merged model's answers differ.
     """
     if out.exists():
         raise WeightsError(f"{out} exists", hint="choose another --out, or remove it first")
@@ -85,7 +87,7 @@ def import_minigpt(
     base = read_base(llama)
     config, shapes = llama_shapes(base)
     check_vocabulary(base)
-    parts = take_apart(checkpoint, vit, shapes, config.num_hidden_layers, alpha, ln_vision, shape or VitShape())
+    parts = read_parts(checkpoint, vit, shapes, config.num_hidden_layers, alpha, ln_vision, shape or VitShape())
     prompts = PromptReader(llama / "tokenizer.json", parts.config.variant, parts.config.n_tokens)
     vision = {**parts.vit.state, **parts.projections}
     n_bytes = sum(tensor.nbytes for tensor in vision.values()) + base.n_parameters * DTYPES[dtype].itemsize
@@ -134,7 +136,7 @@ def _write_llama(
     folder: Path,
     report: Progress,
 ) -> None:
-    """One file after the other, each weight read, summed and rounded."""
+    """Write the Llama file by file; each weight is read, merged and rounded."""
     from huggingface_hub import split_torch_state_dict_into_shards
     from transformers import GenerationConfig
 
@@ -165,7 +167,7 @@ def _hashes(files: Mapping[str, Path], report: Progress) -> dict[str, str]:
     hashes = {}
     for done, (name, file) in enumerate(files.items(), 1):
         hashes[name] = sha256_of(file)
-        report("hashing what was read", done, len(files))
+        report("hashing the source files", done, len(files))
     return hashes
 
 

@@ -1,7 +1,7 @@
-"""The tensors of MiniGPT-v2's files by name: what each becomes here, of which shape, and which are left behind and why.
+"""Table of the tensors in MiniGPT-v2's files: their names here, their shapes, and those that are not imported.
 
-Names from Vision-CAIR/MiniGPT-4 (`models/eva_vit.py`, `models/minigpt_v2.py`), MIPS-COLT/MER-MCE and
-ZebangCheng/Emotion-LLaMA, which save what was trained with peft 0.2 and transformers 4.30.
+Names are from Vision-CAIR/MiniGPT-4 (`models/eva_vit.py`, `models/minigpt_v2.py`), MIPS-COLT/MER-MCE and
+ZebangCheng/Emotion-LLaMA, which save trained weights with peft 0.2 and transformers 4.30.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from mechm.minigpt.config import Variant
 
 @dataclass(frozen=True, slots=True)
 class Key:
-    """A tensor that is kept.
+    """A tensor that is imported.
 
-    source: its name in the file. target: its name in `mechm.minigpt.image_tokens`. shape: lengths, or names of sizes:
-    width, mlp, qkv, patch and positions of the ViT, token (the patches in one token), llama, features.
+    source: its name in the file. target: its name in `mechm.minigpt.image_tokens`. shape: numbers, or names of sizes:
+    width, mlp, qkv, patch and positions of the ViT, token (the patches of one token), llama, features.
     """
 
     source: str
@@ -46,7 +46,7 @@ PATCHES = (
 
 BLOCK = (
     *norm("norm1", "layer_norm1"),
-    # Two biases in the file, and here one, with zeros for the keys between them.
+    # The file has two biases, here they are one, with zeros for the keys between them.
     Key("attn.q_bias", "self_attn.q_bias", ("width",)),
     Key("attn.v_bias", "self_attn.v_bias", ("width",)),
     Key("attn.qkv.weight", "self_attn.qkv.weight", ("qkv", "width")),
@@ -57,10 +57,10 @@ BLOCK = (
 )
 
 UNUSED_OF_VIT = (r"norm\.", r"fc_norm\.", r"head\.", r"mask_token$")
-"""Beside the blocks above the last one that is read: MiniGPT-v2 reads the ViT's states below them."""
+"""Patterns of a ViT's unused tensors, in addition to the blocks above the one whose output MiniGPT-v2 uses."""
 
 VIT_PREFIX = "visual_encoder."
-"""Where a checkpoint has a ViT of its own, since it was trained too."""
+"""Prefix of a ViT that is part of the checkpoint because it was trained too."""
 
 LN_VISION = norm("ln_vision", "ln_vision")
 LLAMA_PROJ = linear("llama_proj", "llama_proj", "llama", "token")
@@ -72,7 +72,10 @@ FEATURE_PROJECTIONS = tuple(
 )
 CLASS_PROJECTION = linear("cls_tk_llama_proj", "cls_tk_llama_proj", "llama", "width")
 
-MARKS: Mapping[Variant, str] = {"emotion-llama": CLASS_PROJECTION[0].source, "mer-mce": "feats_llama_proj.weight"}
+VARIANT_TENSORS: Mapping[Variant, str] = {
+    "emotion-llama": CLASS_PROJECTION[0].source,
+    "mer-mce": "feats_llama_proj.weight",
+}
 """A tensor that only this variant has; MiniGPT-v2 has neither."""
 
 PROJECTIONS: Mapping[Variant, tuple[Key, ...]] = {
@@ -86,13 +89,13 @@ UNUSED: Mapping[Variant, tuple[str, ...]] = {
     "mer-mce": (r"feats_llama_proj\.(weight|bias)$",),
     "emotion-llama": (r"attention\.(feats_prep|attention_mlp|fc_att|fc_out)\.",),
 }
-"""Patterns of tensors that the variant's code makes and saves, and never uses when it answers."""
+"""Patterns of tensors that the variant's code saves but does not use for answering."""
 
 RECOMPUTED = r"llama_model\..*\.rotary_emb\.inv_freq$"
-"""Buffers of transformers before 4.32, which follow from the Llama's config."""
+"""Pattern of buffers of transformers before 4.32, which are computed from the Llama's config."""
 
 LORA = r"llama_model\.base_model\.model\.(?P<module>.+)\.lora_(?P<side>[AB])(?:\.default)?\.weight$"
-"""A side of a LoRA pair: peft 0.2 wrote no adapter name, later versions write `default`."""
+"""Pattern of one matrix of a LoRA pair: peft 0.2 wrote no adapter name, later versions write `default`."""
 
 LORA_TARGETS = ("self_attn.q_proj", "self_attn.v_proj")
 """The layers of every block that MiniGPT-v2 adapts."""

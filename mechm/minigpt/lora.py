@@ -1,4 +1,4 @@
-"""The LoRA pairs of a checkpoint, by the Llama's modules that they adapt."""
+"""Reads the LoRA pairs of a checkpoint, by the Llama's modules that they adapt."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mechm.llm.blockwise import Beside
+from mechm.llm.blockwise import UnmergedLora
 from mechm.minigpt.checkpoint import check_finite, check_names, length, listed
 from mechm.minigpt.keys import LORA, LORA_TARGETS
 from mechm_runtime.errors import InputError, WeightsError
@@ -21,7 +21,7 @@ DEFAULT_ALPHA = 16.0
 
 @dataclass(frozen=True, slots=True)
 class LoraPairs:
-    """Pairs of matrices; what is added to a module's output is alpha / rank * B A x.
+    """LoRA pairs; alpha / rank * B A x is added to a module's output.
 
     pairs: module -> A (rank, in) and B (out, rank), float32.
     """
@@ -32,15 +32,15 @@ class LoraPairs:
 
     @property
     def scale(self) -> float:
-        """What the product is multiplied by."""
+        """Factor of the product."""
         return self.alpha / self.rank
 
-    def beside(self) -> Mapping[str, Beside]:
-        """The pairs as a Llama runs with them unmerged."""
-        return {module: Beside(a, b, self.scale) for module, (a, b) in self.pairs.items()}
+    def unmerged(self) -> Mapping[str, UnmergedLora]:
+        """Return the pairs for running a Llama with them unmerged."""
+        return {module: UnmergedLora(a, b, self.scale) for module, (a, b) in self.pairs.items()}
 
     def merged(self, name: str, weight: Tensor) -> Tensor:
-        """A weight of the Llama with what is added to it; float32, as it is where nothing is."""
+        """Merge a weight of the Llama with its pair, in float32; unchanged where it has none."""
         pair = self.pairs.get(name.removesuffix(".weight"))
         return weight if pair is None else weight + self.scale * (pair[1] @ pair[0])
 
@@ -48,10 +48,10 @@ class LoraPairs:
 def read_lora(
     path: Path, tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], n_layers: int, alpha: float
 ) -> LoraPairs:
-    """The pairs among a checkpoint's tensors.
+    """Read the pairs among a checkpoint's tensors.
 
-    shapes: of the Llama's weights, by name. n_layers: its blocks.
-    Raises: WeightsError: a pair is missing or left over, is not finite, or its sizes are not the Llama's.
+    shapes: of the Llama's weights, by name. n_layers: number of its blocks.
+    Raises: WeightsError: a pair is missing or unexpected, is not finite, or does not fit the Llama.
     """
     sides: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -76,9 +76,9 @@ def read_lora(
 
 
 def lora_alpha(config: Any, given: float | None) -> float:
-    """The alpha that a checkpoint was trained with.
+    """Determine the alpha that a checkpoint was trained with.
 
-    config: what the checkpoint says of its training, where it does. given: what the caller says.
+    config: the checkpoint's record of its training, if any. given: the caller's value.
     Raises: InputError: they differ.
     """
     model = config.get("model") if isinstance(config, dict) else None

@@ -1,4 +1,4 @@
-"""An imported model that answers questions about a picture: the ViT in torch, the Llama in torch or behind vLLM."""
+"""An imported model that answers questions about a picture; the ViT runs in torch, the Llama in torch or vLLM."""
 
 from __future__ import annotations
 
@@ -28,24 +28,24 @@ Ids = npt.NDArray[np.int64]
 Backend = Literal["torch", "vllm", "vllm-local"]
 
 MAX_NEW_TOKENS = 20
-"""MER-MCE's; Emotion-LLaMA reasons in up to 500."""
+"""MER-MCE's value; Emotion-LLaMA reasons in up to 500."""
 
 
 class Writer(Protocol):
-    """The Llama, as it is asked: greedily written answers, and how likely given ones are."""
+    """Interface to the Llama: generates answers greedily and scores given ones."""
 
     def write(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, max_new_tokens: int) -> list[int]:
-        """Token ids that follow; the first is never the end, as in MiniGPT-v2 (`min_length=1`).
+        """Generate token ids; the first is never the end token, as in MiniGPT-v2 (`min_length=1`).
 
-        ids: int64 (T,). soft_at: int64 (S,), where soft tokens stand. soft_tokens: float32 (S, D).
+        ids: int64 (T,). soft_at: int64 (S,), positions of the soft tokens. soft_tokens: float32 (S, D).
         """
 
     def score(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, answers: Sequence[Sequence[int]]) -> Floats:
-        """Log-probability of each answer's tokens together, float32 (answers,)."""
+        """Compute the joint log-probability of each answer's tokens, float32 (answers,)."""
 
 
 class MiniGptV2:
-    """Answers about pictures.
+    """Answers questions about pictures.
 
     image_tokens: the ViT and its projection. prompts, writer: of the same Llama.
     """
@@ -55,15 +55,15 @@ class MiniGptV2:
 
     @property
     def image_size(self) -> int:
-        """Pixels of a picture's side."""
+        """Side of a picture in pixels."""
         return self.image_tokens.config.image_size
 
-    def look(self, pixel_values: Floats, features: Floats | None = None) -> Floats:
-        """A picture's tokens, float32 (n_tokens, D), to be asked about as often as wanted.
+    def encode_picture(self, pixel_values: Floats, features: Floats | None = None) -> Floats:
+        """Encode a picture to tokens, float32 (n_tokens, D), which can be used for any number of questions.
 
         pixel_values: float32 (3, image_size, image_size), see `mechm_runtime.modalities.frame_pixels.squeezed_pixels`.
         features: float32 (3, feature_size), for Emotion-LLaMA.
-        Raises: InputError: another shape, or features where none are wanted.
+        Raises: InputError: another shape, or features for a variant that takes none.
         """
         if pixel_values.shape != (3, self.image_size, self.image_size):
             raise InputError(
@@ -78,15 +78,15 @@ class MiniGptV2:
     def answer(
         self, tokens: Floats, text: str, *, task: str | None = None, max_new_tokens: int = MAX_NEW_TOKENS
     ) -> str:
-        """What the model writes, greedily.
+        """Generate the answer to a question, greedily.
 
-        tokens: of a picture, see `look`. text, task: see `PromptReader.read`.
+        tokens: of a picture, see `encode_picture`. text, task: see `PromptReader.read`.
         """
         prompt = self.prompts.read(text, task=task)
         return self.prompts.decode(self.writer.write(prompt.ids, prompt.image_at, tokens, max_new_tokens))
 
     def score(self, tokens: Floats, text: str, answers: Sequence[str], *, task: str | None = None) -> Floats:
-        """Log-probability of each answer, its end included, float32 (answers,); nothing is written.
+        """Compute the log-probability of each answer with its end token, float32 (answers,).
 
         Raises: InputError: no answers.
         """
@@ -105,17 +105,17 @@ def open_minigpt(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
 ) -> MiniGptV2:
-    """Open what `mechm import minigpt-v2` wrote.
+    """Open a model written by `mechm import minigpt-v2`.
 
-    backend: what runs the Llama: torch here, a vLLM server that serves `folder/llm`, or a vLLM engine in this process.
+    backend: runs the Llama: torch, a vLLM server that serves `folder/llm`, or a vLLM engine in this process.
     server: for `vllm`; None for one on this machine.
     dtype, device: of the ViT, and of the Llama where torch runs it.
-    Raises: WeightsError: the folder is not whole. InputError: a server for another backend. MissingExtraError: no
-        client for a server, or no vLLM.
+    Raises: WeightsError: the folder is not complete. InputError: a server for another backend. MissingExtraError: the
+        client of a server, or vLLM, is not installed.
     """
     vision, llama = imported_folders(folder)
     if server is not None and backend != "vllm":
-        raise InputError(f"a server for backend {backend}", hint="ask it with backend vllm")
+        raise InputError(f"a server for backend {backend}", hint="use backend vllm")
     with quiet_transformers():
         image_tokens = ImageTokens.from_folder(vision, dtype).to(device)
     config = image_tokens.config

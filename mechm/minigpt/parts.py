@@ -1,9 +1,9 @@
-"""A checkpoint taken apart: which variant it is, its LoRA, its ViT, its projections, each checked against the Llama."""
+"""Reads the parts of a checkpoint (variant, LoRA, ViT, projections) and checks them against the Llama."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,7 +32,7 @@ LnVision = Literal["checkpoint", "identity"]
 
 @dataclass(frozen=True, slots=True)
 class Parts:
-    """A checkpoint, checked and taken apart."""
+    """Checked parts of a checkpoint. unused: names of tensors that are not imported."""
 
     vit: Vit
     projections: Mapping[str, Tensor]
@@ -42,9 +42,9 @@ class Parts:
 
 
 def llama_shapes(base: StoredBase) -> tuple[Any, dict[str, tuple[int, ...]]]:
-    """The Llama's config, and what its weights are named and shaped like.
+    """Return the Llama's config, and the shapes of its weights by name.
 
-    Raises: WeightsError: it is no Llama, or lacks weights, or has others.
+    Raises: WeightsError: it is not a Llama, or weights are missing or unexpected.
     """
     from huggingface_hub.errors import StrictDataclassError
     from transformers import LlamaConfig, LlamaForCausalLM
@@ -72,7 +72,7 @@ def llama_shapes(base: StoredBase) -> tuple[Any, dict[str, tuple[int, ...]]]:
     return config, shapes
 
 
-def take_apart(
+def read_parts(
     path: Path,
     vit_path: Path | None,
     weights: Mapping[str, tuple[int, ...]],
@@ -83,9 +83,9 @@ def take_apart(
 ) -> Parts:
     """Read and check a checkpoint.
 
-    vit_path, alpha, ln_vision: as in `mechm.minigpt.importing.import_minigpt`. weights, n_blocks: of the
-        Llama, shapes by name.
-    Raises: WeightsError: files are damaged or do not go together. InputError: options contradict what is in them.
+    vit_path, alpha, ln_vision: as in `mechm.minigpt.importing.import_minigpt`. weights, n_blocks: of the Llama, shapes
+        by name.
+    Raises: WeightsError: files are damaged or do not fit each other. InputError: options contradict the files.
     """
     content = read_torch_file(path)
     tensors = tensors_in(path, content)
@@ -95,32 +95,35 @@ def take_apart(
         if name.startswith(keys.VIT_PREFIX)
     }
     lora = {name: tensors.pop(name) for name in list(tensors) if re.match(keys.LORA, name)}
-    variant: Variant = "minigpt-v2"
-    for name, mark in keys.MARKS.items():
-        variant = name if mark in tensors else variant
+    variant = _find_variant(tensors)
     _check_ln_vision(path, tensors, ln_vision)
-    normed = keys.LN_VISION if ln_vision == "checkpoint" else ()
-    wanted = (*normed, *keys.PROJECTIONS[variant])
-    unused = (*keys.UNUSED[variant], keys.RECOMPUTED)
-    check_names(path, tensors, [key.source for key in wanted], unused)
+    norm = keys.LN_VISION if ln_vision == "checkpoint" else ()
+    wanted = (*norm, *keys.PROJECTIONS[variant])
+    check_names(path, tensors, [key.source for key in wanted], (*keys.UNUSED[variant], keys.RECOMPUTED))
     pairs = read_lora(path, lora, weights, n_blocks, lora_alpha(content.get("config"), alpha))
-    vit = _read_the_vit(path, own_vit, vit_path, shape)
-    features = length(tensors[keys.FEATURE_PROJECTIONS[0].source], -1) if variant == "emotion-llama" else 0
-    sizes = {
-        "width": vit.hidden_size,
-        "token": PATCHES_PER_TOKEN * vit.hidden_size,
-        "llama": weights["model.norm.weight"][0],
-        "features": features,
-    }
-    check_shapes(path, tensors, wanted, sizes)
-    projections = {key.target: check_finite(path, key.source, tensors[key.source]) for key in wanted}
-    if ln_vision == "identity":
-        projections |= {
-            "ln_vision.weight": torch.ones(vit.hidden_size),
-            "ln_vision.bias": torch.zeros(vit.hidden_size),
-        }
+    vit = _read_own_or_given_vit(path, own_vit, vit_path, shape)
+    feature_size = length(tensors[keys.FEATURE_PROJECTIONS[0].source], -1) if variant == "emotion-llama" else 0
+    llama_size = weights["model.norm.weight"][0]
+    projections = _read_projections(path, tensors, wanted, vit.hidden_size, llama_size, feature_size)
+    config = _image_tokens_config(path, variant, vit, shape, llama_size, feature_size)
+    unused = [name for name in tensors if name not in {key.source for key in wanted}]
+    return Parts(vit, projections, pairs, config, (*unused, *vit.unused))
+
+
+def _find_variant(tensors: Mapping[str, Tensor]) -> Variant:
+    """Recognise the variant by the tensors that only it has."""
+    variant: Variant = "minigpt-v2"
+    for name, tensor in keys.VARIANT_TENSORS.items():
+        variant = name if tensor in tensors else variant
+    return variant
+
+
+def _image_tokens_config(
+    path: Path, variant: Variant, vit: Vit, shape: VitShape, llama_size: int, feature_size: int
+) -> ImageTokensConfig:
+    """Raises: WeightsError: the sizes contradict each other."""
     try:
-        config = ImageTokensConfig(
+        return ImageTokensConfig(
             variant,
             vit.hidden_size,
             vit.intermediate_size,
@@ -128,17 +131,41 @@ def take_apart(
             vit.hidden_size // shape.head_size,
             vit.patch_size,
             shape.image_size,
-            sizes["llama"],
-            features,
+            llama_size,
+            feature_size,
         )
     except ValueError as error:
         raise WeightsError(f"{path}: {error}") from error
-    left = [name for name in tensors if name not in {key.source for key in wanted}]
-    return Parts(vit, projections, pairs, config, (*left, *vit.unused))
+
+
+def _read_projections(
+    path: Path,
+    tensors: Mapping[str, Tensor],
+    wanted: Sequence[keys.Key],
+    hidden_size: int,
+    llama_size: int,
+    feature_size: int,
+) -> dict[str, Tensor]:
+    """Return the wanted tensors by their names here, and an identity where `ln_vision` is not among them.
+
+    Raises: WeightsError: a tensor has another shape or is not finite.
+    """
+    sizes = {
+        "width": hidden_size,
+        "token": PATCHES_PER_TOKEN * hidden_size,
+        "llama": llama_size,
+        "features": feature_size,
+    }
+    check_shapes(path, tensors, wanted, sizes)
+    identity = {"ln_vision.weight": torch.ones(hidden_size), "ln_vision.bias": torch.zeros(hidden_size)}
+    return identity | {key.target: check_finite(path, key.source, tensors[key.source]) for key in wanted}
 
 
 def _check_ln_vision(path: Path, tensors: Mapping[str, Tensor], ln_vision: LnVision) -> None:
-    """A training that froze it saved a checkpoint without it, which the original then runs as the identity."""
+    """Check the option against the checkpoint: a training that froze `ln_vision` did not save it.
+
+    Raises: InputError: `identity` for a checkpoint that has it. WeightsError: `checkpoint` for one without it.
+    """
     absent = [key.source for key in keys.LN_VISION if key.source not in tensors]
     if ln_vision == "identity" and len(absent) < len(keys.LN_VISION):
         raise InputError(f"{path} has an ln_vision of its own", hint="leave --ln-vision identity out")
@@ -149,8 +176,8 @@ def _check_ln_vision(path: Path, tensors: Mapping[str, Tensor], ln_vision: LnVis
         )
 
 
-def _read_the_vit(path: Path, own: Mapping[str, Tensor], vit_path: Path | None, shape: VitShape) -> Vit:
-    """The checkpoint's ViT where it has one, else the one in its own file."""
+def _read_own_or_given_vit(path: Path, own: Mapping[str, Tensor], vit_path: Path | None, shape: VitShape) -> Vit:
+    """Read the checkpoint's ViT if it has one, else the one in `vit_path`."""
     if own and vit_path is not None:
         raise InputError(f"{path} has a ViT of its own, which goes before {vit_path}", hint="leave --vit out")
     if own:

@@ -1,4 +1,4 @@
-"""The picture that MiniGPT-v2 sees of a recording: its first frame, whole, squeezed into a square."""
+"""Extracts the picture of a recording for MiniGPT-v2: the first frame, resized to a square without cropping."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from mechm_runtime.modalities.frame_pixels import clip_config, squeezed_pixels
 OWN_SIZE = MediaLimits(max_side=8192)
 
 FIRST_S = 1e-3
-"""No recording has two frames in so short a time."""
+"""Shorter than the time between two frames of any recording."""
 
 
 def first_frame_pixels(path: Path, image_size: int, limits: MediaLimits | None = None) -> npt.NDArray[np.float32]:
-    """Pixels of a picture or of a recording's first frame.
+    """Return the pixels of a picture or of a recording's first frame.
 
-    limits: of what is decoded; None for the defaults, with frames in their own size, as the original scales them.
+    limits: for decoding; None for the defaults, with frames in their original size, from which the original scales.
     Returns: float32 (3, image_size, image_size), CLIP-normalised RGB.
-    Raises: MediaError: not readable, or nothing to see in it. MissingExtraError: without the `media` extra.
+    Raises: MediaError: not readable, or without a frame. MissingExtraError: without the `media` extra.
     """
     (segment,) = read_segments(path, [(0.0, FIRST_S)], n_frames=1, limits=limits or OWN_SIZE).segments
     if segment.frames is None or not len(segment.frames):
@@ -31,9 +31,9 @@ def first_frame_pixels(path: Path, image_size: int, limits: MediaLimits | None =
 
 
 def read_features(path: Path) -> npt.NDArray[np.float32]:
-    """Emotion-LLaMA's features from a numpy file, float32 (3, feature_size).
+    """Read Emotion-LLaMA's features from a numpy file, float32 (3, feature_size).
 
-    Raises: InputError: it is none, or holds what is no number.
+    Raises: InputError: it is not such a file, or has values that are not finite.
     """
     try:
         features = np.load(path, allow_pickle=False)

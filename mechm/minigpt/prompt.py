@@ -1,8 +1,8 @@
-"""What MiniGPT-v2 is asked, in the words and tokens that it was trained with; needs no torch.
+"""Makes MiniGPT-v2's prompts, in the template and tokens it was trained with. Does not need torch.
 
-The conversation's form and how text around a picture becomes tokens are those of Vision-CAIR/MiniGPT-4
-(`conversation/conversation.py`, `MiniGPTBase.get_context_emb`): each side of the picture is tokenized by itself, and
-the first begins with two `<s>`, the tokenizer's and the template's.
+Template and tokenization are those of Vision-CAIR/MiniGPT-4 (`conversation/conversation.py`,
+`MiniGPTBase.get_context_emb`): the text before and after the picture is tokenized separately, and the first part begins
+with two `<s>`, the tokenizer's and the template's.
 """
 
 from __future__ import annotations
@@ -26,32 +26,35 @@ PLACES: Mapping[Variant, str] = {
     "mer-mce": "<ImageHere>",
     "emotion-llama": "<VideoHere>",
 }
-"""Where the picture's tokens stand."""
+"""Placeholder of the picture's tokens."""
 
 INTRODUCTIONS: Mapping[Variant, str] = {
     "minigpt-v2": "<Img><ImageHere></Img> ",
     "mer-mce": "<Img><ImageHere></Img> ",
-    # What it was asked with keeps <FeatureHere> as words: the features' tokens follow the picture's.
+    # <FeatureHere> stays in the text, as in the original; the features' tokens follow the picture's.
     "emotion-llama": "<video><VideoHere></video> <feature><FeatureHere></feature> ",
 }
 
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """ids: int64 (T,), 0 in the picture's places. image_at: int64 (n_tokens,), those places."""
+    """A tokenized prompt.
+
+    ids: int64 (T,), 0 at the picture's positions. image_at: int64 (n_tokens,), those positions.
+    """
 
     ids: npt.NDArray[np.int64]
     image_at: npt.NDArray[np.int64]
 
 
 class PromptReader:
-    """Prompts of one model.
+    """Makes the prompts of one model.
 
-    n_tokens: of a picture.
+    n_tokens: tokens per picture.
     """
 
     def __init__(self, tokenizer_file: Path, variant: Variant, n_tokens: int) -> None:
-        """Raises: WeightsError: no tokenizer, or one that reads the template otherwise than Llama-2's of 2023."""
+        """Raises: WeightsError: no tokenizer, or one that splits the template differently from Llama-2's of 2023."""
         self.variant, self.n_tokens = variant, n_tokens
         try:
             self._tokenizer = Tokenizer.from_file(str(tokenizer_file))
@@ -65,10 +68,10 @@ class PromptReader:
             )
 
     def read(self, text: str, *, task: str | None = None) -> Prompt:
-        """A question about a picture.
+        """Make the prompt for a question about a picture.
 
-        text: as it is, without a template. task: MER-MCE's form of a question: `[task] text `.
-        Raises: InputError: the text holds a picture's place.
+        text: without a template. task: for MER-MCE's form of a question: `[task] text `.
+        Raises: InputError: the text contains the picture's placeholder.
         """
         place = PLACES[self.variant]
         if place in text:
@@ -80,16 +83,16 @@ class PromptReader:
         return Prompt(np.array(ids, np.int64), np.arange(len(first), len(first) + self.n_tokens))
 
     def without_picture(self, text: str) -> list[int]:
-        """The token ids of a question about nothing to see."""
+        """Return the token ids of a question without a picture."""
         ids: list[int] = self._tokenizer.encode(TEMPLATE.format(text)).ids
         return ids
 
     def answer_ids(self, answer: str) -> list[int]:
-        """The token ids of an answer as it was trained, its end included."""
+        """Return the token ids of an answer with its end token, as in training."""
         ids: list[int] = self._tokenizer.encode(answer + END, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Sequence[int]) -> str:
-        """An answer's words."""
+        """Decode an answer to text."""
         words: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
         return words.strip()

@@ -1,7 +1,7 @@
-"""Many questions from a file in MER-MCE's form, each about a clip, answered in their order.
+"""Answers many questions from a file in MER-MCE's form, each about a clip, in order.
 
-A line of JSON a question: `{"name": "dia1utt1", "input": "...", ...}`, as MER-MCE's `ECACEmotionDataset` reads it; the
-clip is `NAME.mp4`, or `NAME.avi` as in Emotion-LLaMA.
+The file has one JSON object per line: `{"name": "dia1utt1", "input": "...", ...}`, as MER-MCE's `ECACEmotionDataset`
+reads it; the clip is `NAME.mp4`, or `NAME.avi` as in Emotion-LLaMA.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from mechm.minigpt.picture import first_frame_pixels, read_features
 from mechm_runtime.errors import InputError
 
 CLIP_SUFFIXES = (".mp4", ".avi")
-KEPT_PICTURES = 16
-"""Questions about one clip stand together; a picture's tokens are 4 MB for Llama-2-7b."""
+CACHED_PICTURES = 16
+"""Questions about one clip follow each other; a picture's tokens take 4 MB for Llama-2-7b."""
 
 
 @dataclass(frozen=True, slots=True)
 class NamedQuestion:
-    """A question about the clip of this name. features: of the clip, for Emotion-LLaMA."""
+    """A question about a clip. features: of the clip, for Emotion-LLaMA."""
 
     name: str
     text: str
@@ -37,10 +37,10 @@ class NamedQuestion:
 
 
 def read_questions(path: Path, clips: Path, features: Path | None = None) -> tuple[NamedQuestion, ...]:
-    """The questions of a file.
+    """Read the questions of a file.
 
-    clips: the folder that has them. features: a folder of numpy files, `NAME.npy`.
-    Raises: InputError: a line is no question, or clips or features are missing.
+    clips: folder of the clips. features: folder of numpy files, `NAME.npy`.
+    Raises: InputError: a line is not a question, or clips or features are missing.
     """
     questions, missing = [], []
     for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -57,11 +57,11 @@ def read_questions(path: Path, clips: Path, features: Path | None = None) -> tup
                 hint='a line is {"name": "dia1utt1", "input": "the question"}, and the name that of a clip',
             ) from error
         found = [clip for suffix in CLIP_SUFFIXES if (clip := clips / f"{name}{suffix}").is_file()]
-        of_it = None if features is None else features / f"{name}.npy"
-        if not found or (of_it is not None and not of_it.is_file()):
+        feature_file = None if features is None else features / f"{name}.npy"
+        if not found or (feature_file is not None and not feature_file.is_file()):
             missing.append(name)
             continue
-        questions.append(NamedQuestion(name, text, found[0], of_it))
+        questions.append(NamedQuestion(name, text, found[0], feature_file))
     if missing:
         shown = ", ".join(missing[:5])
         where = clips if features is None else f"{clips} and {features}"
@@ -74,16 +74,16 @@ def read_questions(path: Path, clips: Path, features: Path | None = None) -> tup
 def answer_questions(
     model: MiniGptV2, questions: Sequence[NamedQuestion], *, task: str | None, max_new_tokens: int, n_threads: int = 1
 ) -> Iterator[str]:
-    """Answers in the order of the questions.
+    """Yield answers in the order of the questions.
 
-    n_threads: questions under way at once, for a server that reads several together.
+    n_threads: questions asked in parallel, for a server that processes several together.
     Raises: MediaError, InputError: see `mechm.minigpt.picture`. LlmUnavailableError: the server does not answer.
     """
 
-    @lru_cache(KEPT_PICTURES)
+    @lru_cache(CACHED_PICTURES)
     def tokens_of(clip: Path, features: Path | None) -> npt.NDArray[np.float32]:
         pixels = first_frame_pixels(clip, model.image_size)
-        return model.look(pixels, None if features is None else read_features(features))
+        return model.encode_picture(pixels, None if features is None else read_features(features))
 
     def answer(question: NamedQuestion) -> str:
         tokens = tokens_of(question.clip, question.features)
@@ -99,9 +99,9 @@ def answer_questions(
 def write_answers(
     path: Path, questions: Sequence[NamedQuestion], answer: Callable[[Sequence[NamedQuestion]], Iterator[str]]
 ) -> Iterator[int]:
-    """Write a line `NAME<tab>ANSWER` as soon as it is known, as `eval_ECAC_cause.py` does; yields how many are done.
+    """Write each answer at once as a line `NAME<tab>ANSWER`, as `eval_ECAC_cause.py` does; yields the number done.
 
-    A file that is there is gone on with: it holds the answers to the first questions.
+    An existing file is continued: it must hold the answers to the first questions.
     Raises: InputError: it holds other answers, or cannot be written.
     """
     try:
@@ -113,7 +113,7 @@ def write_answers(
         left = questions[len(done) :]
         with path.open("a", encoding="utf-8") as file:
             for number, (question, words) in enumerate(zip(left, answer(left), strict=True), len(done) + 1):
-                # An answer is a line of the file, whatever it holds.
+                # Line breaks in an answer become spaces.
                 file.write(f"{question.name}\t{' '.join(words.split())}\n")
                 file.flush()
                 yield number

@@ -1,4 +1,4 @@
-"""The Llama in torch, reading soft tokens among words: it writes greedily, or says how likely answers are."""
+"""Runs the Llama in torch with soft tokens among its input: generates greedily, or scores given answers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ Ids = npt.NDArray[np.int64]
 
 
 class TorchWriter:
-    """A causal language model of transformers."""
+    """A `Writer` around a causal language model of transformers."""
 
     def __init__(self, llama: Any) -> None:
         self._llama = llama.eval()
-        # Of the published settings only where to end: Llama-2's ask for sampling, which MiniGPT-v2 does not do.
+        # Only the end tokens of the published settings are used: Llama-2's enable sampling, MiniGPT-v2 does not sample.
         ends = llama.generation_config.eos_token_id
         llama.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
             do_sample=False,
@@ -30,7 +30,7 @@ class TorchWriter:
         )
 
     def write(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, max_new_tokens: int) -> list[int]:
-        """Token ids that follow, greedily; see `mechm.minigpt.model.Writer`."""
+        """Generate token ids greedily, see `mechm.minigpt.model.Writer`."""
         with torch.inference_mode():
             embedded = self._embed(ids, soft_at, soft_tokens)
             attended = torch.ones(embedded.shape[:2], dtype=torch.long, device=embedded.device)
@@ -41,13 +41,13 @@ class TorchWriter:
         return answer
 
     def score(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, answers: Sequence[Sequence[int]]) -> Floats:
-        """Log-probability of each answer, float32 (answers,); see `mechm.minigpt.model.Writer`.
+        """Compute the log-probability of each answer, float32 (answers,), see `mechm.minigpt.model.Writer`.
 
-        The prompt is read once, whatever the number of answers.
+        The prompt is processed once for all answers.
         """
         device = self._llama.device
         longest = max(map(len, answers))
-        # Padded on the right: what stands behind an answer changes nothing before it.
+        # Padding on the right has no influence on the tokens before it.
         padded = torch.tensor([[*answer, *[answer[-1]] * (longest - len(answer))] for answer in answers], device=device)
         counted = torch.tensor([[at < len(answer) for at in range(longest)] for answer in answers], device=device)
         with torch.inference_mode():
@@ -62,7 +62,7 @@ class TorchWriter:
         return scores
 
     def _embed(self, ids: Ids, soft_at: Ids, soft_tokens: Floats) -> Tensor:
-        """(1, T, D), in the Llama's dtype."""
+        """Embed tokens and insert the soft ones: (1, T, D), in the Llama's dtype."""
         device = self._llama.device
         embedded: Tensor = self._llama.get_input_embeddings()(torch.from_numpy(ids).to(device))
         embedded[torch.from_numpy(soft_at).to(device)] = torch.from_numpy(soft_tokens).to(embedded)

@@ -1,6 +1,6 @@
-"""EVA-CLIP's ViT-g/14 as LAVIS and MiniGPT-v2 name its tensors, turned into those of `mechm.minigpt.image_tokens`.
+"""Converts EVA-CLIP's ViT-g/14 from the tensor names of LAVIS and MiniGPT-v2 to those of `mechm.minigpt.image_tokens`.
 
-Tensors keep their dtype; positions are interpolated once, in fp32, to the picture's grid.
+Tensors keep their dtype; position embeddings are interpolated once, in fp32, to the picture's grid.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mechm_runtime.errors import WeightsError
 
 @dataclass(frozen=True, slots=True)
 class Vit:
-    """A ViT's tensors by their names here, and its sizes. unused: names in the file that MiniGPT-v2 does not read."""
+    """A ViT's tensors by their names here, and its sizes. unused: names in the file that MiniGPT-v2 does not use."""
 
     state: Mapping[str, Tensor]
     hidden_size: int
@@ -33,12 +33,12 @@ class Vit:
 
 
 def read_vit(path: Path, tensors: Mapping[str, Tensor], shape: VitShape) -> Vit:
-    """Check and rename.
+    """Check and rename a ViT's tensors.
 
     tensors: by their names in the file, without a prefix.
-    Raises: WeightsError: tensors are missing, left over, of another shape or not finite.
+    Raises: WeightsError: tensors are missing, unexpected, of another shape or not finite.
     """
-    keys = [*PATCHES, *(_of_block(key, number) for number in range(shape.n_layers) for key in BLOCK)]
+    keys = [*PATCHES, *(_block_key(key, number) for number in range(shape.n_layers) for key in BLOCK)]
     unused = (*UNUSED_OF_VIT, rf"blocks\.{shape.n_layers}\.")
     check_names(path, tensors, [key.source for key in keys], unused)
     width, mlp = length(tensors["pos_embed"], -1), length(tensors["blocks.0.mlp.fc1.weight"], 0)
@@ -59,9 +59,9 @@ def read_vit(path: Path, tensors: Mapping[str, Tensor], shape: VitShape) -> Vit:
         q, v = state.pop(f"{attention}.q_bias"), state.pop(f"{attention}.v_bias")
         state[f"{attention}.qkv.bias"] = torch.cat([q, torch.zeros_like(q), v])
     state[POSITIONS.target] = interpolate_positions(state[POSITIONS.target].float(), shape.image_size // patch)
-    left = tuple(name for name in tensors if any(re.match(pattern, name) for pattern in unused))
-    return Vit(state, width, mlp, patch, left)
+    found_unused = tuple(name for name in tensors if any(re.match(pattern, name) for pattern in unused))
+    return Vit(state, width, mlp, patch, found_unused)
 
 
-def _of_block(key: Key, number: int) -> Key:
+def _block_key(key: Key, number: int) -> Key:
     return Key(f"blocks.{number}.{key.source}", f"layers.{number}.{key.target}", key.shape)

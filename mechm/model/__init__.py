@@ -1,1 +1,1 @@
-"""The network: one file a part, assembled in `build`."""
+"""The network: one module per part, assembled in `build`; its inputs are in `inputs`."""

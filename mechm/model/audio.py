@@ -1,8 +1,8 @@
-"""Speech encoders: masked, on the utterance's own length, pooled to a few tokens an utterance.
+"""Speech encoders without padding to a fixed length, pooled over time to a few tokens per utterance.
 
-A padded batch equals single utterances: what lies behind an utterance's end is zeroed before each convolution and
-masked in attention. The layers of transformers' models are driven from here: its Whisper pads to 30 s instead and
-takes no mask, and what it records as hidden states differs between versions and cannot be traced for export.
+A padded batch gives the same result as single utterances: padding is zeroed before each convolution and masked in
+attention. The layers of transformers' models are called one by one here, since its Whisper pads to 30 s and takes no
+mask, and since its hidden states differ between versions and cannot be traced for export.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class WhisperAudioEncoder(nn.Module):
     def forward(self, mel: Tensor, mel_frames: Tensor) -> Tensor:
         """Encode utterances.
 
-        mel: float (B, n_mels, T), log-mel, 10 ms a frame, padded at the end; T at most 2 * max_positions.
+        mel: float (B, n_mels, T), log-mel, 10 ms per frame, padded at the end; T at most 2 * max_positions.
         mel_frames: int64 (B,), frames that belong to each utterance, at least 1.
         Returns: float (B, pooled layers, 2 * hidden_size), mean then standard deviation over time.
         """
@@ -117,9 +117,9 @@ class HubertAudioEncoder(nn.Module):
 
 
 def embed_mel(encoder: WhisperEncoder, mel: Tensor, mel_frames: Tensor) -> tuple[Tensor, Tensor]:
-    """What Whisper's first layer reads, as `WhisperAudioEncoder.forward` is given it.
+    """Compute the input of Whisper's first layer; arguments as in `WhisperAudioEncoder.forward`.
 
-    Returns: float (B, (T + 1) // 2, D), and bool of the same first axes: which positions belong to an utterance.
+    Returns: float (B, (T + 1) // 2, D), and bool (B, (T + 1) // 2), positions that belong to the utterance.
     """
     within = torch.arange(mel.shape[-1], device=mel.device)[None] < mel_frames[:, None]
     keep = within[:, None].to(mel.dtype)
@@ -130,12 +130,12 @@ def embed_mel(encoder: WhisperEncoder, mel: Tensor, mel_frames: Tensor) -> tuple
 
 
 def layer_states(x: Tensor, encoder: nn.Module, within: Tensor) -> Iterator[Tensor]:
-    """The state behind each of an encoder's layers; the last one's is normed, as transformers hands it out.
+    """Yield the output of each of an encoder's layers; the last one is normalised, as in transformers.
 
-    x: float (B, T, D), what the first layer reads. within: bool (B, T). encoder: has `layers` and `layer_norm`.
+    x: float (B, T, D), input of the first layer. within: bool (B, T). encoder: has `layers` and `layer_norm`.
     """
     layers = cast(nn.ModuleList, encoder.layers)
-    # One row a query, since onnxruntime's fused attention does not broadcast over queries.
+    # One row per query, since onnxruntime's fused attention does not broadcast over queries.
     bias = ((~within).to(x.dtype) * MASKED)[:, None, None, :].expand(-1, -1, x.shape[1], -1)
     for number, layer in enumerate(layers, 1):
         x = layer(x, attention_mask=bias)
@@ -143,13 +143,13 @@ def layer_states(x: Tensor, encoder: nn.Module, within: Tensor) -> Iterator[Tens
 
 
 def _pooled_layers(x: Tensor, encoder: nn.Module, within: Tensor, wanted: tuple[int, ...]) -> Tensor:
-    """Run an encoder's layers, see `layer_states`. Returns: float (B, wanted layers, 2 * D)."""
+    """Run an encoder's layers, see `layer_states`, and pool the wanted ones: float (B, wanted layers, 2 * D)."""
     states = enumerate(layer_states(x, encoder, within), 1)
     return torch.stack([pool_time(state, within) for number, state in states if number in wanted], 1)
 
 
 def pool_time(states: Tensor, within: Tensor) -> Tensor:
-    """states (B, T, D), within bool (B, T) -> (B, 2 * D): mean and standard deviation over the frames within."""
+    """Pool over time: states (B, T, D), within bool (B, T) -> (B, 2 * D), mean and standard deviation."""
     weight = within[..., None].to(states.dtype)
     count = weight.sum(1)
     mean = (states * weight).sum(1) / count

@@ -1,4 +1,4 @@
-"""The one place where networks are put together: from a preset, base weights and trained weights."""
+"""Builds networks from a preset, base weights and trained weights, and writes and reads trained weights."""
 
 from __future__ import annotations
 
@@ -25,11 +25,12 @@ from mechm_runtime.errors import WeightsError
 from mechm_runtime.system.atomic_write import replaced_file
 
 WEIGHTS_FILE, CONFIG_FILE, DECISION_FILE, CARD_FILE = "model.safetensors", "config.json", "decision.json", "card.json"
-VOICE = "fusion.voice_head."
+VOICE_PREFIX = "fusion.voice_head."
+"""Start of the names of the voice head's tensors."""
 
 
 def pretrained_folder(preset: str) -> Path:
-    """Where the trained weights of a preset are shipped.
+    """Return the folder of the trained weights that are shipped for a preset.
 
     Raises: WeightsError: none are shipped for it.
     """
@@ -40,9 +41,9 @@ def pretrained_folder(preset: str) -> Path:
 
 
 def build_network(config: ModelConfig, text_folder: Path | None, *, seed: int = 0) -> Network:
-    """The trainable network; the text encoder is random where `text_folder` is None (preset `tiny`).
+    """Build the trainable network; the text encoder is random where `text_folder` is None (preset `tiny`).
 
-    Random weights depend on `seed` alone, so that what was trained on top of them can be loaded again.
+    Random weights depend on `seed` alone, so that weights trained on top of them can be loaded again.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -52,7 +53,7 @@ def build_network(config: ModelConfig, text_folder: Path | None, *, seed: int = 
 
 
 def build_audio_encoder(config: ModelConfig, folder: Path | None, *, seed: int = 0) -> nn.Module:
-    """The speech encoder, random where `folder` is None."""
+    """Build the speech encoder, random where `folder` is None."""
     kind: type[WhisperAudioEncoder] | type[HubertAudioEncoder]
     kind = WhisperAudioEncoder if config.audio.architecture == "whisper" else HubertAudioEncoder
     if folder is not None:
@@ -63,7 +64,7 @@ def build_audio_encoder(config: ModelConfig, folder: Path | None, *, seed: int =
 
 
 def build_scene_encoder(config: ModelConfig, folder: Path | None, *, seed: int = 0) -> nn.Module:
-    """The scene encoder, random where `folder` is None."""
+    """Build the scene encoder, random where `folder` is None."""
     kind: type[Dinov2SceneEncoder] | type[EvaSceneEncoder]
     kind = Dinov2SceneEncoder if config.scene.architecture == "dinov2" else EvaSceneEncoder
     if folder is not None:
@@ -74,10 +75,10 @@ def build_scene_encoder(config: ModelConfig, folder: Path | None, *, seed: int =
 
 
 def save_trained(network: Network, decision: DecisionConfig, card: dict[str, Any], folder: Path) -> None:
-    """Write what was trained (fp16), its config, the decision constants and the card.
+    """Write the trained weights (fp16), their config, the decision constants and the card.
 
-    All files are written beside their places before the first one is renamed, so that the old ones survive a full disk
-    together.
+    All files are written under temporary names before the first one is renamed, so that a full disk leaves the old ones
+    intact.
     Raises: WeightsError: the folder cannot be written.
     """
     state = {
@@ -91,7 +92,7 @@ def save_trained(network: Network, decision: DecisionConfig, card: dict[str, Any
     }
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with ExitStack() as files:  # all are written before the first is put in its place
+        with ExitStack() as files:  # all are written before the first one is renamed
             beside = {name: files.enter_context(replaced_file(folder / name)) for name in (WEIGHTS_FILE, *texts)}
             for name, text in texts.items():
                 beside[name].write_text(text + "\n", encoding="utf-8")
@@ -120,29 +121,29 @@ def load_trained(network: Network, folder: Path) -> DecisionConfig:
         raise WeightsError(f"the trained weights are damaged: {error}") from error
     if config != network.config:
         raise WeightsError(f"these weights are of preset {config.preset}, not of this {network.config.preset}")
-    if not any(name.startswith(VOICE) for name in state):  # weights from before there was a voice head
-        state |= silent_voice(network.fusion)
+    if not any(name.startswith(VOICE_PREFIX) for name in state):  # weights from before there was a voice head
+        state |= unfitted_voice_state(network.fusion)
     wanted = {name: value.shape for name, value in network.trained_state().items()}
     found = {name: value.shape for name, value in state.items()}
     if wanted != found:
         differing = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
         raise WeightsError(f"trained weights do not fit: {', '.join(differing[:8])}")
     network.load_state_dict({name: value.float() for name, value in state.items()}, strict=False)
-    network.fusion.voice_head.follow(decision)
+    network.fusion.voice_head.set_calibration(decision)
     return decision
 
 
-def silent_voice(fusion: Fusion) -> dict[str, Tensor]:
-    """The tensors of a voice head that was never fitted, under a network's names: it says nothing."""
+def unfitted_voice_state(fusion: Fusion) -> dict[str, Tensor]:
+    """Return the tensors of an unfitted voice head, which has no influence, by their names in a network."""
     fresh = VoiceHead(fusion.audio_mean.numel(), fusion.config.n_emotions)
-    state = {f"{VOICE}{name}": value for name, value in fresh.state_dict().items()}
+    state = {f"{VOICE_PREFIX}{name}": value for name, value in fresh.state_dict().items()}
     return {**state, "fusion.audio_attended": torch.ones((), dtype=torch.bool)}
 
 
 def read_decision(text: str) -> DecisionConfig:
-    """A `DecisionConfig` from JSON text.
+    """Parse a `DecisionConfig` from JSON text.
 
-    Raises: WeightsError: not one.
+    Raises: WeightsError: the text is none.
     """
     try:
         values = json.loads(text)

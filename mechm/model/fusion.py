@@ -1,8 +1,8 @@
 """Fusion: an utterance's text attends to its voice, faces and frames; utterances attend to each other; two heads.
 
-Absent modalities are masked: an attention key that is absent has no weight, and an utterance without text asks with a
-learned query. A voice also has an opinion of its own (`mechm.model.voice`). What stands where something is absent has
-no influence, be it NaN. Written with plain matmuls and additive masks so that it exports as it is.
+Absent modalities are masked as attention keys, and an utterance without text uses a learned query. A voice also has a
+prediction of its own (`mechm.model.voice`). Values at masked positions have no influence, even if they are NaN. The
+module uses plain matrix products and additive masks so that it can be exported as it is.
 Sizes: B conversations (or windows), U utterances, N modality tokens, D hidden size, H heads, E emotions.
 """
 
@@ -23,7 +23,7 @@ MASKED = -1e4
 
 
 class FusionOutput(NamedTuple):
-    """What the fusion returns.
+    """Output of the fusion.
 
     emotion_logits: float (B, U, E).
     pair_logits: float (B, U, U); [b, i, j] scores utterance j as a cause of the emotion of utterance i.
@@ -60,7 +60,7 @@ class Attention(nn.Module):
 
 
 class UtteranceLayer(nn.Module):
-    """Pre-norm transformer layer over utterances; scores know relative position and whether speakers are the same."""
+    """Pre-norm transformer layer over utterances; the bias encodes relative position and speaker equality."""
 
     def __init__(self, hidden_size: int, n_heads: int, intermediate_size: int, dropout: float) -> None:
         super().__init__()
@@ -80,7 +80,7 @@ class UtteranceLayer(nn.Module):
 
 
 class PairHead(nn.Module):
-    """Scores every (emotion, cause) couple from both states, their distance and whether the speaker is the same."""
+    """Scores every (emotion, cause) pair from both states, their distance and whether the speaker is the same."""
 
     def __init__(self, hidden_size: int, pair_size: int, n_distances: int) -> None:
         super().__init__()
@@ -99,11 +99,11 @@ class PairHead(nn.Module):
 
 
 class Fusion(nn.Module):
-    """The trained part between encoders and answers.
+    """The trained part between the encoders and the decision.
 
     audio_mean, audio_deviation: buffers (audio_tokens, audio width) that standardise the audio statistics.
-    audio_attended: buffer bool (), whether text attends to audio tokens. Not so where all voices in training were other
-        people's: then their reading by `voice_head` is all that can be learnt from them.
+    audio_attended: buffer bool (), whether text attends to audio tokens. False where all voices in training came from
+        other corpora than the texts: then only `voice_head` uses them.
     """
 
     audio_mean: Tensor
@@ -159,12 +159,13 @@ class Fusion(nn.Module):
         """Fuse a batch of conversations.
 
         text: float (B, U, text width); text_mask: bool (B, U).
-        audio: float (B, U, audio tokens, audio width), mean and deviation over time a layer; audio_mask: bool (B, U).
+        audio: float (B, U, audio tokens, audio width), mean and deviation over time, one token per pooled layer;
+            audio_mask: bool (B, U).
         scene: float (B, U, frames, scene width); scene_mask: bool (B, U, frames).
         face: float (B, U, faces, face width); face_mask: bool (B, U, faces).
         speaker_ids: int64 (B, U), equal where the speaker is; utterance_mask: bool (B, U), False for padding.
         """
-        # What is absent may be NaN, of which no mask behind the projections gets rid.
+        # Absent values may be NaN, which a mask after the projections could not remove.
         standardised = ((audio - self.audio_mean) / self.audio_deviation).masked_fill(~audio_mask[..., None, None], 0.0)
         attended = audio_mask & self.audio_attended
         fused = self._fuse(text, text_mask, standardised, attended, scene, scene_mask, face, face_mask)
@@ -180,10 +181,10 @@ class Fusion(nn.Module):
         dropped = self.dropout(hidden_states)
         emotion_logits = self.emotion_head(dropped)
         others = text_mask | face_mask.any(-1)
-        voiced = self.voice_head.weigh(emotion_logits, self.voice_head(standardised), others)
-        speaks = (audio_mask & self.voice_head.heard.any())[..., None]
+        voiced = self.voice_head.combine(emotion_logits, self.voice_head(standardised), others)
+        has_voice = (audio_mask & self.voice_head.heard.any())[..., None]
         return FusionOutput(
-            torch.where(speaks, voiced, emotion_logits),
+            torch.where(has_voice, voiced, emotion_logits),
             self.pair_head(dropped, distances, same_speaker),
             hidden_states,
         )
@@ -214,9 +215,9 @@ class Fusion(nn.Module):
             face_mask,
         ]
         absent = ~torch.cat(present, 2)
-        # Besides its weight of zero, an absent token has no values: zero times NaN would still be NaN.
-        evidence = self.evidence_norm(torch.cat(tokens, 2)).masked_fill(absent[..., None], 0.0)
+        # Masked tokens are set to zero too, since a weight of zero times NaN would still be NaN.
+        keys = self.evidence_norm(torch.cat(tokens, 2)).masked_fill(absent[..., None], 0.0)
         bias = absent.to(text.dtype)[:, :, None, None, :] * MASKED
-        attended = self.cross_attention(query[:, :, None], evidence, bias)
+        attended = self.cross_attention(query[:, :, None], keys, bias)
         fused: Tensor = query + self.dropout(attended.squeeze(2))
         return fused

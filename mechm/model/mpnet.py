@@ -1,6 +1,6 @@
-"""MPNet with attention in torch's one operator where that is asked for; transformers writes it out, always.
+"""MPNet with `scaled_dot_product_attention` as an option; transformers only has its attention as separate operators.
 
-What is written out is portable; the one operator exports to one operator, which onnxruntime's int8 kernels are fast at.
+The separate operators are portable. The single operator is exported as one, which onnxruntime's int8 kernels run fast.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from transformers.models.mpnet.modeling_mpnet import MPNetSelfAttention
 
 
 class SwitchableAttention(MPNetSelfAttention):
-    """MPNet's attention, in torch's one operator where the config says `sdpa`, which exports as one operator too."""
+    """MPNet's attention, as `scaled_dot_product_attention` where the config says `sdpa`."""
 
     def __init__(self, config: MPNetConfig) -> None:
         super().__init__(config)  # type: ignore[no-untyped-call]
@@ -39,7 +39,7 @@ class SwitchableAttention(MPNetSelfAttention):
         q, k, v = (project(hidden_states).view(heads).transpose(1, 2) for project in (self.q, self.k, self.v))
         bias = position_bias
         if attention_mask is not None:
-            masked = torch.finfo(bias.dtype).min / 2  # twice that would no longer be finite
+            masked = torch.finfo(bias.dtype).min / 2  # half, so that adding a negative bias stays finite
             bias = (
                 torch.where(attention_mask, bias, masked)
                 if attention_mask.dtype is torch.bool
@@ -47,7 +47,7 @@ class SwitchableAttention(MPNetSelfAttention):
             )
         dropout = self.dropout.p if self.training else 0.0
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias, dropout_p=dropout)
-        # A copy whatever the kernel's layout: the exporter's differs from the one that torch traces with.
+        # Always copied: the kernel's memory layout differs between the exporter and torch's tracing.
         rows = mixed.transpose(1, 2).clone(memory_format=torch.contiguous_format)
         return (self.o(rows.flatten(2)),)
 

@@ -1,4 +1,4 @@
-"""How a preset's inputs are made: constants that its bundle carries, and that features for training are made with."""
+"""Preprocessing constants of a preset, written into its bundle and used for extracting training features."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from mechm_runtime.modalities.frame_pixels import clip_config
 
 
 def log_mel_config(config: ModelConfig) -> LogMelConfig:
-    """The spectrogram of a preset's speech encoder."""
+    """Return the spectrogram config of a preset's speech encoder."""
     return LogMelConfig(n_mels=config.audio.n_mels)
 
 
 def scene_config(config: ModelConfig) -> SceneConfig:
-    """The pixels of a preset's scene encoder."""
+    """Return the image preprocessing config of a preset's scene encoder."""
     side = config.scene.image_size
     if config.scene.architecture == "dinov2":
         return SceneConfig(image_size=side)
@@ -21,7 +21,7 @@ def scene_config(config: ModelConfig) -> SceneConfig:
 
 
 def fusion_windows(config: ModelConfig) -> FusionWindows:
-    """The sizes of what a preset's fusion reads."""
+    """Return the sizes of the inputs of a preset's fusion."""
     return FusionWindows(
         window=config.fusion.window,
         window_context=config.fusion.window_context,

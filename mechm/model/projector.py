@@ -1,7 +1,7 @@
-"""What was heard and seen of an utterance, as soft tokens in the Llama's embedding space.
+"""Projector: turns the fusion's view of an utterance's voice, faces and frames into soft tokens for the Llama.
 
-A soft token starts as what a reader would write there: the mean of the emotions' words, each as probable as the fusion
-found it without the words. What the fusion's state tells beyond that is added, from nothing at the start.
+Before training, a soft token is the mean of the emotion words' embeddings, weighted by the probabilities that the
+fusion computes without text. A linear map of the fusion's state, initialised with zeros, is added to it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 class ProjectorConfig:
     """Sizes of a projector.
 
-    n_tokens: soft tokens an utterance. state_size: of the fusion's hidden states. hidden_size: of the Llama.
+    n_tokens: soft tokens per utterance. state_size: of the fusion's hidden states. hidden_size: of the Llama.
     """
 
     n_tokens: int
@@ -30,9 +30,10 @@ class ProjectorConfig:
 
 
 class SoftTokenProjector(nn.Module):
-    """The fusion's states and emotion logits to soft tokens.
+    """Maps the fusion's states and emotion logits to soft tokens.
 
-    emotion_words: float32 (emotions, hidden size), embeddings of their words; None for zeros, to be loaded over.
+    emotion_words: float32 (emotions, hidden size), embeddings of the emotions' words; None for zeros, where trained
+        weights are loaded afterwards.
     """
 
     def __init__(self, config: ProjectorConfig, emotion_words: Tensor | None = None) -> None:
@@ -49,6 +50,6 @@ class SoftTokenProjector(nn.Module):
     def forward(self, hidden_states: Tensor, emotion_logits: Tensor) -> Tensor:
         """hidden_states (..., state size), emotion_logits (..., emotions) -> (..., soft tokens, hidden size)."""
         config = self.config
-        told = emotion_logits.softmax(-1) @ self.words.flatten(1)
-        tokens: Tensor = told + self.state_proj(self.state_norm(hidden_states))
+        mean_words = emotion_logits.softmax(-1) @ self.words.flatten(1)
+        tokens: Tensor = mean_words + self.state_proj(self.state_norm(hidden_states))
         return tokens.reshape(*tokens.shape[:-1], config.n_tokens, config.hidden_size)

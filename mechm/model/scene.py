@@ -1,7 +1,7 @@
-"""Scene encoders: a ViT over whole frames, one class token a frame out of a middle layer.
+"""Scene encoders: a ViT over whole frames, whose class token at a middle layer describes a frame.
 
-Position embeddings are interpolated once, when weights are loaded, to the preset's input size; the graph itself is
-free of interpolation. Layers above the pooled one are dropped, not skipped.
+Position embeddings are interpolated to the preset's input size when weights are loaded, so that the exported graph
+contains no interpolation. Layers above the pooled one are removed.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class EvaSceneEncoder(nn.Module):
 
 
 def interpolate_positions(positions: Tensor, side: int) -> Tensor:
-    """Bicubic interpolation of ViT position embeddings to another grid.
+    """Interpolate ViT position embeddings bicubically to another grid.
 
     positions: float (1, 1 + old_side**2, D), the class token's first. Returns: float (1, 1 + side**2, D).
     """

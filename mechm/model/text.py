@@ -1,7 +1,7 @@
 """The text encoder: an MPNet or BERT model over conversation windows, without its pooler.
 
-Where the config has a LoRA rank, what is learnt are adapters beside the encoder's linear layers, which make shipped
-weights a twentieth as large (Hu et al. 2021); `merged` puts them into the layers, for export.
+Where the config has a LoRA rank, adapters on the encoder's linear layers are trained instead of the encoder, which
+makes shipped weights a twentieth as large (Hu et al. 2021); `merged` merges them for export.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from mechm.model.transformers_output import quiet_transformers
 from mechm_runtime.errors import WeightsError
 
 LORA = ".lora_"
-"""In the names of what a LoRA adapter adds."""
+"""Part of the names of a LoRA adapter's tensors."""
 
 
 class TextEncoder(nn.Module):
-    """Token states of conversation windows; `mechm_runtime.modalities.text_windows` makes the windows and pools the
-    states.
+    """Encodes conversation windows to token states.
 
+    `mechm_runtime.modalities.text_windows` makes the windows and pools the states.
     encoder: an encoder of `config`'s sizes; None for a random one.
     """
 
@@ -59,11 +59,11 @@ class TextEncoder(nn.Module):
         return states
 
     def is_frozen(self, name: str) -> bool:
-        """Whether a tensor keeps its base value: all but the adapter, or else the word embeddings, half the size."""
+        """Whether training leaves a tensor unchanged: all but the adapter, or, without one, the embeddings."""
         return LORA not in name if self.config.lora_rank else ".embeddings." in name
 
     def merged(self) -> TextEncoder:
-        """This encoder with its adapter put into the layers; itself where it has none. It cannot be trained further."""
+        """Merge the adapter, if any, into the layers, and return this encoder; it cannot be trained further."""
         if self.config.lora_rank:
             self.encoder = self.encoder.merge_and_unload()
         return self
@@ -78,14 +78,14 @@ def _random_encoder(config: TextEncoderConfig) -> nn.Module:
         "intermediate_size": config.intermediate_size,
     }
     if config.architecture == "mpnet":
-        # Its positions count from 2, behind that of padding.
+        # MPNet's positions start at 2, after that of padding.
         return MPNetEncoder(MPNetConfig(**sizes, max_position_embeddings=config.max_tokens + 2))
     bert = BertConfig(**sizes, max_position_embeddings=config.max_tokens)
     return BertModel(bert, add_pooling_layer=False)  # type: ignore[no-untyped-call]
 
 
 def _with_adapter(encoder: nn.Module, rank: int) -> Any:
-    """The encoder with a trainable LoRA adapter on every linear layer; the rest is frozen."""
+    """Add a trainable LoRA adapter to every linear layer; the rest is frozen."""
     from peft import LoraConfig, get_peft_model
 
     return get_peft_model(

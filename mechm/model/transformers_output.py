@@ -1,4 +1,4 @@
-"""Keep transformers' own bars and notes off the terminal while this library draws its own."""
+"""Suppresses transformers' progress bars and messages on the terminal."""
 
 from __future__ import annotations
 
@@ -10,9 +10,8 @@ from typing import Any
 
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
-    """Hide progress bars and load reports; a real problem (a missing or misshapen tensor) still raises."""
+    """Hide progress bars and load reports; problems such as missing or misshapen tensors still raise."""
     logging: Any = importlib.import_module("transformers.utils.logging")  # it has no annotations
-
     shown, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
     logging.set_verbosity_error()

@@ -1,8 +1,8 @@
-"""What a voice says by itself, and how its opinion meets the fusion's.
+"""Voice head: emotion probabilities from the voice alone, and their combination with the fusion's.
 
-One linear map from standardised audio tokens to emotions, fitted in closed form on emotional speech before the fusion
-is trained (`mechm.training.voice_head`). Its weights are buffers: no step of the fusion's training moves them, and a
-head that was never fitted says nothing.
+It is one linear map from standardised audio tokens to emotions, fitted in closed form on emotional speech before the
+fusion is trained (`mechm.training.voice_head`). Its weights are buffers, which training the fusion does not change. An
+unfitted head has no influence.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from torch import Tensor, nn
 
 from mechm_runtime.bundle.config import DecisionConfig
 
-UNHEARD = -1e4
-"""Logit of an emotion that was in no recording: far below any real one, still finite in fp16."""
-LEAST_DOUBT = 1e-3
-"""Share of the opinion that says nothing even where a voice is all there is, so that its logarithm stays finite."""
+UNHEARD_LOGIT = -1e4
+"""Logit of an emotion without a recording in training: far below any real one, still finite in fp16."""
+MIN_DOUBT = 1e-3
+"""Share of a uniform distribution in the voice's likelihood where there is only a voice, so that its log is finite."""
 
 
 class VoiceHead(nn.Module):
-    """Audio tokens to log-probabilities of the emotions that were heard in training.
+    """Maps audio tokens to log-probabilities of the emotions with recordings in training.
 
     weight: (audio tokens * audio width, emotions); bias: (emotions,).
-    heard: bool (emotions,), all False before fitting.
-    doubt: (), how often a voice beside other evidence is taken to say nothing about the emotion.
-    decision_temperature (), decision_bias (emotions,): of the calibration that follows the fusion; not saved, since
-        they come with the decision (`follow`).
+    heard: bool (emotions,), emotions with recordings; all False before fitting.
+    doubt: (), assumed probability that a voice beside other modalities is unrelated to the emotion.
+    decision_temperature (), decision_bias (emotions,): of the calibration after the fusion; not saved, since they are
+        part of the decision (`set_calibration`).
     """
 
     weight: Tensor
@@ -44,38 +44,38 @@ class VoiceHead(nn.Module):
         self.register_buffer("decision_temperature", torch.ones(()), persistent=False)
         self.register_buffer("decision_bias", torch.zeros(n_emotions), persistent=False)
 
-    def follow(self, decision: DecisionConfig) -> None:
-        """Weigh opinions where the fusion's logits are calibrated: behind this decision's temperature and bias.
+    def set_calibration(self, decision: DecisionConfig) -> None:
+        """Set the decision's temperature and bias, after which voice and fusion are combined.
 
-        Those are fitted on text. Left to work on a voice too they cost 7 points of recall, most of it disgust and fear,
+        Those are fitted on text. Applied to the voice as well they cost 7 points of recall, mostly of disgust and fear,
         which are rare in text.
         """
         self.decision_temperature.fill_(decision.emotion_temperature)
         self.decision_bias.copy_(torch.tensor(decision.emotion_bias))
 
     def forward(self, standardised: Tensor) -> Tensor:
-        """Standardised audio tokens (..., audio tokens, audio width) -> log-probabilities (..., emotions).
+        """Map standardised audio tokens (..., audio tokens, audio width) to log-probabilities (..., emotions).
 
-        About `UNHEARD` for an emotion that was not heard; all equal before fitting.
+        Returns: about `UNHEARD_LOGIT` for emotions without recordings; all equal before fitting.
         """
         logits = standardised.flatten(-2) @ self.weight + self.bias
         return (logits + self._unheard(logits)).log_softmax(-1)
 
-    def weigh(self, emotion_logits: Tensor, opinion: Tensor, others: Tensor) -> Tensor:
-        """The fusion's logits and the voice's opinion as one.
+    def combine(self, emotion_logits: Tensor, voice: Tensor, others: Tensor) -> Tensor:
+        """Combine the fusion's logits with the voice's log-probabilities.
 
-        Beside other evidence the opinion is a likelihood that is multiplied in: the voice's own with probability
-        1 - `doubt`, else one that tells nothing. So a strange voice changes the odds of two emotions by a bounded
-        factor, and plain words outweigh it. Without other evidence the voice alone decides between the emotions that it
-        knows. Either way emotions that were never heard keep the probability that the fusion gives them.
+        Beside other modalities the voice enters as a likelihood: its own with probability 1 - `doubt`, else a uniform
+        one. A misleading voice therefore changes the odds of two emotions by a bounded factor, and clear text outweighs
+        it. Without other modalities the voice alone decides between the emotions it knows. In both cases emotions
+        without recordings keep the probability that the fusion gives them.
 
-        emotion_logits, opinion: (..., emotions). others: bool (...), whether there is other evidence than the voice.
-        Returns: (..., emotions).
+        emotion_logits, voice: (..., emotions). others: bool (...), whether text or faces are present.
+        Returns: logits (..., emotions).
         """
         beside = others[..., None].to(emotion_logits.dtype)
-        doubt = beside * self.doubt + (1.0 - beside) * LEAST_DOUBT
+        doubt = beside * self.doubt + (1.0 - beside) * MIN_DOUBT
         n_heard = self.heard.sum().clamp(min=1).to(emotion_logits.dtype)
-        likelihood = ((1.0 - doubt) * opinion.exp() + doubt / n_heard).log()
+        likelihood = ((1.0 - doubt) * voice.exp() + doubt / n_heard).log()
         unheard = self._unheard(emotion_logits)
         calibrated = emotion_logits / self.decision_temperature + self.decision_bias
         mass = (calibrated + unheard).logsumexp(-1, keepdim=True)
@@ -84,4 +84,4 @@ class VoiceHead(nn.Module):
         return torch.where(self.heard, logits, emotion_logits)
 
     def _unheard(self, like: Tensor) -> Tensor:
-        return (~self.heard).to(like.dtype) * UNHEARD
+        return (~self.heard).to(like.dtype) * UNHEARD_LOGIT

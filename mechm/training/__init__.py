@@ -1,1 +1,1 @@
-"""Training, calibration and checkpoints."""
+"""Trains the fusion, the Llama's adapter and the projector; calibrates them; `*_from_files` run whole trainings."""

@@ -1,8 +1,8 @@
-"""Fit the runtime's `DecisionConfig` on annotated conversations: probabilities first, then decisions for the metric.
+"""Fits the runtime's `DecisionConfig` on annotated conversations: probabilities first, then decision thresholds.
 
-Calibration minimises the negative log-likelihood (temperature and a bias an emotion: Guo et al. 2017, vector scaling
-with one shared temperature; Platt scaling for causes). The decision's two constants are searched on a grid for the
-weighted F1 of SemEval-2024 Task 3. Nothing here touches weights.
+Calibration minimises the negative log-likelihood (a temperature and a bias per emotion: vector scaling with one shared
+temperature, Guo et al. 2017; Platt scaling for causes). The decision's two constants are found by grid search for the
+weighted F1 of SemEval-2024 Task 3. Weights are not changed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from mechm_runtime.fusion.decision import cause_probabilities, decide, emotion_p
 from mechm_runtime.types import EMOTIONS
 
 NEUTRAL_LOG_BIASES: tuple[float, ...] = tuple(round(-1.5 + 0.1 * i, 2) for i in range(26))
-NOISE = 0.003
-"""Differences of weighted F1 below this say nothing on a split like ECF's `dev`, of 112 conversations."""
+F1_NOISE = 0.003
+"""Differences of weighted F1 below this are not significant on a split like ECF's `dev`, of 112 conversations."""
 PAIR_THRESHOLDS: tuple[float, ...] = tuple(round(0.1 + 0.02 * i, 2) for i in range(20))
 
 
 @dataclass(frozen=True, slots=True)
 class ScoredConversation:
-    """The network's scores beside the annotation.
+    """A model's scores of a conversation with its annotation.
 
     emotion_logits: float32 (U, 7). pair_logits: float32 (U, U). emotions: int64 (U,). causes: bool (U, U).
     """
@@ -41,9 +41,9 @@ class ScoredConversation:
 def fit_decision(scored: Sequence[ScoredConversation]) -> DecisionConfig:
     """Calibrate on `scored`, then choose the neutral bias and the pair threshold for weighted F1 there.
 
-    Of biases that are as good as the best but for `NOISE` the least is taken: F1 is flat over a wide range of them, in
-    which every further neutral utterance that is called emotional costs accuracy. Where no choice finds a pair, the
-    decision keeps its defaults.
+    Of the biases within `F1_NOISE` of the best the smallest is chosen: F1 is flat over a wide range, in which a larger
+    bias labels more neutral utterances as emotional and costs accuracy. Where no choice finds a pair, the decision
+    keeps its defaults.
     """
     calibrated = fit_probabilities(scored)
     found = []
@@ -53,16 +53,16 @@ def fit_decision(scored: Sequence[ScoredConversation]) -> DecisionConfig:
     best_f1 = max(f1 for _, _, f1 in found)
     if best_f1 == 0:
         return calibrated
-    bias, threshold, _ = next(one for one in found if one[2] >= best_f1 - NOISE)
+    bias, threshold, _ = next(one for one in found if one[2] >= best_f1 - F1_NOISE)
     return calibrated.with_threshold(neutral_log_bias=bias, pair_threshold=threshold)
 
 
 def pair_counts(
     scored: Sequence[ScoredConversation], config: DecisionConfig, thresholds: Sequence[float] = PAIR_THRESHOLDS
 ) -> npt.NDArray[np.int64]:
-    """Count pairs as the task does, for several pair thresholds in place of the config's own.
+    """Count pairs as the task's metric does, for several pair thresholds instead of the config's own.
 
-    Returns: int64 (thresholds, 6, 3): hits, predicted and annotated pairs an emotion, as `weighted_f1` takes them.
+    Returns: int64 (thresholds, 6, 3): correct, predicted and annotated pairs per emotion, as `weighted_f1` takes them.
     """
     counts = np.zeros((len(thresholds), len(EMOTIONS) - 1, 3), np.int64)
     lowest = replace(config, pair_threshold=min(thresholds))
@@ -99,8 +99,8 @@ def fit_probabilities(scored: Sequence[ScoredConversation]) -> DecisionConfig:
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        # A little weight decay keeps the bias of a rare or absent emotion finite, and the scales of scores that
-        # separate a small `dev` without a mistake.
+        # A little weight decay keeps the bias of a rare or absent emotion finite, and the scales where the scores
+        # separate a small `dev` without error.
         loss = F.cross_entropy(logits / log_temperature.exp() + bias, emotions)
         loss = loss + 1e-3 * (bias.square().sum() + log_temperature.square().sum())
         if len(causes):
@@ -121,9 +121,9 @@ def fit_probabilities(scored: Sequence[ScoredConversation]) -> DecisionConfig:
 
 
 def weighted_f1(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Weighted F1 over the six emotions.
+    """Compute the weighted F1 over the six emotions.
 
-    counts: int64 (..., 6, 3): hits, predicted and annotated pairs an emotion.
+    counts: int64 (..., 6, 3): correct, predicted and annotated pairs per emotion.
     """
     hits, predicted, gold = (counts[..., i].astype(float) for i in range(3))
     f1 = 2 * hits / np.maximum(predicted + gold, 1)
@@ -131,7 +131,7 @@ def weighted_f1(counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
 
 
 def expected_calibration_error(scored: Sequence[ScoredConversation], config: DecisionConfig, n_bins: int = 15) -> float:
-    """Expected calibration error of the likeliest emotion (Guo et al. 2017), equal-width bins."""
+    """Compute the expected calibration error of the likeliest emotion (Guo et al. 2017), equal-width bins."""
     probabilities = np.concatenate([emotion_probabilities(s.emotion_logits, config) for s in scored])
     emotions = np.concatenate([s.emotions for s in scored])
     confidence, right = probabilities.max(-1), probabilities.argmax(-1) == emotions
@@ -139,7 +139,7 @@ def expected_calibration_error(scored: Sequence[ScoredConversation], config: Dec
 
 
 def cause_calibration_error(scored: Sequence[ScoredConversation], config: DecisionConfig, n_bins: int = 15) -> float:
-    """Expected calibration error of cause probabilities where the emotion is given, equal-width bins."""
+    """Compute the expected calibration error of cause probabilities given the true emotion, equal-width bins."""
     rows = [s.emotions != 0 for s in scored]
     probabilities = [cause_probabilities(s.pair_logits[r], config).ravel() for s, r in zip(scored, rows, strict=True)]
     causes = [s.causes[r].ravel() for s, r in zip(scored, rows, strict=True)]

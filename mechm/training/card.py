@@ -1,4 +1,4 @@
-"""The card beside trained weights: what they were trained on, how, what they reach and what they must not do."""
+"""Model card of trained weights: training data, hyperparameters, scores and limits of use."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ SIMULATED = {
     "face": "Faces: learned from simulated readings of the expression network, not from labelled faces.",
     "scene": "Scene: learned from noise without labels; it tells nothing until trained on clips, so it is not read.",
 }
-"""What holds of a modality of which no utterance had a recording."""
+"""Limits of a modality that no utterance had a recording of."""
 
 LIMITS = (
     "Trained on scripted TV dialogue and everyday text in English; other domains and languages are unmeasured.",
@@ -55,7 +55,7 @@ LIMITS = (
 
 
 def corpora_table(corpora: Mapping[str, Sequence[LabelledConversation]]) -> dict[str, Any]:
-    """What was trained on: sizes and licence of each corpus."""
+    """Describe the training data: sizes and licence of each corpus."""
     return {
         name: {
             "conversations": len(conversations),
@@ -68,7 +68,7 @@ def corpora_table(corpora: Mapping[str, Sequence[LabelledConversation]]) -> dict
 
 
 def unseen_note(conversations: Sequence[LabelledConversation]) -> str | None:
-    """What to say of emotions that the target corpus has no example of; None where it has all."""
+    """Return a note about emotions without an example in the target corpus; None where it has all."""
     absent = absent_emotions(conversations)
     if not absent:
         return None
@@ -84,12 +84,12 @@ def make_card(
     speech: Sequence[str] = ("EmoDB",),
     recorded: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
-    """The card before training; scores are added after it.
+    """Make the card before training; scores are added after it.
 
-    n_recordings: of emotional speech, from the corpora that `speech` names. recorded: modality -> utterances of the
-    corpora that have it in a recording of their own.
-    Returns: among others `learned`, the modalities that tell the weights something: a bundle reads those unless others
-    are asked for.
+    n_recordings: of emotional speech, from the corpora named in `speech`. recorded: modality -> utterances of the
+    corpora whose own recording contains it.
+    Returns: JSON values; `learned` lists the modalities that the weights were trained on, which a bundle uses by
+        default.
     """
     data = corpora_table(corpora)
     limits = []
@@ -103,7 +103,7 @@ def make_card(
         limits += [RECORDED.format(modality.capitalize(), n) for modality, n in own.items()]
     if not n_recordings and "audio" not in own:
         limits.append(NO_VOICE)
-    limits += [said for modality, said in SIMULATED.items() if modality not in own]
+    limits += [limit for modality, limit in SIMULATED.items() if modality not in own]
     limits += LIMITS
     heard, seen = bool(n_recordings) or "audio" in own, "scene" in own
     learned = ["text", *(["audio"] if heard else []), "face", *(["scene"] if seen else [])]
@@ -125,9 +125,9 @@ def split_scores(
     decision: DecisionConfig,
     modalities: str = "text",
 ) -> dict[str, Any]:
-    """What a split's table in the card holds.
+    """Score a split for the card.
 
-    scored: the network's scores of `labelled`, in the same order. modalities: what they were read from.
+    scored: the network's scores of `labelled`, in the same order. modalities: those the scores were computed from.
     """
     pairs, labels = {}, {}
     for one, s in zip(labelled, scored, strict=True):

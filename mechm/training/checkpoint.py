@@ -1,8 +1,8 @@
-"""The state of a training on disk: one safetensors file that is replaced as a whole, with its position in the header.
+"""Checkpoints of a running training: one safetensors file, replaced atomically, with the position in its header.
 
-It holds what training changes (weights, their average, the optimizer's moments) and where it was. No random state: the
-randomness of a batch follows from the seed and the batch's number. It is no result; those are written by
-`mechm.model.build` and `mechm.training.llm_adapter`.
+A checkpoint holds the trained weights, their average, the optimizer's moments and the position. It needs no random
+state, since a batch's randomness follows from the seed and the batch's number. Results of a training are written by
+`mechm.model.build` and `mechm.training.llm_adapter` instead.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ from mechm_runtime.types import LabelledConversation
 
 FOLDER, STATE_FILE = ".checkpoint", "state.safetensors"
 FINGERPRINT_VALUES = 16
-"""Leading values of each tensor that tell base weights apart; reading all of a 7B model would take a minute."""
+"""Leading values of each tensor that the fingerprint covers; reading all of a 7B model would take a minute."""
 
 
 @dataclass(frozen=True, slots=True)
 class Learner:
-    """What a step changes.
+    """Everything that a training step changes.
 
-    average: moving average of the model's weights, where one is kept.
+    average: moving average of the model's weights, if one is used.
     """
 
     model: nn.Module
@@ -42,16 +42,16 @@ class Learner:
     average: AveragedModel | None = None
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """The parameters that require gradients."""
+        """Return the parameters that require gradients, by name."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """Where a training is.
+    """Progress of a training.
 
-    epoch: index into the plan. step: steps done in that epoch. loss_sum: of those steps. epoch_seconds, seconds: spent
-    in the epoch and in all. best: weighted F1 of the weights kept so far, -1 before there are any.
+    epoch: index into the plan. step: steps done in that epoch. loss_sum: of those steps. epoch_seconds, seconds: time
+    spent in the epoch and in total. best: weighted F1 of the weights kept so far, -1 before there are any.
     """
 
     epoch: int = 0
@@ -63,8 +63,8 @@ class Position:
 
 
 def check_unused(out: Path) -> None:
-    """Raises: WeightsError: there is something in `out`, which a new training would overwrite."""
-    # A checkpoint that was never finished is nothing to lose.
+    """Raises: WeightsError: `out` is not empty, and a new training would overwrite it."""
+    # A folder with nothing but an unfinished checkpoint file counts as empty.
     if out.is_file() or (out.is_dir() and (has_checkpoint(out) or any(path.name != FOLDER for path in out.iterdir()))):
         hint = "choose another --out, or remove it first"
         if has_checkpoint(out):
@@ -73,7 +73,7 @@ def check_unused(out: Path) -> None:
 
 
 def has_checkpoint(out: Path) -> bool:
-    """Whether a training in `out` can go on."""
+    """Whether a training in `out` can be resumed."""
     return (out / FOLDER / STATE_FILE).is_file()
 
 
@@ -84,10 +84,10 @@ def check_resumable(out: Path) -> None:
 
 
 def save_checkpoint(out: Path, learner: Learner, position: Position, identity: Mapping[str, Any]) -> None:
-    """Write the state beside the old one, then in its place.
+    """Write the state and replace the old one atomically.
 
-    identity: what makes the training this one, see `load_checkpoint`; JSON values.
-    Raises: WeightsError: it cannot be written; the old one is still there.
+    identity: JSON values that identify the training, see `load_checkpoint`.
+    Raises: WeightsError: it cannot be written; the old one is kept.
     """
     folder = out / FOLDER
     header = {"position": json.dumps(asdict(position)), "identity": json.dumps(identity, sort_keys=True)}
@@ -102,10 +102,10 @@ def save_checkpoint(out: Path, learner: Learner, position: Position, identity: M
 
 
 def load_checkpoint(out: Path, learner: Learner, identity: Mapping[str, Any]) -> Position:
-    """Put the saved state into `learner`, in place, and return where that was.
+    """Load the saved state into `learner`, in place, and return its position.
 
-    Raises: WeightsError: there is no checkpoint, it cannot be read, or the training it was made by differs from
-        `identity`; the message names what differs.
+    Raises: WeightsError: there is no checkpoint, it cannot be read, or it belongs to a training with another
+        `identity`; the message names the differences.
     """
     check_resumable(out)
     try:
@@ -113,24 +113,24 @@ def load_checkpoint(out: Path, learner: Learner, identity: Mapping[str, Any]) ->
             header = file.metadata()
             if differ := differences(json.loads(header["identity"]), identity, "now"):
                 raise WeightsError(
-                    f"the training to go on with differs: {'; '.join(differ)}",
+                    f"the training to resume differs: {'; '.join(differ)}",
                     hint="repeat the command that started it and add --resume, or choose another --out",
                 )
             _restore(learner, {name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 - no mapping
             return Position(**json.loads(header["position"]))
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise WeightsError(
-            f"the checkpoint in {out} cannot be read: {error}", hint="remove the folder and train anew"
+            f"the checkpoint in {out} cannot be read: {error}", hint="remove the folder and start the training again"
         ) from error
 
 
 def discard_checkpoint(out: Path) -> None:
-    """Remove the state of a training that is finished."""
+    """Remove the checkpoint of a finished training."""
     shutil.rmtree(out / FOLDER, ignore_errors=True)
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Tells models apart by names, shapes and leading values of their parameters."""
+    """Hash names, shapes and leading values of a model's parameters, to tell base weights apart."""
     digest = hashlib.sha256()
     for name, parameter in model.named_parameters():
         leading = parameter.detach().flatten()[:FINGERPRINT_VALUES].float().cpu().numpy()
@@ -139,19 +139,19 @@ def fingerprint(model: nn.Module) -> str:
 
 
 def corpora_digests(corpora: Mapping[str, Sequence[LabelledConversation]]) -> dict[str, str]:
-    """Tells corpora apart by what is learnt from them; where their media lie is no part of it."""
+    """Hash the training content of corpora; paths of media are not part of it."""
     digests = {}
     for name, conversations in corpora.items():
         digest = hashlib.sha256()
         for one in conversations:
-            said = [(u.id, u.speaker, u.text, u.start_s, u.end_s) for u in one.conversation.utterances]
-            digest.update(repr((one.conversation.id, said, one.emotions, sorted(map(repr, one.pairs)))).encode())
+            content = [(u.id, u.speaker, u.text, u.start_s, u.end_s) for u in one.conversation.utterances]
+            digest.update(repr((one.conversation.id, content, one.emotions, sorted(map(repr, one.pairs)))).encode())
         digests[name] = f"{len(conversations)} conversations, {digest.hexdigest()[:16]}"
     return digests
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], when: str) -> list[str]:
-    """What differs between two identities, by dotted name; `when` says of which the second value is."""
+    """List the differences between two identities, by dotted name; `when` labels the second value."""
     one, other = (dict(_flat(json.loads(json.dumps(identity)))) for identity in (before, now))
     return [
         f"{name} was {one.get(name, 'absent')} and {when} is {other.get(name, 'absent')}"

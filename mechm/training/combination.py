@@ -1,4 +1,4 @@
-"""Fit how much the fusion and the Llama count, on conversations that neither was trained on."""
+"""Fits the weights of the fusion and the Llama in their combination, on conversations that neither was trained on."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 
-from mechm.training.calibration import NOISE, ScoredConversation, fit_decision, pair_counts, weighted_f1
+from mechm.training.calibration import F1_NOISE, ScoredConversation, fit_decision, pair_counts, weighted_f1
 from mechm_runtime.bundle.config import CombinationConfig, DecisionConfig
 from mechm_runtime.fusion.combination import combine
 from mechm_runtime.fusion.decision import decide, emotion_probabilities, recalibrated
 from mechm_runtime.types import EMOTIONS
 
 SHARES = tuple(round(0.1 * i, 1) for i in range(11))
-"""Of the Llama in the sum of both models' weights."""
+"""Candidate shares of the Llama in the sum of both models' weights."""
 
-EXITS = tuple(round(0.99 - 0.01 * i, 2) for i in range(60))
-"""Probabilities of the fusion's likeliest emotion from which on the Llama might not be asked."""
+EXIT_BOUNDS = tuple(round(0.99 - 0.01 * i, 2) for i in range(60))
+"""Candidate probabilities of the fusion's likeliest emotion from which on the Llama is not asked (early exit)."""
 
 
 def fit_combination(fusion: Sequence[ScoredConversation], llama: Sequence[ScoredConversation]) -> CombinationConfig:
-    """The weights that minimise the negative log-likelihood of emotions and, where the emotion is given, of causes.
+    """Fit the weights that minimise the negative log-likelihood of emotions and, given the emotion, of causes.
 
     fusion, llama: both models' scores of the same conversations in the same order.
     Raises: ValueError: they are not of the same conversations.
     """
     if [s.emotions.tolist() for s in fusion] != [s.emotions.tolist() for s in llama]:
-        raise ValueError("the fusion and the Llama have scored different conversations")
+        raise ValueError("the fusion and the Llama scored different conversations")
     emotional = [s.emotions != 0 for s in fusion]
     emotions = torch.from_numpy(np.concatenate([s.emotions for s in fusion]))
     both = [
@@ -55,9 +55,9 @@ def fit_combination(fusion: Sequence[ScoredConversation], llama: Sequence[Scored
 
     def closure() -> torch.Tensor:
         optimizer.zero_grad()
-        # The emotions' biases are only here so that the weights need not make up for them; `fit_decision` fits its own.
+        # Biases keep the weights from compensating for class frequencies; `fit_decision` fits its own.
         loss = F.cross_entropy(emotion[0] * both[0] + emotion[1] * both[1] + emotion_bias, emotions)
-        # A little weight decay keeps the scales finite where the scores separate a small `dev` without a mistake.
+        # A little weight decay keeps the scales finite where the scores separate a small `dev` without error.
         loss = loss + 1e-3 * (emotion.square().sum() + emotion_bias.square().sum())
         if asked.any():
             odds = pair[0] * pairs[0][asked] + pair[1] * pairs[1][asked] + pair[2]
@@ -75,11 +75,11 @@ def fit_combination(fusion: Sequence[ScoredConversation], llama: Sequence[Scored
 def choose_shares(
     fusion: Sequence[ScoredConversation], llama: Sequence[ScoredConversation], config: CombinationConfig
 ) -> CombinationConfig:
-    """Shift the weights between the two models where the task's F1 says so, in cross-validation on `dev`.
+    """Shift weight between the two models where that improves the task's F1, in cross-validation on `dev`.
 
-    What is likeliest is not what scores best: the F1 of rare emotions hangs on few utterances. But it is noisy too, so
-    that of neighbouring shares the mean is looked at, and of shares as good as the best but for `NOISE` the one nearest
-    to the likeliest is taken. First the emotions' weights, then the causes', each at its sum.
+    The likeliest weights do not maximise F1, which depends on few utterances of rare emotions. Since F1 is noisy, it is
+    averaged over neighbouring shares, and of the shares within `F1_NOISE` of the best the one nearest to the likeliest
+    is chosen. The emotions' weights are chosen first, then the causes'; their sums stay.
     fusion, llama: as for `fit_combination`, which made `config`.
     """
     for kind in ("emotion", "pair"):
@@ -95,7 +95,7 @@ def choose_shares(
         smooth = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
         likeliest = of_llama / total if total else 0.5
         nearest = sorted(range(len(SHARES)), key=lambda at: abs(SHARES[at] - likeliest))
-        config = next(candidates[at] for at in nearest if smooth[at] >= smooth.max() - NOISE)
+        config = next(candidates[at] for at in nearest if smooth[at] >= smooth.max() - F1_NOISE)
     return config
 
 
@@ -105,36 +105,38 @@ def choose_asked_below(
     own: DecisionConfig,
     decision: DecisionConfig,
 ) -> float:
-    """The lowest probability of the fusion's likeliest emotion from which on the Llama need not be asked.
+    """Find the lowest probability of the fusion's likeliest emotion from which on the Llama need not be asked.
 
-    Weighted F1 and emotion accuracy stay within `NOISE` of asking about everything, at this bound and all above it.
+    At this bound and all above it, weighted F1 and emotion accuracy stay within `F1_NOISE` of always asking.
     fusion, both: the fusion's scores and the combined ones of the same conversations in the same order.
-    own, decision: constants of either.
+    own, decision: decision constants of the fusion and of the combination.
     """
 
     def reached(asked_below: float) -> npt.NDArray[np.float64]:
-        left = [exited(one, other, own, decision, asked_below) for one, other in zip(fusion, both, strict=True)]
-        f1 = float(weighted_f1(pair_counts(left, decision, (decision.pair_threshold,))[0]))
-        labels = np.concatenate([decide(one.emotion_logits, one.pair_logits, decision).labels for one in left])
-        return np.array([f1, (labels == np.concatenate([one.emotions for one in left])).mean()])
+        scored = [
+            with_early_exit(one, other, own, decision, asked_below) for one, other in zip(fusion, both, strict=True)
+        ]
+        f1 = float(weighted_f1(pair_counts(scored, decision, (decision.pair_threshold,))[0]))
+        labels = np.concatenate([decide(one.emotion_logits, one.pair_logits, decision).labels for one in scored])
+        return np.array([f1, (labels == np.concatenate([one.emotions for one in scored])).mean()])
 
     always = reached(1.0)
     chosen = 1.0
-    for bound in EXITS:
-        if (reached(bound) < always - NOISE).any():
+    for bound in EXIT_BOUNDS:
+        if (reached(bound) < always - F1_NOISE).any():
             break
         chosen = bound
     return chosen
 
 
-def exited(
+def with_early_exit(
     fusion: ScoredConversation,
     both: ScoredConversation,
     own: DecisionConfig,
     decision: DecisionConfig,
     asked_below: float,
 ) -> ScoredConversation:
-    """Combined scores with the fusion's own where it is sure, as `mechm_runtime.llm.rescoring` has them."""
+    """Return combined scores, with the fusion's own where it is sure, as `mechm_runtime.llm.rescoring` does."""
     if asked_below >= 1.0:
         return both
     sure = emotion_probabilities(fusion.emotion_logits, own).max(-1) >= asked_below
@@ -144,7 +146,7 @@ def exited(
 
 
 def cross_validated_f1(scored: Sequence[ScoredConversation], n_folds: int = 5) -> float:
-    """Weighted F1 of conversations that are decided with constants fitted on the other folds."""
+    """Compute weighted F1, with each fold's decision constants fitted on the other folds."""
     counts = np.zeros((len(EMOTIONS) - 1, 3), np.int64)
     for fold in range(min(n_folds, len(scored))):
         decision = fit_decision([one for i, one in enumerate(scored) if i % n_folds != fold])
@@ -155,7 +157,7 @@ def cross_validated_f1(scored: Sequence[ScoredConversation], n_folds: int = 5) -
 def combined(
     fusion: Sequence[ScoredConversation], llama: Sequence[ScoredConversation], config: CombinationConfig
 ) -> list[ScoredConversation]:
-    """Both models' scores of the same conversations in the same order as one."""
+    """Combine both models' scores of the same conversations, in the same order."""
     result = []
     for one, other in zip(fusion, llama, strict=True):
         emotions, pairs = combine(

@@ -1,8 +1,8 @@
-"""One training in one process or many, through Hugging Face accelerate: `torchrun` or `accelerate launch` starts them.
+"""Training in one or more processes with Hugging Face accelerate, started by `torchrun` or `accelerate launch`.
 
-Gradients are summed here and not by `DistributedDataParallel`: a batch without annotated causes leaves the pair head
-without a gradient, the last step of an epoch may have fewer batches than processes, and recomputed activations run
-backward twice, none of which its hooks like. What travels is small: the adapter or the fusion, never a frozen base.
+Gradients are summed here rather than by `DistributedDataParallel`, whose hooks do not support a pair head without
+gradient (batches without annotated causes), fewer batches than processes (an epoch's last step) or activation
+checkpointing. Only the gradients of trained weights are exchanged, which are small: the adapter's or the fusion's.
 """
 
 from __future__ import annotations
@@ -23,33 +23,33 @@ from mechm_runtime.errors import InputError
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
-PATIENCE = timedelta(hours=2)
-"""How long a process waits for the others: one of them may be scoring and writing at an epoch's end."""
+PROCESS_TIMEOUT = timedelta(hours=2)
+"""Longest wait for the other processes, one of which may be scoring and writing at an epoch's end."""
 
 
 def start_processes() -> Accelerator:
-    """Join the training's processes, and say which device is this one's; products are bfloat16.
+    """Join the training's processes; matrix products are computed in bfloat16.
 
-    Calling it again in a process is cheap and gives the same group.
-    Raises: InputError: the launcher started more processes than found each other.
+    Calling it again in a process is cheap and returns the same group.
+    Raises: InputError: the launcher started more processes than joined.
     """
-    # Without `cpu`, accelerate takes every process of a machine without accelerator for a training of its own.
+    # Without `cpu`, accelerate treats every process as a training of its own on machines without accelerator.
     accelerator = Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision="bf16",
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PROCESS_TIMEOUT)],
     )
     started = int(os.environ.get("WORLD_SIZE", "1"))
     if accelerator.num_processes != started:
         raise InputError(
             f"{started} processes were started, and {accelerator.num_processes} of them train together",
-            hint=f"{accelerator.device.type} takes one process: leave the launcher out",
+            hint=f"{accelerator.device.type} supports one process: leave the launcher out",
         )
     return accelerator
 
 
 def check_agreement(accelerator: Accelerator, identity: Mapping[str, Any]) -> None:
-    """Raises: InputError: what this process trains, or on what, differs from the main process's `identity`."""
+    """Raises: InputError: this process's `identity` (model, config, data) differs from the main process's."""
     if accelerator.num_processes == 1:
         return
     if differ := differences(gather_object([identity])[0], identity, "here it"):
@@ -62,8 +62,7 @@ def check_agreement(accelerator: Accelerator, identity: Mapping[str, Any]) -> No
 def sum_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter], values: Tensor) -> Tensor:
     """Sum every parameter's gradient over the processes, in place, and return the sum of `values`, float32 (N,).
 
-    A parameter that has a gradient in no process keeps none, so that the optimizer leaves it alone as it does in a
-    training of one process.
+    A parameter without a gradient in any process keeps none, so that the optimizer skips it, as in one process.
     """
     if accelerator.num_processes == 1:
         return values
@@ -77,10 +76,10 @@ def sum_gradients(accelerator: Accelerator, parameters: Sequence[nn.Parameter], 
     return values
 
 
-def in_parts(
+def map_over_processes(
     accelerator: Accelerator, items: Sequence[Item], work: Callable[[Sequence[Item]], list[Result]]
 ) -> list[Result]:
-    """`work(items)`, every process doing its share and each getting the whole, in order."""
+    """Compute `work(items)`: every process does its share, and all get the whole result, in order."""
     n = accelerator.num_processes
     if n == 1:
         return work(items)

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM between two steps instead of within one, so that a training can save what it has and leave."""
+"""Defers Ctrl-C and SIGTERM to the end of a training step, so that the training can save its state before it ends."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-ECHO_S = 3.0
-"""A second signal this soon is no second request: launchers pass on the Ctrl-C that the terminal sent to everyone."""
+REPEATED_SIGNAL_S = 3.0
+"""Signals within this time count as one: launchers pass on the Ctrl-C that the terminal already sent to everyone."""
 
 
 class Interruption:
-    """Whether the process was asked to stop; the first request is remembered, a second one takes effect at once.
+    """Records whether the process was asked to stop; a second request takes effect at once.
 
-    clock: seconds from any start.
+    clock: returns monotonic seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -26,11 +26,11 @@ class Interruption:
 
     @property
     def requested(self) -> bool:
-        """Whether a signal came in."""
+        """Whether a signal was received."""
         return self.signal is not None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
-        """Remember the signal; the handler that `deferred_signals` installs.
+        """Record the signal; installed as handler by `deferred_signals`.
 
         Raises: KeyboardInterrupt, SystemExit: it is the second request, see `leave`.
         """
@@ -38,11 +38,11 @@ class Interruption:
         now = self._clock()
         if self.signal is None:
             self.signal, self._asked = signal.Signals(number), now
-        elif now - self._asked > ECHO_S:
+        elif now - self._asked > REPEATED_SIGNAL_S:
             self.leave()
 
     def leave(self) -> None:
-        """End as the signal would have ended the process.
+        """End the process as the signal would have.
 
         Raises: KeyboardInterrupt: for SIGINT, and where another process of the training was asked. SystemExit: for
             SIGTERM, with the exit code 143 that shells report for it.
@@ -54,7 +54,7 @@ class Interruption:
 
 @contextmanager
 def deferred_signals() -> Iterator[Interruption]:
-    """Within it, SIGINT and SIGTERM are noted and not acted on. Outside of the main thread nothing is installed."""
+    """Record SIGINT and SIGTERM instead of acting on them. Installs nothing outside of the main thread."""
     interruption = Interruption()
     if threading.current_thread() is not threading.main_thread():
         yield interruption

@@ -1,16 +1,15 @@
-"""Train the Llama's adapter on exactly the scoring that serves: emotion and causes of every utterance, in one pass.
+"""Trains the Llama's adapter on the scoring that is used in deployment: emotion and causes of every utterance at once.
 
-The emotion's loss is a class-weighted cross-entropy over the seven answers; a cause's is a binary cross-entropy of its
-log-odds against `NO_CAUSE`, so that an utterance may have several causes and each has a probability of its own. Only
-emotional utterances have annotated causes. It does not touch `test`.
+The emotion's loss is a class-weighted cross-entropy over the seven answers. A cause's is a binary cross-entropy of its
+log-odds against `NO_CAUSE`, so that an utterance may have several causes, each with its own probability. Only emotional
+utterances have annotated causes. `test` is not used.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,12 +20,12 @@ from mechm.llm.packed import TorchLlama
 from mechm.llm.scorer import AnswerScores, make_question_batch
 from mechm.training.calibration import ScoredConversation
 from mechm.training.checkpoint import Learner, corpora_digests
-from mechm.training.distributed import in_parts, start_processes
+from mechm.training.distributed import map_over_processes, start_processes
 from mechm.training.fusion import dev_scores
-from mechm.training.loop import DevScores, EpochReport, LoopConfig, StepReport, Task, run_training
+from mechm.training.loop import DevScores, Keep, LoopConfig, OnEpoch, OnStep, Task, run_training
 from mechm.training.losses import class_weights
 from mechm.training.speakers import rename_speakers
-from mechm.training.stages import Group, Stage, check_corpora, plan_epochs
+from mechm.training.stages import Epoch, Group, Stage, check_corpora, plan_epochs
 from mechm_runtime.llm.questions import QuestionTokenizer, cause_offsets, pair_logits
 from mechm_runtime.llm.scorer import LlamaReader, SoftTokens
 from mechm_runtime.types import EMOTIONS, LabelledConversation
@@ -34,14 +33,14 @@ from mechm_runtime.types import EMOTIONS, LabelledConversation
 
 @dataclass(frozen=True, slots=True)
 class LlamaTrainingConfig:
-    """Hyperparameters, saved beside the adapter.
+    """Hyperparameters, saved in the adapter's card.
 
-    stages: which corpora are learnt for how many epochs, in order; the last one's first corpus is the target.
-    max_tokens: padded tokens a step. learning_rate: peak (AdamW, linear warm-up then linear decay).
-    class_weight_power: loss weight of an emotion is its frequency to the power of minus this.
-    rename_rate: share of conversations whose speakers get other names.
-    checkpoint_activations: compute a layer's activations again in the backward pass instead of keeping them, for less
-        memory at the price of a third more time.
+    stages: corpora and epochs, in order; the last stage's first corpus is the target.
+    max_tokens: padded tokens per batch. learning_rate: peak (AdamW, linear warm-up, linear decay).
+    class_weight_power: an emotion's loss weight is its frequency to the power of minus this.
+    rename_rate: share of conversations whose speakers are renamed.
+    checkpoint_activations: recompute a layer's activations in the backward pass instead of storing them: less memory,
+        a third more time.
     """
 
     stages: tuple[Stage, ...]
@@ -58,7 +57,7 @@ class LlamaTrainingConfig:
 
     def __post_init__(self) -> None:
         if not self.stages or self.max_tokens < 1:
-            raise ValueError("training needs stages, and tokens a step")
+            raise ValueError("training needs stages, and at least one token per batch")
 
 
 def train_llama(
@@ -68,16 +67,16 @@ def train_llama(
     dev: Sequence[LabelledConversation],
     config: LlamaTrainingConfig,
     out: Path,
-    keep: Callable[[EpochReport, DevScores, dict[str, Any]], None],
-    on_step: Callable[[StepReport], None] | None = None,
-    on_epoch: Callable[[EpochReport], None] | None = None,
+    keep: Keep,
+    on_step: OnStep | None = None,
+    on_epoch: OnEpoch | None = None,
     loop: LoopConfig | None = None,
 ) -> float:
-    """Train what requires gradients in `scores`, score `dev` after every epoch, and return the best weighted F1 there.
+    """Train the parameters of `scores` that require gradients, and return the best weighted F1 on `dev`.
 
     scores: moved to the device of this process. corpora: name -> conversations, for the names in `config.stages`.
-    out: where the checkpoint goes. keep: called in the main process after an epoch better than those before it, with
-        that epoch's weights in place, its scores, and the record of the run so far, so that it may write them.
+    out: folder of the checkpoint. keep: called in the main process after every epoch that scores better on `dev` than
+        those before it, while that epoch's weights are loaded.
     Raises: TrainingDivergedError: the loss, its gradient or the scores on `dev` are not finite. InputError: a corpus is
         missing or `dev` is empty. WeightsError: see `run_training`.
     """
@@ -86,15 +85,15 @@ def train_llama(
     loop = loop or LoopConfig()
     scores.to(accelerator.device)
     if config.checkpoint_activations:
-        scores.llama.enable_input_require_grads()  # a frozen embedding's output has none, and peft asks for them
+        scores.llama.enable_input_require_grads()  # the frozen embedding's output has no gradients, but peft needs them
         scores.llama.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    random = np.random.default_rng(config.seed)
-    plan = plan_epochs(
+    plan = plan_questions(
         config.stages,
         corpora,
-        lambda some: question_groups(some, tokenizer, config.max_tokens, random),
-        random,
-        loop.batches_a_step(accelerator),
+        tokenizer,
+        max_tokens=config.max_tokens,
+        seed=config.seed,
+        batches_per_step=loop.batches_per_step(accelerator),
     )
     trained = [p for p in scores.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=config.learning_rate, weight_decay=config.weight_decay)
@@ -106,14 +105,33 @@ def train_llama(
         emotion_logits, cause_logits = scores(make_question_batch(packed).to(scores.device))
         return answer_loss(emotion_logits, cause_logits, renamed, weights, config.label_smoothing, config.cause_weight)
 
-    def evaluate(stage: Stage) -> DevScores:
-        del stage  # every one is scored: even the warm-up is on conversations
-        return dev_scores(in_parts(accelerator, dev, lambda some: score_with_llama(scores, tokenizer, some)))
+    def evaluate(_stage: Stage) -> DevScores:
+        return dev_scores(map_over_processes(accelerator, dev, lambda some: score_with_llama(scores, tokenizer, some)))
 
     identity = {"training": asdict(config), "corpora": corpora_digests({**corpora, "dev": dev})}
     learner = Learner(scores, optimizer)
     task = Task(learner, plan, config.seed, config.warmup, loss, evaluate, keep, identity)
     return run_training(task, loop, out, accelerator, on_step, on_epoch)
+
+
+def plan_questions(
+    stages: Sequence[Stage],
+    corpora: Mapping[str, Sequence[LabelledConversation]],
+    tokenizer: QuestionTokenizer,
+    *,
+    max_tokens: int,
+    seed: int,
+    batches_per_step: int,
+) -> list[Epoch]:
+    """Plan the batches of all epochs, each of conversations of similar size, see `plan_epochs`."""
+    random = np.random.default_rng(seed)
+    return plan_epochs(
+        stages,
+        corpora,
+        lambda some: question_groups(some, tokenizer, max_tokens, random),
+        random,
+        batches_per_step,
+    )
 
 
 def score_with_llama(
@@ -122,10 +140,10 @@ def score_with_llama(
     conversations: Sequence[LabelledConversation],
     soft_tokens: Sequence[SoftTokens | None] | None = None,
 ) -> list[ScoredConversation]:
-    """The Llama's scores as the runtime reads them, in the order given.
+    """Score conversations with the Llama as the runtime does, in the order given.
 
-    Pairs at distances that no answer names have -inf, and those of an utterance without words.
-    soft_tokens: beside the words of each conversation; None for words alone.
+    Pairs at distances without an answer, and those of utterances without text, have -inf.
+    soft_tokens: of each conversation; None for text alone.
     """
     scores.eval()
     reader = LlamaReader(tokenizer, TorchLlama(scores), scores.hidden_size)
@@ -150,7 +168,7 @@ def question_groups(
     max_tokens: int,
     random: np.random.Generator,
 ) -> list[list[LabelledConversation]]:
-    """Groups of conversations of similar size whose padded size stays below `max_tokens`, small to large."""
+    """Group conversations of similar size so that a padded group stays below `max_tokens`, small to large."""
     sizes = []
     for labelled in conversations:
         lines = sum(len(line.ids) for line in tokenizer.conversation(labelled.conversation.utterances))
@@ -175,7 +193,7 @@ def answer_loss(
     label_smoothing: float,
     cause_weight: float,
 ) -> Tensor:
-    """The loss of the answers to the questions on every utterance of a group, in order.
+    """Compute the loss of the answers on every utterance of a group, in order.
 
     emotion_logits: (N, 7); cause_logits: (N, answers). weights: float32 (7,), see `class_weights`.
     """
@@ -192,7 +210,11 @@ def answer_loss(
 
 
 def _cause_targets(labelled: LabelledConversation) -> tuple[np.ndarray, np.ndarray]:
-    """float32 (U, answers), 1 for the distances of annotated causes; bool (U, answers), the distances that exist."""
+    """Return targets and mask of the causes, by distance.
+
+    Returns: float32 (U, answers), 1 for annotated causes; bool (U, answers), distances within the conversation of
+        utterances with annotated causes.
+    """
     offsets = cause_offsets()
     n = len(labelled.emotions)
     at = np.arange(n)[:, None] + offsets

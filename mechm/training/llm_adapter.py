@@ -1,4 +1,4 @@
-"""Write a trained adapter with its decision and card, whole or not at all."""
+"""Writes a trained adapter with its decision and card, completely or not at all."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PEFT_CONFIG = "adapter_config.json"
 def adapter_card(
     preset: str, corpora: Mapping[str, Sequence[LabelledConversation]], config: LlamaTrainingConfig
 ) -> dict[str, Any]:
-    """The card before training; `stage`, `epoch` and `scores` are filled in with the epoch that is kept."""
+    """Make the card before training; `stage`, `epoch` and `scores` are filled in for the epoch that is kept."""
     unseen = unseen_note(corpora[config.stages[-1].corpora[0]])
     return {
         "preset": preset,
@@ -36,10 +36,10 @@ def adapter_card(
 
 
 def save_adapter(llama: Any, decision: DecisionConfig, card: dict[str, Any], folder: Path) -> None:
-    """Write a peft model's adapter (safetensors), the decision and the card; an adapter that is there is replaced.
+    """Write a peft model's adapter (safetensors), the decision and the card, replacing an existing adapter.
 
-    Everything is written into a folder of its own first, so that the old adapter survives a full disk. What else lies
-    in `folder` stays: a checkpoint, curves.
+    Everything is written into a temporary folder first, so that the old adapter survives a full disk. Other files in
+    `folder` (a checkpoint, curves) are kept.
     Raises: WeightsError: the folder cannot be written.
     """
     try:
@@ -55,8 +55,9 @@ def save_adapter(llama: Any, decision: DecisionConfig, card: dict[str, Any], fol
 
 
 def _write_adapter(llama: Any, decision: DecisionConfig, card: dict[str, Any], folder: Path) -> None:
+    """Write the adapter, the decision and the card into an empty folder."""
     llama.save_pretrained(folder, save_embedding_layers=False)
-    # peft names the base by its path on this machine, here and in a card of its own.
+    # peft writes the base's path on this machine into its config and into a card of its own.
     (folder / "README.md").unlink(missing_ok=True)
     config = json.loads((folder / _PEFT_CONFIG).read_text(encoding="utf-8")) | {"base_model_name_or_path": None}
     (folder / _PEFT_CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Weigh a trained Llama against a trained fusion: fit on `dev`, report on other splits, write it beside the adapter."""
+"""Combines a trained Llama with a trained fusion: fits weights on `dev`, scores other splits, writes them to disk."""
 
 from __future__ import annotations
 
@@ -13,14 +13,13 @@ from mechm.model.config import preset_config
 from mechm.model.transformers_output import quiet_transformers
 from mechm.training.calibration import ScoredConversation, fit_decision
 from mechm.training.card import split_scores
-from mechm.training.combination import choose_asked_below, choose_shares, combined, exited, fit_combination
+from mechm.training.combination import choose_asked_below, choose_shares, combined, fit_combination, with_early_exit
 from mechm.training.fusion import score_conversations
 from mechm.training.llm import score_with_llama
+from mechm.training.presets import text_tokenizer, text_weights
 from mechm.weights import weights_path
-from mechm_runtime.bundle.config import TextConfig
 from mechm_runtime.errors import InputError
 from mechm_runtime.llm.questions import QuestionTokenizer
-from mechm_runtime.modalities.text_windows import ConversationTokenizer
 from mechm_runtime.system.progress import Progress, no_progress
 from mechm_runtime.types import LabelledConversation
 
@@ -28,7 +27,7 @@ Splits = Mapping[str, Sequence[LabelledConversation]]
 Scored = dict[str, list[ScoredConversation]]
 
 
-def weigh(
+def combine_llama_with_fusion(
     preset: str,
     adapter: Path,
     fusion: Path,
@@ -37,11 +36,11 @@ def weigh(
     base: Path | None = None,
     on_progress: Progress | None = None,
 ) -> FittedCombination:
-    """Fit how much each counts and how both together decide; both read text alone.
+    """Fit the weights of both models and the decision on their combination, from text alone, and write them.
 
-    fusion: trained fusion weights. splits: name -> conversations; the first is what is fitted on, the others are only
+    fusion: trained fusion weights. splits: name -> conversations; the first is used for fitting, the others are only
         scored. base: the adapter's Llama; None for the preset's.
-    on_progress: called with a split's name, the conversations that the Llama has read and their number.
+    on_progress: called with a split's name, the conversations that the Llama has scored and their total.
     Raises: InputError: no conversations to fit on. WeightsError: weights are missing, do not fit or cannot be written.
     """
     dev = next(iter(splits), "dev")
@@ -57,7 +56,7 @@ def weigh(
     asked_below = choose_asked_below(by_fusion[dev], by_both[dev], decisions["fusion"], decisions["both"])
     systems["both"] = {
         name: [
-            exited(one, other, decisions["fusion"], decisions["both"], asked_below)
+            with_early_exit(one, other, decisions["fusion"], decisions["both"], asked_below)
             for one, other in zip(by_fusion[name], by_both[name], strict=True)
         ]
         for name in splits
@@ -73,18 +72,16 @@ def weigh(
 
 def _fusion_scores(preset: str, folder: Path, splits: Splits) -> Scored:
     config = preset_config(preset)
-    text = weights_path("text", "small" if preset == "tiny" else preset)
-    network = build_network(config, None if preset == "tiny" else text)
+    tokenizer = text_tokenizer(config)
+    network = build_network(config, text_weights(config))
     load_trained(network, folder)
-    max_tokens = config.text.max_tokens
-    tokenizer = ConversationTokenizer(text / "tokenizer.json", TextConfig(max_tokens, max_tokens // 4))
     return {name: score_conversations(network, tokenizer, labelled) for name, labelled in splits.items()}
 
 
 def _llama_scores(base: Path, adapter: Path, splits: Splits, on_progress: Progress) -> Scored:
     tokenizer = QuestionTokenizer(base / "tokenizer.json")
     with quiet_transformers():
-        # Merged and in fp32, as it is exported.
+        # Merged and in fp32, as in the exported bundle.
         scores = AnswerScores(load_merged(base, adapter), tokenizer)
     scored: Scored = {}
     for name, labelled in splits.items():

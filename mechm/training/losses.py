@@ -1,4 +1,4 @@
-"""What the fusion is trained to make small."""
+"""Training loss of the fusion."""
 
 from __future__ import annotations
 
@@ -9,9 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mechm.data.batches import IGNORED, TextBatch
-from mechm.data.simulated_modalities import Evidence
 from mechm.model.fusion import FusionOutput
+from mechm.model.inputs import IGNORED, NonverbalInputs, TextBatch
 from mechm.model.network import Network
 from mechm_runtime.types import EMOTIONS, LabelledConversation
 
@@ -19,17 +18,17 @@ from mechm_runtime.types import EMOTIONS, LabelledConversation
 def fusion_loss(
     network: Network,
     batch: TextBatch,
-    evidence: Evidence,
-    dropped: Tensor,
+    nonverbal: NonverbalInputs,
+    text_dropped: Tensor,
     weights: Tensor,
     label_smoothing: float,
     cause_weight: float,
 ) -> Tensor:
-    """Emotions' class-weighted cross-entropy and, where causes are annotated, their binary cross-entropy.
+    """Class-weighted cross-entropy of emotions plus, where causes are annotated, binary cross-entropy of causes.
 
-    dropped: bool (B, U), utterances to be read without their text. weights: float32 (7,), see `class_weights`.
+    text_dropped: bool (B, U), utterances whose text is masked. weights: float32 (7,), see `class_weights`.
     """
-    output: FusionOutput = network(batch, evidence, dropped)
+    output: FusionOutput = network(batch, nonverbal, text_dropped)
     loss = F.cross_entropy(
         output.emotion_logits.float().flatten(0, 1),
         batch.emotions.flatten(),
@@ -46,7 +45,7 @@ def fusion_loss(
 
 
 def class_weights(conversations: Sequence[LabelledConversation], power: float) -> Tensor:
-    """float32 (7,): frequency to the power of minus `power`, 1 for the average utterance."""
+    """Compute loss weights of the emotions, float32 (7,): frequency to the power of minus `power`, 1 on average."""
     counts = np.bincount([EMOTIONS.index(e) for c in conversations for e in c.emotions], minlength=len(EMOTIONS))
     weights = np.maximum(counts, 1.0) ** -power
     # Normalised so that the average utterance has weight 1 and the loss keeps its scale.

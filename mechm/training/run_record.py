@@ -1,4 +1,4 @@
-"""What a card says about a run: versions, machine, time, memory and size of what was trained."""
+"""Record of a training run for the card: versions, machine, time, memory and numbers of parameters."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from mechm_runtime.system.atomic_write import write_atomically
 PACKAGES = ("mechm", "torch", "transformers", "peft", "accelerate", "numpy")
 
 
-def run_record(model: nn.Module, accelerator: Accelerator, batches_a_step: int, seconds: float) -> dict[str, Any]:
-    """JSON values; peak memory is this process's, and on a GPU what torch had allocated there as well.
+def run_record(model: nn.Module, accelerator: Accelerator, batches_per_step: int, seconds: float) -> dict[str, Any]:
+    """Return the record as JSON values. Peak memory is this process's, and on a GPU also torch's allocated peak.
 
-    seconds: spent training so far, over all resumptions.
+    seconds: training time so far, over all resumptions.
     """
     device = accelerator.device
     record = {
         "seconds": round(seconds, 1),
-        "batches_a_step": batches_a_step,
+        "batches_a_step": batches_per_step,
         "parameters": {
             "total": sum(p.numel() for p in model.parameters()),
             "trained": sum(p.numel() for p in model.parameters() if p.requires_grad),
@@ -48,9 +48,9 @@ def run_record(model: nn.Module, accelerator: Accelerator, batches_a_step: int, 
 
 
 def update_card(out: Path, record: dict[str, Any]) -> None:
-    """Bring the record in the card of the weights in `out` up to date; without a card there is nothing to do.
+    """Update the record in the card of the weights in `out`, if there is one.
 
-    Raises: WeightsError: the card cannot be written; the old one is still there.
+    Raises: WeightsError: the card cannot be written; the old one is kept.
     """
     card = out / CARD_FILE
     if not card.is_file():
@@ -63,7 +63,7 @@ def update_card(out: Path, record: dict[str, Any]) -> None:
 
 
 def cpu_name() -> str:
-    """The processor's model, as precisely as the system names it."""
+    """Return the processor's model name, as precisely as the system knows it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
@@ -73,7 +73,7 @@ def cpu_name() -> str:
 
 
 def peak_memory_mb() -> int | None:
-    """The most memory that this process has had resident; None where the system does not count it."""
+    """Return this process's peak resident memory in MiB; None where the system does not count it."""
     try:
         import resource
     except ImportError:  # Windows

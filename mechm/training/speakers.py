@@ -1,4 +1,4 @@
-"""Other names for a conversation's speakers, so that a model does not learn who of a series usually feels what."""
+"""Renames a conversation's speakers at random, so that a model does not learn the habits of a series' characters."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mechm_runtime.types import Conversation, LabelledConversation
 SPEAKER_NAMES = ("A", "B", "C", "D", "E", "F", "Speaker 1", "Speaker 2", "Speaker 3", "Anna", "Ben", "Caller", "Clara",
                  "David", "Doctor", "Emma", "Guest", "Host", "Jack", "Julia", "Karen", "Leo", "Maria", "Mark", "Mother",
                  "Nina", "Paul", "Sam", "Sarah", "Tom", "")  # fmt: skip
-"""Names that stand in for a corpus's own."""
+"""Names that replace those of a corpus."""
 
 
 def rename_speakers(labelled: LabelledConversation, random: np.random.Generator, rate: float) -> LabelledConversation:
-    """The conversation with other names for its speakers, at the given rate; who speaks when stays."""
+    """Return the conversation with other names for its speakers, with probability `rate`."""
     if random.random() >= rate:
         return labelled
     numbers = speaker_numbers(labelled.conversation.utterances)

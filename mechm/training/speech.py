@@ -1,7 +1,7 @@
-"""Features of emotional speech: recordings, and degraded copies of them, as the fusion's audio branch reads them.
+"""Extracts audio tokens of emotional speech recordings and of degraded copies, as the fusion's audio branch reads them.
 
-Which recordings cannot be used is told at the end; one broken file among hundreds stops nothing. What is learnt from
-the features is not known here (`mechm.training.voice_head`).
+Recordings that cannot be used are skipped and reported. Fitting the voice head on the features is
+`mechm.training.voice_head`.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ LABEL_TABLE = "labels.csv"
 SHOWN_RECORDINGS = 10
 N_COPIES = 16
 """Degraded copies of each recording. Leave-one-speaker-out recall of EmoDB over ten degradations rose from 0.75
-without a copy to 0.82 with two and 0.84 with four. More steady the result: with eight, recall of the recordings as they
-are was between 0.87 and 0.90, depending on how they were drawn."""
+without a copy to 0.82 with two and 0.84 with four. More copies make the result more stable: with eight, recall of the
+undegraded recordings was still between 0.87 and 0.90, depending on how the copies were drawn."""
 
 
 @dataclass(frozen=True, slots=True)
 class SpeechFeatures:
     """Audio tokens of recordings and of degraded copies.
 
-    tokens: float32 (1 + copies, recordings, audio tokens, audio width); the first is the recording as it is.
-    emotions: int64 (recordings,), index into EMOTIONS. speakers: one a recording.
+    tokens: float32 (1 + copies, recordings, audio tokens, audio width), undegraded recordings first.
+    emotions: int64 (recordings,), index into EMOTIONS. speakers: one per recording.
     """
 
     tokens: npt.NDArray[np.float32]
@@ -49,22 +49,22 @@ class SpeechFeatures:
     speakers: tuple[str, ...]
 
     def select(self, kept: npt.NDArray[np.bool_]) -> SpeechFeatures:
-        """The recordings that are kept, bool (recordings,)."""
+        """Return the recordings where `kept`, bool (recordings,), is True."""
         speakers = tuple(s for s, keep in zip(self.speakers, kept, strict=True) if keep)
         return SpeechFeatures(self.tokens[:, kept], self.emotions[kept], speakers)
 
     def of(self, speakers: Iterable[str]) -> npt.NDArray[np.bool_]:
-        """Which recordings are of these speakers, bool (recordings,)."""
+        """Return a mask of the recordings of these speakers, bool (recordings,)."""
         return np.isin(self.speakers, list(speakers))
 
     def by_emotion(self) -> dict[str, npt.NDArray[np.float32]]:
-        """Emotion -> float32 (recordings, audio tokens, audio width), without the copies."""
+        """Group the undegraded recordings: emotion -> float32 (recordings, audio tokens, audio width)."""
         heard = sorted(set(self.emotions.tolist()))
         return {EMOTIONS[emotion]: self.tokens[0, self.emotions == emotion] for emotion in heard}
 
 
 def read_speech_corpus(folder: Path) -> Corpus[SpeechRecording]:
-    """Recordings of a folder with a label table (`read_aesi`), or named as EmoDB's are (`read_emodb`).
+    """Read a folder of recordings with a label table (`read_aesi`), or with EmoDB's file names (`read_emodb`).
 
     Raises: InputError, MediaError: as those do.
     """
@@ -83,11 +83,11 @@ def read_speech(
     seed: int = 0,
     on_recording: StageProgress | None = None,
 ) -> tuple[SpeechFeatures, tuple[Problem, ...]]:
-    """Features of the recordings that can be decoded, each at its own length as the runtime's pipeline computes them.
+    """Extract features of the recordings that can be decoded, unpadded, as the runtime's pipeline does.
 
-    A copy's babble is made of the same speaker's recordings: leaving a speaker out leaves nothing of them behind.
-    on_recording: called with the recordings done and their number.
-    Returns: features, and which recordings are not among them.
+    Babble is made of the same speaker's recordings, so that leaving a speaker out leaves out all of their speech.
+    on_recording: called with the recordings done and their total.
+    Returns: features, and the recordings that could not be used.
     Raises: MediaError: no recording can be used.
     """
     usable, problems = read_samples(recordings)
@@ -100,7 +100,7 @@ def read_speech(
     config = augmentation or AugmentationConfig()
     tokens = []
     for index, (recording, samples) in enumerate(usable):
-        # A generator for each recording: what one becomes does not depend on which others are there.
+        # One generator per recording, so that its copies do not depend on which other recordings there are.
         random = np.random.default_rng([seed, *recording.path.name.encode()])
         others = voices[recording.speaker]
         copies = [augment(samples, others, config, random) for _ in range(n_copies)]
@@ -115,7 +115,7 @@ def read_speech(
 def read_samples(
     recordings: Sequence[SpeechRecording],
 ) -> tuple[list[tuple[SpeechRecording, Samples]], tuple[Problem, ...]]:
-    """Recordings with their samples, float32 (n,) at 16 kHz, cut at `MAX_RECORDING_S`; and those without."""
+    """Decode recordings to float32 (n,) samples at 16 kHz, cut at `MAX_RECORDING_S`; also returns the unusable ones."""
     usable: list[tuple[SpeechRecording, Samples]] = []
     problems: list[Problem] = []
     with MediaReader() as reader:
@@ -137,7 +137,7 @@ def read_samples(
 
 
 def encode(samples: Samples, encoder: nn.Module) -> npt.NDArray[np.float32]:
-    """Audio tokens float32 (audio tokens, audio width) of samples, float32 (n,) at 16 kHz mono."""
+    """Encode samples, float32 (n,) at 16 kHz mono, to audio tokens, float32 (audio tokens, audio width)."""
     mel = torch.from_numpy(log_mel_spectrogram(samples))[None]
     with torch.inference_mode():
         tokens: npt.NDArray[np.float32] = encoder(mel, torch.tensor([mel.shape[-1]]))[0].numpy()
@@ -145,7 +145,7 @@ def encode(samples: Samples, encoder: nn.Module) -> npt.NDArray[np.float32]:
 
 
 def speech_lines(speech: SpeechFeatures, problems: Sequence[Problem]) -> tuple[str, ...]:
-    """What was read, for people: sizes, emotions of a single speaker, and the recordings that are not used."""
+    """Describe the recordings for the user: numbers, emotions of a single speaker, and unusable recordings."""
     counts = Counter(speech.emotions.tolist())
     single = [EMOTIONS[e] for e in sorted(counts) if len({speech.speakers[i] for i in _rows(speech, e)}) < 2]
     sizes = ", ".join(f"{EMOTIONS[emotion]} {counts[emotion]}" for emotion in sorted(counts))
@@ -165,9 +165,9 @@ def _rows(speech: SpeechFeatures, emotion: int) -> list[int]:
 
 
 def standardise_audio(fusion: Fusion, speech: Mapping[str, npt.NDArray[np.float32]]) -> None:
-    """Let the fusion expect voices that are distributed as these are.
+    """Set the fusion's standardisation of audio tokens to the mean and deviation of these voices.
 
-    speech: emotion -> float32 (recordings, audio tokens, audio width).
+    speech: name -> float32 (recordings, audio tokens, audio width).
     """
     features = np.concatenate(list(speech.values()))
     fusion.audio_mean.copy_(torch.from_numpy(features.mean(0)))

@@ -1,4 +1,4 @@
-"""In which order corpora are learnt: stages of epochs, each with batches that are known before the first step."""
+"""Training plan: stages of epochs over corpora, whose batches are all planned before the first step."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Group = list[LabelledConversation]
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """A part of the training: which corpora (keys of the training data) for how many epochs."""
+    """A part of the training: names of corpora and a number of epochs."""
 
     name: str
     corpora: tuple[str, ...]
@@ -28,7 +28,7 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Epoch:
-    """One pass over a stage's corpora, the `number`th from 1; each group is a batch."""
+    """One pass over a stage's corpora. number: counted from 1. groups: one per batch."""
 
     stage: Stage
     number: int
@@ -48,42 +48,42 @@ def plan_epochs(
     corpora: Mapping[str, Sequence[LabelledConversation]],
     group: Callable[[Sequence[LabelledConversation]], list[Group]],
     random: np.random.Generator,
-    side_by_side: int = 1,
+    batches_per_step: int = 1,
 ) -> list[Epoch]:
-    """Every epoch's batches in order; known before the first step, since the learning rate depends on their number.
+    """Plan every epoch's batches in order; the learning rate depends on their number.
 
-    side_by_side: batches of one step. Neighbours of what `group` returns are kept in one step: where it returns them by
-        size, processes of one training wait less for each other.
+    group: makes batches of conversations. batches_per_step: neighbours in its result stay together in one step; where
+        it sorts by size, the processes of a training wait less for each other.
     """
     epochs = []
     for stage in stages:
         for number in range(1, stage.epochs + 1):
             steps: list[list[Group]] = []
-            left: list[Group] = []
+            rest: list[Group] = []
             for name in stage.corpora:
                 groups = group(corpora[name])
-                whole = len(groups) - len(groups) % side_by_side
-                steps += [groups[at : at + side_by_side] for at in range(0, whole, side_by_side)]
-                left += groups[whole:]  # at the epoch's end, or every step behind them would be of other neighbours
+                whole = len(groups) - len(groups) % batches_per_step
+                steps += [groups[at : at + batches_per_step] for at in range(0, whole, batches_per_step)]
+                rest += groups[whole:]  # at the epoch's end, or the following steps would mix neighbours
             shuffled = [one for index in random.permutation(len(steps)) for one in steps[index]]
-            epochs.append(Epoch(stage, number, shuffled + left))
+            epochs.append(Epoch(stage, number, shuffled + rest))
     return epochs
 
 
 def absent_emotions(conversations: Sequence[LabelledConversation]) -> tuple[str, ...]:
-    """The emotions that no utterance carries: what was never seen is never found."""
+    """Return the emotions that no utterance is labelled with."""
     seen = {emotion for one in conversations for emotion in one.emotions}
     return tuple(emotion for emotion in EMOTIONS if emotion not in seen)
 
 
-def balanced(conversations: Sequence[LabelledConversation], limit: int, seed: int) -> tuple[LabelledConversation, ...]:
-    """At most `limit` of conversations of one utterance, as many of each emotion as there are."""
+def balance_emotions(
+    conversations: Sequence[LabelledConversation], limit: int, seed: int
+) -> tuple[LabelledConversation, ...]:
+    """Draw at most `limit` of conversations of a single utterance, as evenly over emotions as they allow."""
     random = np.random.default_rng(seed)
     kept: list[LabelledConversation] = []
-    of = {e: [c for c in conversations if c.emotions == (e,)] for e in EMOTIONS}
-    for left, (_, some) in zip(
-        range(len(EMOTIONS), 0, -1), sorted(of.items(), key=lambda item: len(item[1])), strict=True
-    ):
-        share = (limit - len(kept)) // left
+    by_emotion = [[c for c in conversations if c.emotions == (e,)] for e in EMOTIONS]
+    for n_left, some in zip(range(len(EMOTIONS), 0, -1), sorted(by_emotion, key=len), strict=True):
+        share = (limit - len(kept)) // n_left
         kept += [some[index] for index in random.permutation(len(some))[:share]]
     return tuple(kept)

@@ -1,4 +1,4 @@
-"""Curves of a training for TensorBoard and Weights & Biases, through accelerate's trackers; the main process writes."""
+"""Logs training curves to TensorBoard and Weights & Biases through accelerate's trackers, in the main process."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ TENSORBOARD_FOLDER = "tensorboard"
 
 @dataclass(frozen=True, slots=True)
 class TrackingConfig:
-    """Where curves go.
+    """Destinations of training curves.
 
-    tensorboard: event files in `OUT/tensorboard`. wandb_project: a run in this project of Weights & Biases.
+    tensorboard: write event files into `OUT/tensorboard`. wandb_project: project of Weights & Biases to log a run to.
     """
 
     tensorboard: bool = False
@@ -28,7 +28,7 @@ class TrackingConfig:
 
 
 def check_trackers(config: TrackingConfig) -> None:
-    """Raises: MissingExtraError, InputError: a tracker is wanted and not installed."""
+    """Raises: MissingExtraError, InputError: a requested tracker is not installed."""
     if config.tensorboard and find_spec("tensorboard") is None:
         raise MissingExtraError("tensorboard", extra="train")
     if config.wandb_project is not None and find_spec("wandb") is None:
@@ -36,23 +36,23 @@ def check_trackers(config: TrackingConfig) -> None:
 
 
 class Curves:
-    """Numbers by step, sent to every tracker; to none where none is wanted."""
+    """Sends numbers by step to every tracker; there may be none."""
 
     def __init__(self, trackers: list[GeneralTracker]) -> None:
         self._trackers = trackers
 
     def log(self, values: Mapping[str, float], step: int) -> None:
-        """Add a point at `step`, counted from 1 over the whole training."""
+        """Log values at `step`, counted from 1 over the whole training."""
         for tracker in self._trackers:
             tracker.log(dict(values), step=step)
 
 
 @contextmanager
 def tracking(config: TrackingConfig, out: Path, settings: Mapping[str, Any], first_step: int) -> Iterator[Curves]:
-    """Open the trackers, and close them whatever happens.
+    """Open the trackers, and close them at the end, errors included.
 
-    settings: shown beside the run by Weights & Biases. first_step: points from here on that a killed training left
-        behind are replaced.
+    settings: shown with the run by Weights & Biases. first_step: points from here on, left by a killed training, are
+        replaced.
     """
     check_trackers(config)
     trackers: list[GeneralTracker] = []

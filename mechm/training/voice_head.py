@@ -1,13 +1,13 @@
-"""Fit the voice head on emotional speech, before the fusion is trained: shrunk linear discriminants, averaged.
+"""Fits the voice head on emotional speech before the fusion is trained: averaged linear discriminants with shrinkage.
 
-Few speakers in some hundred recordings: measured on speakers left out (EmoDB, benchmarks/voice.py), the method with
-the strongest assumption did best. Every emotion is a Gaussian, all with one covariance, estimated over the recordings
-and their degraded copies: directions that noise, lines, tempo and rooms change count for little. Shrunk logistic
-regression was 4 points lower, a Gaussian kernel 1 to 4, ensembles of small networks with dropout and mixup 2, and there
-is no training to go wrong: it is a closed form, and the same from run to run.
+There are some hundred recordings of few speakers. Measured on left-out speakers (EmoDB, benchmarks/voice.py), the
+method with the strongest assumption did best: every emotion is a Gaussian, and all share one covariance, estimated over
+the recordings and their degraded copies, so that directions changed by noise, telephone lines, tempo and rooms count
+little. Regularised logistic regression was 4 points lower, a Gaussian kernel 1 to 4, ensembles of small networks with
+dropout and mixup 2. The fit is in closed form and the same from run to run.
 
-How many principal components are best changes with the draw of the copies, so discriminants in several counts of them
-are averaged. The average is one linear map again.
+The best number of principal components depends on the random copies, so discriminants over several numbers are
+averaged. The average is again one linear map.
 """
 
 from __future__ import annotations
@@ -32,16 +32,17 @@ TEMPERATURES = np.geomspace(0.25, 8.0, 61)
 
 @dataclass(frozen=True, slots=True)
 class VoiceConfig:
-    """Hyperparameters of the head; `benchmarks/voice.py` measures exactly these.
+    """Hyperparameters of the head, measured by `benchmarks/voice.py`.
 
-    n_components: principal components of the standardised audio tokens that are kept, a count for each discriminant.
-        Instead of 200 alone, these raised recall as recorded in each of seven sets of copies, which overlap, from 0.880
-        on average (0.871 to 0.890) to 0.889 (0.879 to 0.898), and over ten degradations from 0.835 to 0.839. In sets of
-        fewer copies or other degradations a similar average of counts gained 0.2 points on average, and lost in some.
-    shrinkage: share of the covariance that is taken to be the same in all their directions (Friedman 1989).
-    n_folds: groups of speakers that are left out in turn to measure how sure the head may be.
-    doubt: how often a voice beside words or faces is taken to say nothing about the annotated emotion. On ECF dev, with
-        voices of speakers left out: at 0.85 matching ones raise weighted F1 from 0.346 to 0.386 and random ones cost
+    n_components: numbers of principal components of the standardised audio tokens, one for each discriminant.
+        Compared with 200 alone, they raised recall on undegraded recordings in each of seven overlapping sets of
+        copies, from 0.880 on average (0.871 to 0.890) to 0.889 (0.879 to 0.898), and over ten degradations from 0.835
+        to 0.839. With fewer copies or other degradations a similar average gained 0.2 points on average, and lost in
+        some sets.
+    shrinkage: share of the covariance that is replaced by an isotropic one (Friedman 1989).
+    n_folds: groups of speakers that are left out in turn to fit the head's temperature.
+    doubt: assumed probability that a voice beside text or faces is unrelated to the annotated emotion. On ECF dev, with
+        voices of left-out speakers: at 0.85 matching ones raise weighted F1 from 0.346 to 0.386 and random ones cost
         0.1 points, at 0.8 0.395 and 0.6 points, at 0.6 0.423 and 1.3 points.
     """
 
@@ -61,8 +62,8 @@ class VoiceFit:
     """A fitted head.
 
     mean, deviation: float32 (audio tokens * audio width,), which standardise audio tokens.
-    weight: float64 (audio tokens * audio width, emotions); bias: float64 (emotions,); for emotions not heard, zeros.
-    heard: bool (emotions,).
+    weight: float64 (audio tokens * audio width, emotions); bias: float64 (emotions,); zeros for absent emotions.
+    heard: bool (emotions,), emotions with a recording.
     """
 
     mean: npt.NDArray[np.float32]
@@ -72,7 +73,7 @@ class VoiceFit:
     heard: npt.NDArray[np.bool_]
 
     def log_probabilities(self, tokens: npt.NDArray[np.float32], temperature: float = 1.0) -> Float:
-        """tokens float32 (n, audio tokens, audio width) -> float64 (n, emotions), -inf where not heard."""
+        """tokens float32 (n, audio tokens, audio width) -> float64 (n, emotions), -inf for emotions not heard."""
         flat = (tokens.reshape(len(tokens), -1) - self.mean) / self.deviation
         logits = np.where(self.heard, (flat @ self.weight + self.bias) / temperature, -np.inf)
         return log_softmax(logits)
@@ -81,8 +82,8 @@ class VoiceFit:
 def fit_voice(fusion: Fusion, speech: SpeechFeatures, config: VoiceConfig) -> float:
     """Fit the fusion's voice head and the standardisation of its audio tokens; returns the head's temperature.
 
-    Text does not attend to audio tokens afterwards (`Fusion.audio_attended`), since these voices belong to no text;
-    set that again where the fusion is trained on recordings of its own conversations.
+    It disables the text's attention to audio tokens (`Fusion.audio_attended`), since these voices belong to no text;
+    enable it again where the fusion is trained on its conversations' own recordings.
     Raises: InputError: fewer than two speakers or emotions, or an emotion with a single recording.
     """
     check_speech(speech)
@@ -106,7 +107,7 @@ def check_speech(speech: SpeechFeatures) -> None:
     if n_speakers < 2 or (counts > 0).sum() < 2:
         raise InputError(
             f"speech of {n_speakers} speakers and {(counts > 0).sum()} emotions",
-            hint="a voice is fitted on two speakers and two emotions at least",
+            hint="the voice head needs at least two speakers and two emotions",
         )
     single = [EMOTIONS[emotion] for emotion in np.flatnonzero(counts == 1)]
     if single:
@@ -114,9 +115,9 @@ def check_speech(speech: SpeechFeatures) -> None:
 
 
 def fit_discriminant(speech: SpeechFeatures, config: VoiceConfig) -> VoiceFit:
-    """Linear discriminant analysis of recordings and copies; every emotion counts the same, however often it is.
+    """Fit linear discriminants to recordings and copies, emotions weighted equally, and average them.
 
-    The mean of one analysis for each of `config.n_components`.
+    One discriminant is fitted for each of `config.n_components`.
     """
     n_copies = len(speech.tokens)
     flat = speech.tokens.reshape(n_copies * len(speech.emotions), -1)
@@ -139,15 +140,15 @@ def fit_discriminant(speech: SpeechFeatures, config: VoiceConfig) -> VoiceFit:
         directions[:count] += np.linalg.solve(shrunk, means[:, :count].T) / len(config.n_components)
     weight, bias = np.zeros((flat.shape[1], len(EMOTIONS))), np.zeros(len(EMOTIONS))
     weight[:, heard] = components @ directions
-    # A discriminant's directions are zero in components it did not keep, so this is the mean of their offsets.
+    # A discriminant's directions are zero in the components that it does not use, so this is the mean of their offsets.
     bias[heard] = -0.5 * (means.T * directions).sum(0)
     return VoiceFit(mean, deviation, weight, bias, np.isin(np.arange(len(EMOTIONS)), heard))
 
 
 def principal_components(standardised: npt.NDArray[np.float32], n_components: int) -> npt.NDArray[np.float32]:
-    """The directions of most variance, float32 (width, components), by randomised subspace iteration.
+    """Compute the principal components, float32 (width, components), by randomised subspace iteration.
 
-    standardised: float32 (n, width), mean zero. A full decomposition takes 20 times as long and changes nothing.
+    standardised: float32 (n, width), mean zero. A full decomposition takes 20 times as long, with the same result.
     Halko, Martinsson and Tropp, SIAM Review 53 (2011), algorithm 5.1 with two iterations.
     """
     n_components = min(n_components, *standardised.shape)
@@ -160,9 +161,9 @@ def principal_components(standardised: npt.NDArray[np.float32], n_components: in
 
 
 def fit_temperature(speech: SpeechFeatures, config: VoiceConfig) -> float:
-    """What the logits are divided by so that the head is as sure as it is right, on speakers that it did not learn.
+    """Fit the temperature that calibrates the head's logits on left-out speakers, recordings and copies alike.
 
-    Fitted on recordings and copies alike. 1 where no speaker can be left out without an emotion.
+    Returns: 1 where leaving out any group of speakers would leave out an emotion.
     """
     log_probabilities, emotions = [], []
     for left_out in speaker_folds(speech.speakers, config.n_folds):
@@ -179,7 +180,7 @@ def fit_temperature(speech: SpeechFeatures, config: VoiceConfig) -> float:
 
 
 def best_temperature(log_probabilities: Float, emotions: npt.NDArray[np.int64]) -> float:
-    """The one of `TEMPERATURES` of the smallest negative log-likelihood, emotions counting the same.
+    """Return the one of `TEMPERATURES` with the smallest negative log-likelihood, emotions weighted equally.
 
     log_probabilities: float64 (n, emotions), -inf where not heard. emotions: int64 (n,).
     """
@@ -194,7 +195,7 @@ def best_temperature(log_probabilities: Float, emotions: npt.NDArray[np.int64]) 
 
 
 def speaker_folds(speakers: tuple[str, ...], n_folds: int) -> list[npt.NDArray[np.bool_]]:
-    """Recordings of each group of speakers, bool (recordings,); speakers are dealt out in order of their names."""
+    """Return a mask of each group of speakers, bool (recordings,); speakers are distributed in order of their names."""
     names = sorted(set(speakers))
     groups = [names[start::n_folds] for start in range(min(n_folds, len(names)))]
     return [np.isin(speakers, group) for group in groups]

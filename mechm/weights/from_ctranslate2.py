@@ -1,8 +1,8 @@
-"""A Whisper model out of a CTranslate2 `model.bin`, to a plain transformers folder, without the ctranslate2 package.
+"""Converts a Whisper model in a CTranslate2 `model.bin` to a plain transformers folder, without ctranslate2.
 
 The file is a list of named arrays (format 6: name, shape, type, bytes, little-endian). Half precision becomes float32
-exactly. The check is twofold: every array of the file is found again in the written folder, value by value, and the
-encoder written out in numpy over the file's own arrays gives the same hidden states as transformers' encoder.
+exactly. Two checks are made: every array of the file equals its tensor in the written folder, and an encoder in numpy
+on the file's own arrays gives the same hidden states as transformers' encoder.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mechm.weights.check import Check, largest_difference, passed
-from mechm.weights.untyped import load
+from mechm.weights.check import Check, largest_difference, require_close
+from mechm.weights.untyped import import_untyped
 from mechm_runtime.errors import VerificationError, WeightsError
 from mechm_runtime.system.arrays import softmax
 
@@ -29,7 +29,7 @@ START_OF_TRANSCRIPT = 50257
 START_OF_PREVIOUS = 50360
 NO_TIMESTAMPS = 50362
 
-ATOL = 1e-3  # float32 in another order, hidden states of deviation 1; 1e-5 was measured on the shipped weights
+ATOL = 1e-3  # float32 sums in another order, hidden states of deviation 1; 1e-5 was measured on the shipped weights
 MAX_VARIABLES = 10_000
 MAX_DIMENSIONS = 8
 
@@ -42,7 +42,7 @@ def convert(source: Path, target: Path) -> Check:
 
     Raises: WeightsError: not an English-only Whisper in CTranslate2's format 6. VerificationError: outputs differ.
     """
-    transformers = load("transformers")
+    transformers = import_untyped("transformers")
     variables = read_variables(source / "model.bin")
     suppressed = json.loads((source / "config.json").read_text(encoding="utf-8"))
     try:
@@ -64,16 +64,16 @@ def convert(source: Path, target: Path) -> Check:
     with torch.no_grad():
         actual = reloaded.model.encoder(torch.from_numpy(mel)[None]).last_hidden_state[0].numpy()
     difference = largest_difference("audio hidden states", run_encoder(variables, mel), actual)
-    return passed("audio", "the source's arrays, and its encoder in numpy", difference, ATOL)
+    return require_close("audio", "the source's arrays, and its encoder in numpy", difference, ATOL)
 
 
 # --- Reading ---
 
 
 def read_variables(path: Path) -> dict[str, NDArray[np.generic]]:
-    """Every array of a CTranslate2 file by name; aliases (tied weights) are left out.
+    """Read every array of a CTranslate2 file by name; aliases (tied weights) are left out.
 
-    Raises: WeightsError: another format or model, or a file cut short.
+    Raises: WeightsError: another format or model, or a truncated file.
     """
     size = path.stat().st_size
     try:
@@ -109,7 +109,7 @@ def _variable(file: BinaryIO, file_bytes: int) -> tuple[str, NDArray[np.generic]
     shape = struct.unpack(f"<{n_dimensions}I", file.read(4 * n_dimensions))
     type_id, n_bytes = struct.unpack("<BI", file.read(5))
     dtype = np.dtype(_DTYPES[type_id])
-    # Checked before anything is allocated: the shape, the byte count and the file must agree.
+    # Shape, byte count and file size are checked before anything is allocated.
     if math.prod(shape) * dtype.itemsize != n_bytes or file.tell() + n_bytes > file_bytes:
         raise ValueError(f"{name} of shape {shape} does not fit its {n_bytes} bytes")
     return name, np.frombuffer(file.read(n_bytes), dtype).reshape(shape)
@@ -119,11 +119,9 @@ def _variable(file: BinaryIO, file_bytes: int) -> tuple[str, NDArray[np.generic]
 
 
 def tensor_map(variables: Mapping[str, NDArray[np.generic]]) -> Iterator[tuple[str, Array]]:
-    """transformers' name and float32 array of every weight in the file.
+    """Yield the name in transformers and the float32 array of every weight in the file.
 
-    Attention's query, key and value come fused in one matrix; Whisper's key has no bias, so the fused bias must be
-    zero there.
-
+    Query, key and value are fused in one matrix; Whisper's key has no bias, so the fused bias must be zero there.
     Raises: KeyError: an array is missing. ValueError: a key has a bias.
     """
 
@@ -169,19 +167,19 @@ def tensor_map(variables: Mapping[str, NDArray[np.generic]]) -> Iterator[tuple[s
 
 
 def n_layers(variables: Mapping[str, NDArray[np.generic]], side: str) -> int:
-    """How many layers the encoder or the decoder has."""
+    """Count the layers of the encoder or the decoder."""
     prefix = f"{side}/layer_"
     numbers = (name.removeprefix(prefix).split("/")[0] for name in variables if name.startswith(prefix))
     return 1 + max(int(number) for number in numbers if number.isdigit())
 
 
 def build_model(variables: Mapping[str, NDArray[np.generic]], suppressed: Mapping[str, Any]) -> Any:
-    """A `WhisperForConditionalGeneration` holding the file's weights in float32.
+    """Build a `WhisperForConditionalGeneration` with the file's weights in float32.
 
     suppressed: CTranslate2's `config.json` (`suppress_ids`, `suppress_ids_begin`, `alignment_heads`).
     Raises: KeyError, ValueError: an array is missing or misshapen.
     """
-    transformers = load("transformers")
+    transformers = import_untyped("transformers")
     d_model, n_mels, _ = variables["encoder/conv1/weight"].shape
     vocabulary = variables["decoder/embeddings/weight"].shape[0]
     config = transformers.WhisperConfig(
@@ -229,19 +227,19 @@ def build_model(variables: Mapping[str, NDArray[np.generic]], suppressed: Mappin
 
 
 def _check_tensors(variables: Mapping[str, NDArray[np.generic]], state: Mapping[str, torch.Tensor]) -> None:
-    # float16 to float32 loses nothing, so any difference at all is a fault.
+    # Converting float16 to float32 is exact, so every difference is an error.
     seen = 0
     for name, expected in tensor_map(variables):
         difference = largest_difference(name, expected, state[name].numpy())
-        passed(name, "the CTranslate2 file", difference, 0.0)
+        require_close(name, "the CTranslate2 file", difference, 0.0)
         seen += 1
-    unread = len(state) - 1 - seen  # the tied output matrix is written once
-    if unread:
-        raise VerificationError(f"{unread} tensors of the written Whisper have no source")
+    n_unchecked = len(state) - 1 - seen  # the tied output matrix has no array of its own
+    if n_unchecked:
+        raise VerificationError(f"{n_unchecked} tensors of the written Whisper have no source")
 
 
 def run_encoder(variables: Mapping[str, NDArray[np.generic]], mel: Array) -> Array:
-    """The Whisper encoder in numpy, over the file's fused arrays.
+    """Run the Whisper encoder in numpy on the file's fused arrays.
 
     mel: float32 (n_mels, n_frames), n_frames twice the number of positions.
     Returns: float32 (n_frames // 2, d_model).
@@ -273,7 +271,7 @@ def run_encoder(variables: Mapping[str, NDArray[np.generic]], mel: Array) -> Arr
 
 
 def _conv(x: Array, weight: Array, bias: Array, stride: int) -> Array:
-    """x (in, n), weight (out, in, 3), one zero on each side -> (out, ceil(n / stride))."""
+    """Convolve x (in, n) with weight (out, in, 3), one zero of padding per side -> (out, ceil(n / stride))."""
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, ((0, 0), (1, 1))), 3, axis=1)[:, ::stride]
     return np.asarray(np.tensordot(weight, windows, axes=((1, 2), (0, 2))) + bias[:, None])
 
@@ -289,7 +287,7 @@ def _attention(q: Array, k: Array, v: Array, n_heads: int) -> Array:
 
 
 def _gelu(x: Array) -> Array:
-    # Abramowitz and Stegun 7.1.26 in float64: erf to 1.5e-7, as numpy has none of its own.
+    # numpy has no erf: Abramowitz and Stegun 7.1.26 in float64, accurate to 1.5e-7.
     z = np.abs(x.astype(np.float64)) / math.sqrt(2)
     t = 1 / (1 + 0.3275911 * z)
     polynomial = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))

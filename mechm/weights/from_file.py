@@ -1,4 +1,4 @@
-"""A network that is one ONNX file and is used as it is: copied under the name `model.onnx`, proven by its bytes."""
+"""Copies a network that is one ONNX file and used unchanged, as `model.onnx`, and verifies its bytes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODEL_NAME = "model.onnx"
 def convert(source: Path, target: Path) -> Check:
     """Copy the one `*.onnx` file in `source` into the folder `target`.
 
-    Raises: WeightsError: none or several, or not a whole ONNX graph. VerificationError: the copy has other bytes.
+    Raises: WeightsError: none or several, or not a complete ONNX graph. VerificationError: the copy differs.
     """
     import onnx
 
@@ -24,7 +24,7 @@ def convert(source: Path, target: Path) -> Check:
         raise WeightsError(f"one ONNX file is expected, not {[path.name for path in files]}")
     try:
         onnx.checker.check_model(onnx.load(files[0]))
-    except Exception as error:  # the parser is protobuf's, whose exceptions change with its implementation
+    except Exception as error:  # protobuf's exceptions depend on its implementation
         raise WeightsError(f"{files[0].name} is not a whole ONNX graph: {error}") from error
     shutil.copyfile(files[0], target / MODEL_NAME)
     if sha256_of(files[0]) != sha256_of(target / MODEL_NAME):

@@ -1,4 +1,4 @@
-"""A model folder that is a plain transformers folder already: copied, and proven by the bytes of its weights."""
+"""Copies a model that is already a plain transformers folder, and verifies the bytes of its weights."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from mechm_runtime.errors import VerificationError, WeightsError
 
 
 def sha256_of(path: Path) -> str:
-    """The sha256 of a file, in hex."""
+    """Compute the sha256 of a file, in hex."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def convert(source: Path, target: Path) -> Check:
-    """Copy every file of `source` into the empty folder `target`; hard links where the file system allows.
+    """Copy every file of `source` into the empty folder `target`, as hard links where the file system allows.
 
-    Raises: WeightsError: no safetensors file in it, or a truncated one. VerificationError: a copy has other bytes.
+    Raises: WeightsError: no safetensors file, or a truncated one. VerificationError: a copy differs.
     """
     from safetensors import SafetensorError, safe_open
 

@@ -1,9 +1,9 @@
-"""A Llama out of a GGUF file, dequantized, to a plain transformers folder with its tokenizer.
+"""Converts a Llama in a GGUF file to a plain transformers folder with its tokenizer; the weights are dequantized.
 
-llama.cpp interleaves the rows of the query and key matrices for its rotary embedding; they are put back. The check is
-twofold: every written tensor equals the file's, dequantized by the gguf package and rounded to the written dtype, and a
-Llama written out in numpy, which rotates neighbouring pairs over the file's own row order as llama.cpp does, gives the
-same logits as transformers.
+llama.cpp interleaves the rows of the query and key matrices for its rotary embedding; this is undone. Two checks are
+made: every written tensor equals the file's, dequantized by the gguf package and rounded to the written dtype; and a
+Llama in numpy, which rotates neighbouring pairs in the file's own row order as llama.cpp does, gives the same logits as
+transformers.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mechm.weights.check import Check, largest_difference, passed
-from mechm.weights.untyped import load
+from mechm.weights.check import Check, largest_difference, require_close
+from mechm.weights.untyped import import_untyped
 from mechm_runtime.errors import VerificationError, WeightsError
 from mechm_runtime.system.arrays import softmax
 
 DTYPE = torch.bfloat16
-"""What HuggingFaceTB publishes the model in; finer than the file's four bits by far."""
+"""The dtype that HuggingFaceTB publishes the model in; much finer than the file's four bits."""
 
 ATOL = 2e-3  # 30 layers of float32 in another order, logits of deviation 3; 1e-4 was measured on the shipped weights
 
@@ -46,7 +46,7 @@ _LAYER_NAMES = {
 
 @dataclass(frozen=True, slots=True)
 class LlamaSizes:
-    """A Llama's sizes as its GGUF header states them."""
+    """Sizes of a Llama in its GGUF header."""
 
     vocab_size: int
     hidden_size: int
@@ -69,7 +69,7 @@ def convert(source: Path, target: Path) -> Check:
 
     Raises: WeightsError: not a Llama with tied embeddings. VerificationError: tensors or logits differ.
     """
-    gguf = load("gguf")
+    gguf = import_untyped("gguf")
     path = next(iter(sorted(source.glob("*.gguf"))))
     try:
         reader = gguf.GGUFReader(path)
@@ -81,23 +81,23 @@ def convert(source: Path, target: Path) -> Check:
     model.save_pretrained(target)
     write_tokenizer(path, target, sizes, tokens=reader.fields["tokenizer.ggml.tokens"].contents())
 
-    reloaded = load("transformers").AutoModelForCausalLM.from_pretrained(target, dtype=DTYPE).eval()
+    reloaded = import_untyped("transformers").AutoModelForCausalLM.from_pretrained(target, dtype=DTYPE).eval()
     state = reloaded.state_dict()
     for name, expected in tensor_map(tensors, sizes):
         difference = largest_difference(name, _rounded(expected), state[name].float().numpy())
-        passed(name, "the GGUF file", difference, 0.0)
+        require_close(name, "the GGUF file", difference, 0.0)
     input_ids = np.random.default_rng(0).integers(0, sizes.vocab_size, 12)
     with torch.no_grad():
         actual = reloaded.float()(torch.from_numpy(input_ids)[None]).logits[0].numpy()
     difference = largest_difference("llm logits", run_llama(tensors, sizes, input_ids), actual)
-    return passed("llm", "the dequantized tensors, and a Llama in numpy", difference, ATOL)
+    return require_close("llm", "the dequantized tensors, and a Llama in numpy", difference, ATOL)
 
 
 # --- Reading ---
 
 
 def read_sizes(reader: Any) -> LlamaSizes:
-    """The sizes in a GGUF header.
+    """Read the sizes in a GGUF header.
 
     Raises: KeyError: a field is missing. ValueError: another architecture.
     """
@@ -122,28 +122,28 @@ def read_sizes(reader: Any) -> LlamaSizes:
 
 
 def special_tokens(reader: Any) -> dict[str, int]:
-    """Ids of the begin, end and padding tokens."""
+    """Return the ids of the begin, end and padding tokens."""
     names = {"bos_token_id": "bos_token_id", "eos_token_id": "eos_token_id", "pad_token_id": "padding_token_id"}
     return {name: int(reader.fields[f"tokenizer.ggml.{key}"].contents()) for name, key in names.items()}
 
 
 def dequantize(tensor: Any) -> Array:
-    """A GGUF tensor in float32, rows first."""
-    return np.asarray(load("gguf").dequantize(tensor.data, tensor.tensor_type), np.float32)
+    """Dequantize a GGUF tensor to float32, rows first."""
+    return np.asarray(import_untyped("gguf").dequantize(tensor.data, tensor.tensor_type), np.float32)
 
 
 # --- Mapping ---
 
 
 def tensor_map(tensors: Mapping[str, Any], sizes: LlamaSizes) -> Iterator[tuple[str, Array]]:
-    """transformers' name and float32 array of every tensor in the file.
+    """Yield the name in transformers and the float32 array of every tensor in the file.
 
-    Raises: KeyError: a tensor is missing or left over.
+    Raises: KeyError: a tensor is missing or unexpected.
     """
-    left = set(tensors)
+    remaining = set(tensors)
 
     def take(name: str) -> Array:
-        left.remove(name)
+        remaining.remove(name)
         return dequantize(tensors[name])
 
     yield "model.embed_tokens.weight", take("token_embd.weight")
@@ -154,8 +154,8 @@ def tensor_map(tensors: Mapping[str, Any], sizes: LlamaSizes) -> Iterator[tuple[
                 array = deinterleave(array, sizes.n_heads if source == "attn_q" else sizes.n_kv_heads)
             yield f"model.layers.{i}.{name}.weight", array
     yield "model.norm.weight", take("output_norm.weight")
-    if left:
-        raise KeyError(f"tensors that a Llama with tied embeddings has not: {sorted(left)}")
+    if remaining:
+        raise KeyError(f"tensors that a Llama with tied embeddings has not: {sorted(remaining)}")
 
 
 def deinterleave(rows: Array, n_heads: int) -> Array:
@@ -168,8 +168,8 @@ def deinterleave(rows: Array, n_heads: int) -> Array:
 
 
 def build_model(tensors: Mapping[str, Any], sizes: LlamaSizes, tokens: Mapping[str, int]) -> Any:
-    """A `LlamaForCausalLM` in `DTYPE` holding the file's weights."""
-    transformers = load("transformers")
+    """Build a `LlamaForCausalLM` in `DTYPE` with the file's weights."""
+    transformers = import_untyped("transformers")
     config = transformers.LlamaConfig(
         vocab_size=sizes.vocab_size,
         hidden_size=sizes.hidden_size,
@@ -197,15 +197,15 @@ def build_model(tensors: Mapping[str, Any], sizes: LlamaSizes, tokens: Mapping[s
 
 
 def write_tokenizer(path: Path, target: Path, sizes: LlamaSizes, tokens: list[str]) -> None:
-    """Write the file's tokenizer as a plain fast tokenizer, checked against the file's vocabulary and round trips.
+    """Write the file's tokenizer as a plain fast tokenizer; check it against the file's vocabulary and by round trips.
 
-    Raises: VerificationError: an id means another token, or text does not survive encoding and decoding.
+    Raises: VerificationError: an id has another token, or text changes by encoding and decoding.
     """
-    transformers = load("transformers")
+    transformers = import_untyped("transformers")
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
     tokenizer.model_max_length = sizes.max_positions
     tokenizer.save_pretrained(target)
-    # transformers 5 names its own class, which vLLM and transformers 4 do not know.
+    # transformers 5 writes its own class name, which vLLM and transformers 4 do not know.
     config_path = target / "tokenizer_config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))
     for name in ("backend", "is_local", "local_files_only"):
@@ -229,7 +229,7 @@ def _rounded(array: Array) -> Array:
 
 
 def run_llama(tensors: Mapping[str, Any], sizes: LlamaSizes, input_ids: NDArray[np.int64]) -> Array:
-    """A Llama in numpy over the file's tensors in their own row order, rounded to `DTYPE`, in float32.
+    """Run a Llama in numpy, float32, on the file's tensors in their own row order, rounded to `DTYPE`.
 
     input_ids: int64 (length,).
     Returns: float32 (length, vocab_size), logits.
@@ -263,7 +263,7 @@ def run_llama(tensors: Mapping[str, Any], sizes: LlamaSizes, input_ids: NDArray[
 
 
 def _rotate_pairs(x: Array, theta: float) -> Array:
-    """llama.cpp's rotary embedding: neighbours (2j, 2j + 1) turn together. x: (heads, length, head_dim)."""
+    """Apply llama.cpp's rotary embedding, which rotates the pairs (2j, 2j + 1). x: (heads, length, head_dim)."""
     head_dim = x.shape[-1]
     angles = np.arange(x.shape[1])[:, None] * theta ** (-np.arange(0, head_dim, 2) / head_dim)
     cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)

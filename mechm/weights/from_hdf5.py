@@ -1,8 +1,8 @@
-"""The expression network out of a Keras HDF5 file, without tensorflow.
+"""Converts the expression network in a Keras HDF5 file, without tensorflow.
 
-The file carries its own graph as JSON. `convert` maps the weights onto `ExpressionNetwork` by name; the check runs the
-file's graph, layer by layer as the JSON lists it, with a small numpy interpreter that shares nothing with the torch
-module: a wrong map, a wrong padding or a wrong class order shows as a difference.
+The file contains its graph as JSON. `convert` maps the weights to `ExpressionNetwork` by name. The check runs the
+file's graph layer by layer with a small numpy interpreter that is independent of the torch module, so that a wrong
+mapping, padding or class order shows as a difference.
 """
 
 from __future__ import annotations
@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from torch import nn
 
 from mechm.model.expression import ExpressionConfig, ExpressionNetwork
-from mechm.weights.check import Check, largest_difference, passed
-from mechm.weights.untyped import load
+from mechm.weights.check import Check, largest_difference, require_close
+from mechm.weights.untyped import import_untyped
 from mechm_runtime.errors import WeightsError
 from mechm_runtime.types import EMOTIONS
 
 FER_LABELS = ("anger", "disgust", "fear", "joy", "sadness", "surprise", "neutral")
-"""The file's classes (FER-2013: angry, disgust, fear, happy, sad, surprise, neutral) in this library's words."""
+"""The file's classes (FER-2013: angry, disgust, fear, happy, sad, surprise, neutral) under this library's names."""
 
 CLASS_ORDER = tuple(FER_LABELS.index(emotion) for emotion in EMOTIONS)
-"""Which of the file's classes each of our seven logits is."""
+"""Index of the file's class for each of this library's seven logits."""
 
-ATOL = 1e-4  # logits of float32 sums in another order; 2e-6 was measured on the shipped weights
+ATOL = 1e-4  # float32 sums in another order; 2e-6 was measured on the shipped weights
 
 Array = NDArray[np.float32]
 LayerWeights = dict[str, Array]
@@ -38,7 +38,7 @@ LayerWeights = dict[str, Array]
 def convert(source: Path, target: Path) -> Check:
     """Convert the one `*.hdf5` file in `source` into the folder `target`.
 
-    Raises: WeightsError: not the mini-Xception this library knows. VerificationError: outputs differ.
+    Raises: WeightsError: not the supported mini-Xception. VerificationError: outputs differ.
     """
     layers, weights = read_keras(next(iter(sorted(source.glob("*.hdf5")))))
     network = build_network(layers, weights)
@@ -48,15 +48,15 @@ def convert(source: Path, target: Path) -> Check:
     with torch.no_grad():
         logits = ExpressionNetwork.from_pretrained(target)(torch.from_numpy(faces.transpose(0, 3, 1, 2).copy()))
     difference = largest_difference("expression logits", expected, logits.numpy())
-    return passed("expression", "the Keras graph in numpy", difference, ATOL)
+    return require_close("expression", "the Keras graph in numpy", difference, ATOL)
 
 
 def read_keras(path: Path) -> tuple[list[dict[str, Any]], dict[str, LayerWeights]]:
-    """The graph's layers in the file's (topological) order and their arrays by layer and parameter name.
+    """Read the graph's layers in the file's (topological) order, and their arrays by layer and parameter name.
 
     Raises: WeightsError: not a Keras functional model.
     """
-    h5py = load("h5py")
+    h5py = import_untyped("h5py")
     try:
         with h5py.File(path, "r") as file:
             layers: list[dict[str, Any]] = json.loads(file.attrs["model_config"])["config"]["layers"]
@@ -73,13 +73,13 @@ def read_keras(path: Path) -> tuple[list[dict[str, Any]], dict[str, LayerWeights
 
 
 def input_shape(layers: list[dict[str, Any]]) -> tuple[int, int, int]:
-    """(height, width, channels) of the graph's input."""
+    """Return (height, width, channels) of the graph's input."""
     height, width, channels = layers[0]["config"]["batch_input_shape"][1:]
     return int(height), int(width), int(channels)
 
 
 def build_network(layers: list[dict[str, Any]], weights: Mapping[str, LayerWeights]) -> ExpressionNetwork:
-    """The torch network with the file's weights, its classes permuted to `EMOTIONS`.
+    """Build the torch network with the file's weights, its classes permuted to the order of `EMOTIONS`.
 
     Raises: WeightsError: the graph is not a mini-Xception.
     """
@@ -148,11 +148,11 @@ def _set_norm(norm: nn.Module, weights: LayerWeights) -> None:
 
 
 def run_keras_graph(layers: list[dict[str, Any]], weights: Mapping[str, LayerWeights], images: Array) -> Array:
-    """What the file's graph computes, up to its final softmax.
+    """Run the file's graph up to its final softmax.
 
     images: float32 (batch, height, width, channels).
     Returns: float32 (batch, classes) logits in the file's own class order.
-    Raises: WeightsError: a layer this interpreter does not know.
+    Raises: WeightsError: a layer that this interpreter does not support.
     """
     outputs: dict[str, Array] = {layers[0]["name"]: images}
     result = images
@@ -166,7 +166,7 @@ def run_keras_graph(layers: list[dict[str, Any]], weights: Mapping[str, LayerWei
 
 
 def _windows(x: Array, size: int, stride: int, padding: str, fill: float) -> Array:
-    """(batch, height, width, channels) -> (batch, out_height, out_width, channels, size, size)."""
+    """Cut windows: (batch, height, width, channels) -> (batch, out_height, out_width, channels, size, size)."""
     if padding == "same":
         pads = []
         for length in x.shape[1:3]:
@@ -202,7 +202,7 @@ def _activation(inputs: list[Array], config: Mapping[str, Any], weights: LayerWe
     if config["activation"] == "relu":
         return np.maximum(inputs[0], 0)
     if config["activation"] == "softmax":
-        # Logits are compared: the softmax would hide differences of unlikely classes.
+        # Logits are compared, since softmax would hide differences of unlikely classes.
         return inputs[0]
     raise WeightsError(f"unknown Keras activation {config['activation']}")
 

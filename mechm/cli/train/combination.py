@@ -13,8 +13,12 @@ _file = click.Path(path_type=Path)
 
 @click.command()
 @adapter_options
-@click.option("--dev", "dev_file", type=_file, required=True, metavar="FILE", help="Conversations to fit on.")
-@click.option("--report", "reports", type=_file, multiple=True, metavar="FILE", help="Score too; it decides nothing.")
+@click.option(
+    "--dev", "dev_file", type=_file, required=True, metavar="FILE", help="Conversations to fit the weights on."
+)
+@click.option(
+    "--report", "reports", type=_file, multiple=True, metavar="FILE", help="Score these too; not used for fitting."
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: torch's own choice.")
 def combination(
     preset: str,
@@ -25,9 +29,9 @@ def combination(
     reports: tuple[Path, ...],
     threads: int | None,
 ) -> None:
-    """Weigh the Llama against the fusion, fitted on --dev; writes combination.json into --adapter.
+    """Fit the weights of the Llama and the fusion in their combination on --dev; write ADAPTER/combination.json.
 
-    A bundle that holds both decides with it, so fit it again when either has changed.
+    A bundle with both models uses it, so fit it again when either has changed.
 
     \b
     mechm train combination --adapter runs/llm --fusion runs/fusion --dev ecf/dev.txt --report ecf/test.txt
@@ -37,7 +41,7 @@ def combination(
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from mechm.model.build import pretrained_folder
-    from mechm.training.llm_combination import weigh
+    from mechm.training.llm_combination import combine_llama_with_fusion
     from mechm_runtime.readers import read_labelled
 
     if threads is not None:
@@ -47,7 +51,7 @@ def combination(
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
         tasks = {name: progress.add_task(f"Asking on {name}", total=len(split)) for name, split in splits.items()}
-        fitted = weigh(
+        fitted = combine_llama_with_fusion(
             preset,
             adapter,
             fusion_folder or pretrained_folder(preset),

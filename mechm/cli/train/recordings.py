@@ -1,4 +1,4 @@
-"""What `mechm train fusion` knows of recordings: their options, and how long reading them takes."""
+"""Options of `mechm train` about recordings, and the progress of reading them."""
 
 from __future__ import annotations
 
@@ -16,9 +16,11 @@ from mechm_runtime.system.progress import StageProgress
 
 if TYPE_CHECKING:
     from mechm.data.corpora import SemaineConfig
+    from mechm.data.training_data import TrainingSources
+    from mechm.training.modalities import RecordingsConfig
 
 MAX_JOBS = 4
-"""Decoding processes unless more are asked for: the encoders are busy with what these deliver."""
+"""Default limit of decoding processes: these keep the encoders busy."""
 
 _folder = click.Path(path_type=Path, exists=True, file_okay=False)
 _file = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -28,14 +30,14 @@ _OPTIONS = (
         "--clips",
         type=_folder,
         metavar="DIR",
-        help="A clip per utterance of --train and --dev: dia1utt1.mp4, the video_name of ECF 2.0, or MELD.Raw.",
+        help="Clips of the utterances of --train and --dev: dia1utt1.mp4, ECF 2.0's video_name, or MELD.Raw.",
     ),
     click.option(
         "--clip-names",
         "names_file",
         type=_file,
         metavar="FILE",
-        help="For ECF 1.0 with the clips of MELD: ecf_vs_meld.txt, which names them.",
+        help="For ECF 1.0 with the clips of MELD: ecf_vs_meld.txt, which contains their names.",
     ),
     click.option("--semaine", type=_folder, metavar="DIR", help="Add SEMAINE: the folder with Sessions/1 …"),
     click.option(
@@ -43,28 +45,28 @@ _OPTIONS = (
         "semaine_file",
         type=_file,
         metavar="FILE",
-        help='How its valence and activation become emotions, as JSON: {"neutral_radius": 0.2, "reaction_lag_s": 2}.',
+        help='JSON that maps its valence and activation to emotions: {"neutral_radius": 0.2, "reaction_lag_s": 2}.',
     ),
     click.option("--aesi", type=_folder, metavar="DIR", help="Add the voices of AESI: folders and a labels.csv."),
     click.option(
         "--features",
         type=click.Path(path_type=Path, file_okay=False),
         metavar="DIR",
-        help="Keep what is read out of recordings here, to go on from or use again. Default: in the cache folder.",
+        help="Folder for the features of recordings, to reuse or continue. Default: in the cache folder.",
     ),
     click.option(
         "--jobs",
         "n_jobs",
         type=click.IntRange(min=1),
         metavar="N",
-        help=f"Recordings decoded at once. Default: one a core, {MAX_JOBS} at most.",
+        help=f"Recordings decoded in parallel. Default: one per core, {MAX_JOBS} at most.",
     ),
 )
 
 
 @dataclass(frozen=True, slots=True)
 class RecordingOptions:
-    """The options as they were given; names as in `mechm.data.training_data.TrainingSources`."""
+    """Values of the options; names as in `mechm.data.training_data.TrainingSources`."""
 
     clips: Path | None = None
     names_file: Path | None = None
@@ -74,9 +76,33 @@ class RecordingOptions:
     features: Path | None = None
     n_jobs: int = 1
 
+    def sources(
+        self, train: Path, dev: Path, *, goemotions: Path | None = None, reccon: Path | None = None
+    ) -> TrainingSources:
+        """Return the corpora to train on, recordings and text."""
+        from mechm.data.training_data import TrainingSources
+
+        return TrainingSources(
+            train,
+            dev,
+            self.clips,
+            self.names_file,
+            goemotions,
+            reccon,
+            self.semaine,
+            self.semaine_labels,
+            self.aesi,
+        )
+
+    def config(self, speech: Path | None) -> RecordingsConfig:
+        """Return how recordings are read, with a folder of emotional speech."""
+        from mechm.training.modalities import RecordingsConfig
+
+        return RecordingsConfig(speech, self.features, self.n_jobs)
+
 
 def recording_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Add the options of recordings to a command, which gets them as one argument `recordings`."""
+    """Add the options of recordings to a command, which receives them as one argument `recordings`."""
 
     @functools.wraps(command)
     def with_recordings(
@@ -104,17 +130,12 @@ def recording_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextmanager
-def recordings_progress(*, shown: bool = True) -> Iterator[StageProgress]:
-    """A callback for recordings read and their number: a bar on a terminal, else a line about every minute; on stderr.
-
-    shown: False for silence, in processes other than the main one.
-    """
+def recordings_progress() -> Iterator[StageProgress]:
+    """Yield a callback for recordings read and their total: a bar on a terminal, else a line per minute; on stderr."""
     from rich.console import Console
 
     console = Console(stderr=True)
-    if not shown:
-        yield lambda _done, _total: None
-    elif not console.is_terminal:
+    if not console.is_terminal:
         yield RecordingLines(lambda line: click.echo(line, err=True))
     else:
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -126,12 +147,12 @@ def recordings_progress(*, shown: bool = True) -> Iterator[StageProgress]:
 
 
 class RecordingLines(TimedLines):
-    """Says how many recordings are read, about every minute."""
+    """Prints how many recordings were read, about every minute."""
 
     _first: int | None = None
 
     def __call__(self, done: int, total: int) -> None:
-        """Say a line when it is time; what was there before tells nothing about the speed."""
+        """Print a line when it is due; recordings that were stored before do not count for the speed."""
         if self._first is None:
             self._first = done
         if not self.due() or done == self._first:

@@ -1,8 +1,8 @@
 """Readers of annotated corpora, one module each.
 
-Layouts are those of the public releases; each reader says what it expects. Labels are mapped to `EMOTIONS`; what has no
-counterpart there is left out or refused, as the reader says. Readers of recordings return a `Corpus`, whose report
-names the files that could not be used: one unreadable clip among ten thousand stops nothing.
+Layouts are those of the public releases, described in each module. Labels are mapped to `EMOTIONS`; labels without a
+counterpart are left out or refused, as documented by the reader. Readers of recordings return a `Corpus` whose report
+names the files that could not be used, so that one unreadable clip among ten thousand does not stop the reading.
 """
 
 from mechm.data.corpora.aesi import AESI_EMOTIONS, read_aesi

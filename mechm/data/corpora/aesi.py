@@ -1,15 +1,15 @@
-"""AESI, the Athens Emotional States Inventory: Greek sentences spoken with anger, fear, joy, sadness or neutrally.
+"""Reads AESI, the Athens Emotional States Inventory: Greek sentences spoken in five emotional states.
 
-696 recordings of 20 speakers, about 28 minutes (Chaspari et al., World Journal of Biological Psychiatry 16, 2015). The
-paper describes what was recorded; how its files are named and laid out is not published, and copies come from the
-authors. So this reads folders of recordings, however deep, through a label table that says what is what:
+The states are anger, fear, joy, sadness and neutral; 696 recordings of 20 speakers, about 28 minutes (Chaspari et al.,
+World Journal of Biological Psychiatry 16, 2015). The layout of its files is not published, and copies are available
+from the authors. This reader therefore takes a folder of recordings, of any depth, with a label table:
 
     <folder>/labels.csv           file,speaker,emotion        separated by comma, semicolon or tab
                                   s01/anger_03.wav,s01,anger
-    <folder>/s01/anger_03.wav     … (further columns of the table are passed over)
+    <folder>/s01/anger_03.wav     … (further columns of the table are ignored)
 
-`file` is a place below the folder, or a name that only one recording below it has, with or without its suffix.
-`emotion` is one of `AESI_EMOTIONS` in any case, with or without accents; another one is refused.
+`file` is a path relative to the folder, or the unique name of a recording in it, with or without its suffix.
+`emotion` is one of `AESI_EMOTIONS` in any case, with or without accents; others are refused.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ AESI_EMOTIONS = {spelling: emotion for emotion, spellings in _SPELLINGS.items() 
 """The five states in English and Greek, in lower case and without accents."""
 
 SUFFIXES = (".wav", ".flac", ".mp3", ".ogg", ".m4a", ".mp4", ".avi", ".mov")
-"""What a recording's name ends with; AESI was recorded with microphones and cameras."""
+"""Suffixes of recordings; AESI was recorded with microphones and cameras."""
 
 _TABLE_HINT = "the table has the columns file, speaker, emotion"
 
 
 def read_aesi(folder: Path, *, table: Path | None = None, probe: Probe | None = None) -> Corpus[SpeechRecording]:
-    """The recordings of AESI, in the order of the label table.
+    """Read the recordings of AESI, in the order of the label table.
 
     table: None for `labels.csv` in the folder.
-    probe: opens each recording; without it one is only looked for, and taken if it is not empty.
-    Raises: InputError: the table is missing, or a row of it is malformed, has an unknown emotion, names a place outside
-        the folder, a name of several recordings, or a recording of an earlier row. MediaError: none can be used.
+    probe: opens each recording; None only checks that it exists and is not empty.
+    Raises: InputError: the table is missing, or a row is malformed, has an unknown emotion, a path outside the folder,
+        a name of several recordings, or a recording of an earlier row. MediaError: no recording can be used.
     """
     table = folder / "labels.csv" if table is None else table
     files = _Recordings(folder)
@@ -57,7 +57,7 @@ def read_aesi(folder: Path, *, table: Path | None = None, probe: Probe | None = 
     for row in read_table(table, ("file", "speaker", "emotion"), delimiters=",;\t", hint=_TABLE_HINT):
         emotion, speaker, path = _emotion(row), row.values["speaker"].strip(), files.find(row)
         if not speaker:
-            raise row.error("no speaker", hint="leaving one speaker out needs to know who speaks")
+            raise row.error("no speaker", hint="leave-one-speaker-out evaluation needs the speaker")
         if path is None:
             problems.append(Problem(row.values["file"].strip(), "missing"))
             continue
@@ -79,31 +79,33 @@ def read_aesi(folder: Path, *, table: Path | None = None, probe: Probe | None = 
 
 
 class _Recordings:
-    """The recordings below a folder, found by place or by name."""
+    """Finds the recordings in a folder by relative path or by name."""
 
     def __init__(self, folder: Path) -> None:
         self.paths: list[Path] = []
-        self._by_place: defaultdict[str, list[Path]] = defaultdict(list)
+        self._by_path: defaultdict[str, list[Path]] = defaultdict(list)
         self._by_name: defaultdict[str, list[Path]] = defaultdict(list)
         for parent, folders, names in os.walk(folder):
             folders.sort()
             for name in sorted(names):
                 path = Path(parent, name)
-                if path.suffix.lower() not in SUFFIXES or name.startswith("._"):  # ._ files are macOS's notes
+                if path.suffix.lower() not in SUFFIXES or name.startswith("._"):  # macOS metadata files
                     continue
                 self.paths.append(path)
-                place = path.relative_to(folder)
-                for key in (place.as_posix(), place.with_suffix("").as_posix()):
-                    self._by_place[key].append(path)
+                relative = path.relative_to(folder)
+                for key in (relative.as_posix(), relative.with_suffix("").as_posix()):
+                    self._by_path[key].append(path)
                 for key in (name, path.stem):
                     self._by_name[key].append(path)
 
     def find(self, row: TableRow) -> Path | None:
-        """The recording of a row, or None where there is none."""
+        """Return the recording of a row, or None where there is none."""
         name = row.values["file"].strip().replace("\\", "/").removeprefix("./")
         if not name or name.startswith("/") or ".." in name.split("/"):
-            raise row.error(f"{quote(name)} is not a file below the folder", hint="name it from the folder on")
-        found = self._by_place.get(name) or self._by_name.get(name) or []
+            raise row.error(
+                f"{quote(name)} is not a file below the folder", hint="give the path relative to the folder"
+            )
+        found = self._by_path.get(name) or self._by_name.get(name) or []
         if len(found) > 1:
             hint = "name the folder and the suffix too"
             raise row.error(f"{len(found)} recordings are called {quote(name)}", hint=hint)

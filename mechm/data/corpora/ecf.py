@@ -1,4 +1,4 @@
-"""ECF with its clips: the annotated conversations of ECF 1.0 or 2.0, and a recording for each utterance.
+"""Reads ECF: the annotated conversations of ECF 1.0 or 2.0, with a clip for each utterance.
 
 ECF 2.0 is the data of SemEval-2024 Task 3 (NUSTM/SemEval-2024_ECAC):
 
@@ -6,14 +6,13 @@ ECF 2.0 is the data of SemEval-2024 Task 3 (NUSTM/SemEval-2024_ECAC):
                                 "video_name"}], "emotion-cause_pairs": [["3_surprise", "1"]]}]
     <clips>/dia1utt1.mp4      a clip per utterance, under its `video_name`
 
-ECF 1.0 (NUSTM/MECPE) is text whose clips are MELD's; its `ecf_vs_meld.txt` says which clip an utterance has:
+ECF 1.0 (NUSTM/MECPE) has text only and uses MELD's clips; `ecf_vs_meld.txt` maps utterances to clips:
 
     train.txt, ecf_vs_meld.txt                the same conversations under the same ids
     <clips>/train_splits/dia559_utt0.mp4      `train_dia559_utt0`; dev_splits_complete and output_repeated_splits_test
                                               beside it, as MELD.Raw unpacks
 
-The text is read by `mechm_runtime.readers`. This adds the clips and says at the end which are missing or cannot be
-read.
+The text is read by `mechm_runtime.readers`. This module adds the clips and reports those that cannot be used.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ from mechm_runtime.types import LabelledConversation
 def read_ecf(
     path: Path, *, clips: Path | None = None, names_file: Path | None = None, probe: Probe | None = None
 ) -> Corpus[LabelledConversation]:
-    """Annotated conversations in SemEval JSON or MECPE text, with their clips where `clips` is given.
+    """Read annotated conversations in SemEval JSON or MECPE text, with their clips where `clips` is given.
 
-    clips: the folder with the clips; for ECF 1.0 the one that holds MELD's `train_splits`.
-    names_file: a transcript of the same conversations that names their clips (`ecf_vs_meld.txt`); None where `path`
-        does so itself, or the clips are called `dia1utt1.mp4` after conversation and utterance.
-    probe: opens each clip; without it a clip is only looked for, and taken if it is not empty.
-    Raises: TranscriptError, LabelError: as `read_labelled`, also of `names_file`, and where that has other utterances
-        or names nothing. MediaError: the folder cannot be listed, or none of its clips can be used.
+    clips: folder of the clips; for ECF 1.0 the folder of MELD's `train_splits`.
+    names_file: a transcript of the same conversations with the names of their clips (`ecf_vs_meld.txt`); None where
+        `path` contains them, or the clips are named `dia1utt1.mp4` by conversation and utterance.
+    probe: opens each clip; None only checks that it exists and is not empty.
+    Raises: TranscriptError, LabelError: as `read_labelled`, also for `names_file`, and where that has other utterances
+        or no names. MediaError: the folder cannot be listed, or none of its clips can be used.
     """
     labelled = read_labelled(path)
     if clips is None:
@@ -60,9 +59,9 @@ def read_ecf(
 def _names_from(
     names_file: Path, path: Path, labelled: Sequence[LabelledConversation]
 ) -> Mapping[tuple[str, int], str]:
-    """The clips that another transcript of the same conversations names.
+    """Read the names of clips from another transcript of the same conversations.
 
-    Raises: TranscriptError: it names none of theirs, or a conversation of the same id has other utterances.
+    Raises: TranscriptError: it has no names for them, or a conversation of the same id has other utterances.
     """
     ids = {one.id: [u.id for u in one.utterances] for one in read_transcript(names_file)}
     for one in labelled:

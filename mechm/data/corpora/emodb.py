@@ -1,4 +1,4 @@
-"""EmoDB, the Berlin database of emotional speech: what the file names say. It opens no recording."""
+"""Reads EmoDB, the Berlin database of emotional speech, from its file names. It does not open the recordings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ EMODB_EMOTIONS = {"W": "anger", "E": "disgust", "A": "fear", "F": "joy", "T": "s
 
 
 def read_emodb(folder: Path) -> tuple[SpeechRecording, ...]:
-    """EmoDB recordings `SStttEv`: two digits of speaker, three characters of text, letters of emotion and version.
+    """List EmoDB's recordings, named `SStttEv`: two digits for the speaker, three for the text, emotion and version.
 
     Boredom is left out.
     Raises: InputError: no such recordings in the folder.

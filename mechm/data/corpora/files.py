@@ -1,7 +1,6 @@
-"""From a corpus's files to text, table rows and usable recordings: what several readers share.
+"""Shared functions of the corpus readers: decoding text, reading tables and checking recordings.
 
-Corpora of the 2010s come in UTF-8, Windows-1252 or a mixture. It knows no corpus, and it decodes no recording itself:
-that is the business of the probe it is given.
+Corpora of the 2010s use UTF-8, Windows-1252 or a mixture of both. Recordings are only decoded by the given probe.
 """
 
 from __future__ import annotations
@@ -21,15 +20,15 @@ from mechm_runtime.types import LabelledConversation, Utterance
 
 _CONTROLS_AS_CP1252 = {
     code: bytes([code]).decode("cp1252", errors="ignore") or " " for code in range(0x80, 0xA0)
-}  # five of these codes mean nothing in Windows-1252
+}  # five of these codes are undefined in Windows-1252
 
 
 def read_text(path: Path, *, hint: str = "") -> str:
-    """A text file in UTF-8, with what is left of Windows-1252 in it understood, line by line.
+    """Read a text file in UTF-8 with remains of Windows-1252, which are decoded line by line.
 
-    Such leftovers are bytes that are not UTF-8, and U+0080 to U+009F: control characters that nobody types, but what
-    Windows-1252 quotes and dashes become when they are read as Latin-1 and saved again.
-    Raises: InputError: it cannot be read, is larger than `DEFAULT_MAX_BYTES`, or holds NUL characters.
+    Such remains are bytes that are not UTF-8, and the control characters U+0080 to U+009F, to which Windows-1252 quotes
+    and dashes turn when they are read as Latin-1 and saved again.
+    Raises: InputError: it cannot be read, is larger than `DEFAULT_MAX_BYTES`, or contains NUL characters.
     """
     try:
         if path.stat().st_size > DEFAULT_MAX_BYTES:
@@ -51,25 +50,25 @@ def _decode_line(line: bytes) -> str:
     try:
         return line.decode("utf-8-sig")
     except UnicodeDecodeError:
-        return line.decode("latin-1")  # from 0xA0 the same as Windows-1252; below, the table does the rest
+        return line.decode("latin-1")  # equals Windows-1252 from 0xA0; `_CONTROLS_AS_CP1252` maps the codes below
 
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One row of a table: column -> value, and where it stands."""
+    """One row of a table. line: its line in the file. values: by column."""
 
     path: Path
     line: int
     values: Mapping[str, str]
 
     def error(self, message: str, *, hint: str = "") -> InputError:
-        """An InputError that names the file and the line."""
+        """Return an InputError that names the file and the line."""
         return InputError(f"{self.path.name}, line {self.line}: {message}", hint=hint)
 
     def number(self, column: str) -> int:
-        """A whole number from 0 to 999,999,999.
+        """Parse a whole number from 0 to 999,999,999.
 
-        Raises: InputError: it is not one.
+        Raises: InputError: the value is none.
         """
         value = self.values[column].strip()
         if not (value.isascii() and value.isdigit() and len(value) <= 9):
@@ -78,10 +77,10 @@ class TableRow:
 
 
 def read_table(path: Path, columns: Sequence[str], *, delimiters: str = ",", hint: str = "") -> Iterator[TableRow]:
-    """The rows of a CSV file whose first line names at least `columns`; empty lines are passed over.
+    """Yield the rows of a CSV file whose first line names at least `columns`; empty lines are skipped.
 
-    Names are compared without case and surrounding space, and rows have them as `columns` spells them.
-    delimiters: the first of these that separates all the columns in the first line is taken.
+    Names are compared ignoring case and surrounding space; rows have the spelling of `columns`.
+    delimiters: candidates; the one that occurs most often in the first line is used.
     Raises: InputError: it cannot be read, a column is missing, or a row has another number of values than the header.
     """
     text = read_text(path, hint=hint)
@@ -106,9 +105,9 @@ def read_table(path: Path, columns: Sequence[str], *, delimiters: str = ",", hin
 
 
 def why_unusable(path: Path, probe: Probe | None) -> str | None:
-    """Why a recording cannot be used, or None where it can.
+    """Return the reason why a recording cannot be used, None where it can.
 
-    probe: None looks at the file's size alone.
+    probe: None only checks the file's size.
     """
     try:
         status = path.stat()
@@ -130,10 +129,10 @@ def why_unusable(path: Path, probe: Probe | None) -> str | None:
 def keep_usable_clips(
     labelled: Sequence[LabelledConversation], clip_name: Callable[[str, int], str], probe: Probe | None
 ) -> tuple[tuple[LabelledConversation, ...], tuple[Problem, ...]]:
-    """Take away the clips that cannot be used, and say which those are; no utterance is lost.
+    """Remove clips that cannot be used from their utterances, and report them; no utterance is removed.
 
-    labelled: with the clips that were found attached. clip_name: (conversation id, utterance id) -> the name that a
-    clip should have, for those that were not found.
+    labelled: with the clips that were found. clip_name: (conversation id, utterance id) -> expected name of a clip, for
+        those that were not found.
     Raises: MediaError: no clip is left.
     """
     problems: list[Problem] = []
@@ -161,12 +160,12 @@ def keep_usable_clips(
 
 
 def count_utterances(labelled: Sequence[LabelledConversation]) -> int:
-    """Utterances in all the conversations."""
+    """Count the utterances of all conversations."""
     return sum(len(one.emotions) for one in labelled)
 
 
 def count_media(labelled: Sequence[LabelledConversation]) -> int:
-    """Utterances with a recording: their own clip, or their conversation's."""
+    """Count the utterances with a recording: their own clip, or their conversation's."""
     return sum(
         utterance.media is not None or one.conversation.media is not None
         for one in labelled

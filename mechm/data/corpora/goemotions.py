@@ -1,4 +1,4 @@
-"""GoEmotions: single comments with the seven Ekman labels; text alone, no conversation around them."""
+"""Reads GoEmotions: single comments with the seven Ekman labels, without conversation or recordings."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ _HINT = "give the folder with labels.txt (the seven Ekman labels) and train.tsv 
 
 
 def read_goemotions(folder: Path, split: str = "train") -> tuple[LabelledConversation, ...]:
-    """Single comments with one of the seven Ekman labels, each as a conversation of one utterance without a speaker.
+    """Read comments with one of the seven Ekman labels, each as a conversation of one utterance without a speaker.
 
-    Expects `labels.txt` (a name a line) and `<split>.tsv` (`text`, comma separated label indices, id). A comment with
-    several labels is left out: the emotion head decides for one.
-    Raises: InputError: a file is missing, a row is malformed, or no comment can be used. LabelError: a label that is no
-        emotion, as the 27 finer ones of the release are not.
+    Expects `labels.txt` (one name per line) and `<split>.tsv` (`text`, comma separated label indices, id). Comments
+    with several labels are left out, since the emotion head predicts one.
+    Raises: InputError: a file is missing, a row is malformed, or no comment can be used. LabelError: a label that is
+        not in `EMOTIONS`, such as the release's 27 finer ones.
     """
     names = {}
     for number, name in enumerate(_read_lines(folder / "labels.txt"), 1):
@@ -41,7 +41,7 @@ def read_goemotions(folder: Path, split: str = "train") -> tuple[LabelledConvers
 
 
 def _read_lines(path: Path) -> list[str]:
-    """The lines of a file. Not `splitlines`, which ends lines at characters that comments hold."""
+    """Read the lines of a file, without `splitlines`, which also splits at characters that comments contain."""
     try:
         return path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except OSError as error:

@@ -1,4 +1,4 @@
-"""MELD: dialogues from the TV show Friends with an emotion per utterance, and a clip of each (Poria et al., ACL 2019).
+"""Reads MELD: dialogues of the TV show Friends with an emotion and a clip per utterance (Poria et al., ACL 2019).
 
 The layout of the release (declare-lab/MELD and MELD.Raw):
 
@@ -9,11 +9,11 @@ The layout of the release (declare-lab/MELD and MELD.Raw):
     <clips>/dev_splits_complete/dia0_utt0.mp4
     <clips>/output_repeated_splits_test/dia0_utt0.mp4
 
-Older copies of the tables hold Windows-1252 leftovers, which are understood. MELD's emotions are `EMOTIONS`; any other
-is refused. Causes are not annotated (ECF annotates them for the same show): `pairs` is empty throughout.
+Remains of Windows-1252 in older copies of the tables are decoded. MELD's emotions are those of `EMOTIONS`; others are
+refused. Causes are not annotated (ECF annotates them for the same show): `pairs` is always empty.
 
-A conversation's id is `train_dia0`; utterance ids are MELD's plus one, since ours count from 1, and keep its gaps.
-Times count from the dialogue's earliest utterance; some run backwards in the release, and they are left so.
+A conversation's id is `train_dia0`; utterance ids are MELD's plus one, since ours start at 1, and may have gaps.
+Times are relative to the dialogue's earliest utterance; some are out of order in the release and are not changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from mechm_runtime.readers.text_file import clean_text, quote
 from mechm_runtime.types import EMOTIONS, Conversation, LabelledConversation, Utterance
 
 CLIP_FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
-"""Where MELD.Raw has the clips of each split."""
+"""Folder of each split's clips in MELD.Raw."""
 
 COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID", "StartTime", "EndTime")
 """The columns that are read; the others may be absent."""
@@ -43,13 +43,13 @@ _TIME = re.compile(r"([0-9]{1,2}):([0-5]?[0-9]):([0-5]?[0-9])[,.]([0-9]{1,3})")
 def read_meld(
     folder: Path, split: str = "train", *, clips: Path | None = None, probe: Probe | None = None
 ) -> Corpus[LabelledConversation]:
-    """One split of MELD, with its clips where `clips` is given.
+    """Read one split of MELD, with its clips where `clips` is given.
 
-    folder: with `<split>_sent_emo.csv`. split: train, dev or test.
-    clips: MELD.Raw, or the split's own folder of clips.
-    probe: opens each clip; without it a clip is only looked for, and taken if it is not empty.
-    Raises: InputError: the table is missing or a row of it is malformed, has an unknown emotion, or repeats another.
-        MediaError: none of the clips is there or can be used.
+    folder: contains `<split>_sent_emo.csv`. split: train, dev or test.
+    clips: folder of MELD.Raw, or the split's own folder of clips.
+    probe: opens each clip; None only checks that it exists and is not empty.
+    Raises: InputError: the table is missing, or a row is malformed, has an unknown emotion, or repeats another.
+        MediaError: none of the clips exists or can be used.
     """
     if split not in CLIP_FOLDERS:
         raise InputError(f"MELD has no split {split!r}", hint=f"use one of {', '.join(CLIP_FOLDERS)}")
@@ -75,7 +75,7 @@ def read_meld(
 
 
 def _clip_root(clips: Path, split: str) -> Path:
-    """The folder that holds the split's folder of clips."""
+    """Return the parent of the split's folder of clips."""
     if clips.name == CLIP_FOLDERS[split]:
         return clips.parent
     inner = clips / split
@@ -131,6 +131,6 @@ def _line(row: TableRow) -> _Line:
 def _seconds(row: TableRow, column: str) -> float:
     match = _TIME.fullmatch(row.values[column].strip())
     if match is None:
-        raise row.error(f"{column} {quote(row.values[column])} is not a time", hint="it is 00:16:16,059")
+        raise row.error(f"{column} {quote(row.values[column])} is not a time", hint="expected 00:16:16,059")
     hours, minutes, seconds, fraction = match.groups()
     return int(hours) * 3600 + int(minutes) * 60 + int(seconds) + float(f"0.{fraction}")

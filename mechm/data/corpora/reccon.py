@@ -1,11 +1,11 @@
-"""RECCON: dialogues of DailyDialog and IEMOCAP with an emotion per turn and the turns that caused it; text alone.
+"""Reads RECCON: dialogues of DailyDialog and IEMOCAP with an emotion and its causes per turn; text only.
 
 The JSON of the release (declare-lab/RECCON, `data/original_annotation`):
 
     {"tr_1": [[{"turn": 1, "speaker": "A", "utterance": "…", "emotion": "happiness",
                 "expanded emotion cause evidence": [1, "b"]}, …]]}
 
-A cause is a turn's number, or "b" for something in the background that nobody says.
+A cause is a turn's number, or "b" for something in the background that is not said.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ RECCON_EMOTIONS = {
     "sad": "sadness",
     "surprised": "surprise",
 }
-"""Spellings of the public release, with its slips."""
+"""Spellings in the public release, with its typos."""
 
-FOREIGN = ("frustrated",)
-"""IEMOCAP's emotion that ECF does not have."""
+UNMAPPED_EMOTIONS = ("frustrated",)
+"""Emotions of IEMOCAP without a counterpart in ECF."""
 
 BACKGROUND = "b"
 CAUSES = "expanded emotion cause evidence"
@@ -38,12 +38,12 @@ _HINT = "take the file as declare-lab/RECCON has it, such as dailydialog_train.j
 
 
 def read_reccon(path: Path) -> tuple[LabelledConversation, ...]:
-    """RECCON dialogues: an emotion per turn and the turns that caused it.
+    """Read RECCON dialogues: an emotion per turn and the turns that caused it.
 
-    Causes in the background are left out; a dialogue with an emotion of `FOREIGN` is left out as a whole, since its
-    other labels would be read without it.
-    Raises: InputError: the file is missing, not in that layout, or nothing of it can be used. LabelError: an unknown
-        emotion, or a cause that is no turn. TranscriptError: turns that repeat or run backwards.
+    Causes in the background are left out. Dialogues with an emotion of `UNMAPPED_EMOTIONS` are left out as a whole,
+    since their other labels depend on it.
+    Raises: InputError: the file is missing, in another layout, or has no usable dialogue. LabelError: an unknown
+        emotion, or a cause that is not a turn. TranscriptError: turns that repeat or are out of order.
     """
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
@@ -66,7 +66,7 @@ def _dialogue(path: Path, name: str, variants: object) -> LabelledConversation |
         raise InputError(f"{place}: no list of turns", hint=_HINT)
     turns = [_turn(place, turn) for turn in variants[0]]
     emotions = [turn["emotion"] for turn in turns]
-    if any(emotion in FOREIGN for emotion in emotions):
+    if any(emotion in UNMAPPED_EMOTIONS for emotion in emotions):
         return None
     try:
         utterances = tuple(Utterance(turn["turn"], turn["speaker"], turn["utterance"]) for turn in turns)
@@ -88,7 +88,7 @@ def _dialogue(path: Path, name: str, variants: object) -> LabelledConversation |
 
 
 def _turn(place: str, turn: object) -> dict[str, Any]:
-    """A turn with its emotion as one of `EMOTIONS` or `FOREIGN`, and its causes."""
+    """Check a turn; its emotion becomes one of `EMOTIONS` or `UNMAPPED_EMOTIONS`."""
     kinds = {"turn": int, "speaker": str, "utterance": str, "emotion": str}
     if not isinstance(turn, dict) or any(type(turn.get(key)) is not kind for key, kind in kinds.items()):
         raise InputError(f"{place}: a turn without its number, speaker, utterance or emotion", hint=_HINT)
@@ -96,7 +96,7 @@ def _turn(place: str, turn: object) -> dict[str, Any]:
     if not isinstance(causes, list) or any(type(cause) not in (int, str) for cause in causes):
         raise InputError(f"{place}, turn {turn['turn']}: causes that are not a list of turns", hint=_HINT)
     emotion = RECCON_EMOTIONS.get(turn["emotion"], turn["emotion"])
-    if emotion not in (*EMOTIONS, *FOREIGN):
+    if emotion not in (*EMOTIONS, *UNMAPPED_EMOTIONS):
         raise LabelError(
             f"{place}, turn {turn['turn']}: unknown emotion {quote(emotion)}",
             hint=f"use one of {', '.join((*EMOTIONS, *RECCON_EMOTIONS))}",

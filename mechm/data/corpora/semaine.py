@@ -1,21 +1,21 @@
-"""SEMAINE: conversations with an operator who plays one of four characters, traced in valence and activation.
+"""Reads SEMAINE: conversations with an operator who plays one of four characters, rated in valence and activation.
 
-Solid SAL part of the database (McKeown et al., IEEE Trans. Affective Computing 3, 2012), as its download unpacks:
+The Solid SAL part of the database (McKeown et al., IEEE Trans. Affective Computing 3, 2012), as its download unpacks:
 
     <folder>/Sessions/16/
-        wordLevel_alignedTranscript_…_user         "---recording 3 turn 1---", then "start_ms end_ms WORD" a line, then
+        wordLevel_alignedTranscript_…_user         "---recording 3 turn 1---", then lines "start_ms end_ms WORD", then
         wordLevel_alignedTranscript_…_operator     "." at the turn's end; milliseconds from the session's start
-        alignedTranscript_03.4Poppy.txt            the same turns with punctuation: "start end User<TAB>text" a line
-        R1S16TUCPoDV.txt                           a FEELtrace: "seconds value" a line, every 0.02 s, value in [-1, 1]
-        …_User HeadMounted_Poppy.wav               16 kHz mono, a microphone a person
+        alignedTranscript_03.4Poppy.txt            the same turns with punctuation: lines "start end User<TAB>text"
+        R1S16TUCPoDV.txt                           a FEELtrace: lines "seconds value", every 0.02 s, value in [-1, 1]
+        …_User HeadMounted_Poppy.wav               16 kHz mono, one microphone per person
 
-A trace's name says Rater, Session, Target (User or Operator), Character (Ob, Po, Pr, Sp) and Dimension (V valence, A
-activation; others are passed over). A number at its end, or after the character, means another attempt of that rater:
-the largest counts. Letters vary in the release (A for R, R for S).
+A trace's name consists of Rater, Session, Target (User or Operator), Character (Ob, Po, Pr, Sp) and Dimension (V
+valence, A activation; others are ignored). A number at its end, or after the character, marks a repeated rating, of
+which the largest number is used. Letters vary in the release (A for R, R for S).
 
-Traces are not labels: `SemaineConfig` says how a turn gets one. The mean over the turn's time is taken per rater, then
-over raters, which weighs raters alike whatever their sampling. Turns without traces or words get no label and are left
-out, which by default are the operator's. Causes are not annotated: `pairs` is empty.
+`SemaineConfig` defines how traces become labels. Traces are averaged over the turn per rater, then over raters, so that
+raters have equal weight whatever their sampling rate. Turns without traces or words are left out, and by default the
+operator's. Causes are not annotated: `pairs` is empty.
 """
 
 from __future__ import annotations
@@ -51,23 +51,23 @@ _LAYOUT_HINT = "give the folder that holds Sessions/1, Sessions/2 … of the SEM
 
 @dataclass(frozen=True, slots=True)
 class SemaineConfig:
-    """How mean valence and activation, both in [-1, 1], become one of `EMOTIONS`.
+    """Mapping from mean valence and activation, both in [-1, 1], to one of `EMOTIONS`.
 
-    Within `neutral_radius` of the neutral point it is neutral, beyond it the quadrant decides. Quadrants follow the
-    circumplex of affect (Russell, J. Personality and Social Psychology 39, 1980): pleasure at 0°, excitement 45°,
+    Points within `neutral_radius` of the neutral point are neutral; others are labelled by quadrant. Quadrants follow
+    the circumplex of affect (Russell, J. Personality and Social Psychology 39, 1980): pleasure at 0°, excitement 45°,
     arousal 90°, distress 135°, displeasure 180°, depression 225°, sleepiness 270°, relaxation 315°. Relaxation has no
-    counterpart among `EMOTIONS` and becomes neutral by default. Fear and disgust share anger's quadrant and surprise
-    has no place of its own: two dimensions cannot tell them apart, so this mapping never gives those three.
+    counterpart among `EMOTIONS` and becomes neutral by default. Fear and disgust share anger's quadrant, and surprise
+    has no quadrant: two dimensions cannot distinguish them, so this mapping never returns those three.
 
-    neutral_valence, neutral_activation: the neutral point. Russell has it at the origin; Amir et al. (FG 2015) found
-        the word neutral used for speech of somewhat negative activation.
-    neutral_radius: 0.15 is this library's choice; the literature gives no value. Choose it on your own labels.
+    neutral_valence, neutral_activation: the neutral point. It is the origin in Russell; Amir et al. (FG 2015) found the
+        word neutral used for speech of somewhat negative activation.
+    neutral_radius: 0.15 is this library's choice; the literature gives no value. Tune it on your own labels.
     pleasant_active … pleasant_passive: the quadrants' labels; None leaves such turns out.
-    reaction_lag_s: how much later than the speech the traces are read. Raters lag by 1 to 6 s, and fixed delays of 1 to
-        3 s helped (Mariooryad and Busso, IEEE Trans. Affective Computing 6, 2015); 0 takes the traces as they are.
+    reaction_lag_s: delay of the traces behind the speech. Raters lag by 1 to 6 s, and fixed delays of 1 to 3 s helped
+        (Mariooryad and Busso, IEEE Trans. Affective Computing 6, 2015); 0 assumes no delay.
     min_raters: turns with fewer raters in either dimension are left out.
-    speakers: whose turns are read, of `SPEAKERS`. Every person has a microphone of their own, so the recording is
-        attached where one speaker is read, and none where both are.
+    speakers: some of `SPEAKERS`, whose turns are read. Every person has a separate microphone, so the recording is
+        attached if one speaker is read, and none if both are.
 
     Raises: LabelError: a label outside `EMOTIONS`. InputError: a value out of range.
     """
@@ -101,7 +101,7 @@ class SemaineConfig:
             raise InputError(f"speakers are {self.speakers}", hint=f"use some of {', '.join(SPEAKERS)}")
 
     def label(self, valence: float, activation: float) -> str | None:
-        """The label of a point, None where its turn is left out. A point on an axis is pleasant, or active."""
+        """Return the label of a point; None leaves its turn out. Points on an axis count as pleasant or active."""
         valence, activation = valence - self.neutral_valence, activation - self.neutral_activation
         if math.hypot(valence, activation) <= self.neutral_radius:
             return "neutral"
@@ -111,9 +111,9 @@ class SemaineConfig:
 
 
 def read_semaine_config(path: Path) -> SemaineConfig:
-    """A `SemaineConfig` from a JSON object with some of its fields; the others keep their defaults.
+    """Read a `SemaineConfig` from a JSON object with some of its fields; the others keep their defaults.
 
-    Raises: InputError, LabelError: it cannot be read, is no such object, or a value of it is refused.
+    Raises: InputError, LabelError: it cannot be read, is not such an object, or has an invalid value.
     """
     known = {item.name: type(item.default) for item in fields(SemaineConfig)}
     hint = f"give an object with some of {', '.join(known)}"
@@ -148,12 +148,12 @@ def _defaults() -> str:
 def read_semaine(
     folder: Path, *, config: SemaineConfig | None = None, probe: Probe | None = None
 ) -> Corpus[LabelledConversation]:
-    """The sessions that have words and traces, a conversation each, its id the session's number.
+    """Read the sessions with words and traces, each as a conversation whose id is the session's number.
 
-    folder: with `Sessions`, or the folder of the sessions itself.
+    A malformed transcript excludes its session, and a malformed trace its rater; the report lists both.
+    folder: contains `Sessions`, or the sessions' folders.
     config: None for the defaults.
-    probe: opens each recording; without it one is only looked for, and taken if it is not empty.
-    A malformed transcript costs its session and a malformed trace that rater; the report names both.
+    probe: opens each recording; None only checks that it exists and is not empty.
     Raises: InputError: no sessions, or none with words and traces.
     """
     config = config or SemaineConfig()
@@ -187,17 +187,17 @@ class _Session:
     files: Mapping[str, Path]
 
     def find(self, pattern: str) -> Path | None:
-        """The first file whose name has the pattern."""
+        """Return the first file whose name matches the pattern."""
         return next((path for name, path in self.files.items() if re.search(pattern, name)), None)
 
-    def place(self, path: Path) -> str:
-        """A file's name with the session's, for reports."""
+    def display_name(self, path: Path) -> str:
+        """Return a file's name with the session's, for reports."""
         return f"{self.name}/{path.name}"
 
 
 @dataclass(frozen=True, slots=True)
 class _Turn:
-    """What one person said in one go; times in seconds from the session's start."""
+    """A turn of one person; times in seconds from the session's start."""
 
     speaker: str
     text: str
@@ -221,7 +221,7 @@ def _sessions(folder: Path) -> Iterator[_Session]:
 
 
 def _session_turns(session: _Session, config: SemaineConfig, problems: list[Problem]) -> list[_Turn]:
-    """The turns of the speakers that are read, by start; empty where there is no usable transcript."""
+    """Read the turns of the configured speakers, by start; empty without a usable transcript."""
     turns: list[_Turn] = []
     for speaker in config.speakers:
         path = session.find(rf"^wordLevel_alignedTranscript.*_{speaker.lower()}(\.txt)?$")
@@ -230,7 +230,7 @@ def _session_turns(session: _Session, config: SemaineConfig, problems: list[Prob
         try:
             blocks = list(_word_blocks(path))
         except InputError as error:
-            problems.append(Problem(session.place(path), str(error).removeprefix(f"{path.name}, ")))
+            problems.append(Problem(session.display_name(path), str(error).removeprefix(f"{path.name}, ")))
             continue
         texts = _punctuated(session, speaker, len(blocks), problems)
         for number, words in enumerate(blocks):
@@ -242,9 +242,9 @@ def _session_turns(session: _Session, config: SemaineConfig, problems: list[Prob
 
 
 def _word_blocks(path: Path) -> Iterator[list[tuple[float, float, str]]]:
-    """The turns of a word-level transcript: (start_s, end_s, word) each, empty ones too.
+    """Yield the turns of a word-level transcript, including empty ones, as lists of (start_s, end_s, word).
 
-    Raises: InputError: a line is none of that format.
+    Raises: InputError: a line has another format.
     """
     block: list[tuple[float, float, str]] | None = None
     for number, line in enumerate(read_text(path).split("\n"), 1):
@@ -266,21 +266,21 @@ def _word_blocks(path: Path) -> Iterator[list[tuple[float, float, str]]]:
 
 
 def _punctuated(session: _Session, speaker: str, n_turns: int, problems: list[Problem]) -> Sequence[str]:
-    """The speaker's turns as the transcript with punctuation has them; empty where it does not have them all."""
+    """Read the speaker's turns from the transcript with punctuation; empty where their number differs."""
     path = session.find(r"^alignedTranscript_.*\.txt$")
     if path is None:
         return ()
     try:
         matches = [_TRANSCRIPT_LINE.fullmatch(line.strip()) for line in read_text(path).split("\n")]
     except InputError as error:
-        problems.append(Problem(session.place(path), str(error)))
+        problems.append(Problem(session.display_name(path), str(error)))
         return ()
-    # Everybody who is not the user is the operator, also under the character's name.
+    # The operator is listed under that name or the character's.
     texts = [_REMARK.sub(" ", m[2]) for m in matches if m and (m[1].lower() == "user") == (speaker == "User")]
     if len(texts) == n_turns:
         return texts
     reason = f"{len(texts)} turns of the {speaker.lower()} and {n_turns} at word level; its words alone are used"
-    problems.append(Problem(session.place(path), reason))
+    problems.append(Problem(session.display_name(path), reason))
     return ()
 
 
@@ -330,7 +330,7 @@ def _microphone(
     if reason is None:
         return path
     problems.append(
-        Problem(f"{session.name}/{speakers[0]} HeadMounted" if path is None else session.place(path), reason)
+        Problem(f"{session.name}/{speakers[0]} HeadMounted" if path is None else session.display_name(path), reason)
     )
     return None
 
@@ -338,7 +338,7 @@ def _microphone(
 def _traces(
     session: _Session, speaker: str, dimension: str, problems: list[Problem]
 ) -> Iterator[npt.NDArray[np.float64]]:
-    """The traces of one dimension, a rater each: float64 (samples, 2), seconds and value."""
+    """Yield the traces of one dimension, one per rater: float64 (samples, 2), seconds and value."""
     last: dict[str, tuple[int, Path]] = {}
     for name, path in session.files.items():
         match = _TRACE.fullmatch(name)
@@ -349,11 +349,11 @@ def _traces(
         try:
             yield _read_trace(path)
         except InputError as error:
-            problems.append(Problem(session.place(path), str(error).removeprefix(f"{path.name}, ")))
+            problems.append(Problem(session.display_name(path), str(error).removeprefix(f"{path.name}, ")))
 
 
 def _read_trace(path: Path) -> npt.NDArray[np.float64]:
-    """float64 (samples, 2): seconds, rising, and value in [-1, 1].
+    """Read a trace: float64 (samples, 2), ascending seconds and value in [-1, 1].
 
     Raises: InputError: a line that is not such a sample, or no samples.
     """
@@ -370,7 +370,7 @@ def _read_trace(path: Path) -> npt.NDArray[np.float64]:
 
 
 def _bad_line(text: str) -> str:
-    """Where a trace is wrong; slow, so it runs on wrong ones alone."""
+    """Locate the error in a trace; slow, so only called for invalid traces."""
     before_s = -math.inf
     for number, line in enumerate(text.split("\n"), 1):
         columns = line.split()
@@ -389,7 +389,7 @@ def _bad_line(text: str) -> str:
 
 
 def _mean(traces: Sequence[npt.NDArray[np.float64]], span: tuple[float, float], min_raters: int) -> float | None:
-    """Mean over the span's samples of each rater, then over the raters who have any; None for too few raters."""
+    """Average the span's samples per rater, then over the raters who have any; None for too few raters."""
     means = []
     for trace in traces:
         first, last = np.searchsorted(trace[:, 0], span[0], "left"), np.searchsorted(trace[:, 0], span[1], "right")

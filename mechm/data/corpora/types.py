@@ -1,4 +1,4 @@
-"""What readers of corpora return beside `LabelledConversation`. It reads nothing."""
+"""Result types of the corpus readers, in addition to `LabelledConversation`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Generic, TypeAlias, TypeVar
 Item = TypeVar("Item")
 
 Probe: TypeAlias = Callable[[Path], object]
-"""Opens a recording and raises MediaError where it cannot be decoded: `MediaReader().probe`, about 3 ms a file."""
+"""Opens a recording and raises MediaError if it cannot be decoded: `MediaReader().probe`, about 3 ms per file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,9 +24,9 @@ class SpeechRecording:
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """One file of a corpus that is not used, and why.
+    """A file of a corpus that is not used, with the reason.
 
-    name: the file's name, or its place below the corpus's folder.
+    name: file name, or path relative to the corpus's folder.
     """
 
     name: str
@@ -35,12 +35,11 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class CorpusReport:
-    """What reading a corpus came to: the last thing to show, since no single file stops the reading.
+    """Summary of reading a corpus.
 
-    n_items: utterances that were read, or recordings that the corpus names. n_media: those with a recording that can be
-        used.
+    n_items: utterances that were read, or recordings that the corpus lists. n_media: those with a usable recording.
     problems: files that should be usable and are not, in the order of the corpus.
-    left_out: what was left out by design -> how often.
+    left_out: description of items that are left out by design -> their number.
     """
 
     corpus: str
@@ -50,7 +49,7 @@ class CorpusReport:
     left_out: Mapping[str, int] = field(default_factory=dict)
 
     def lines(self, *, max_problems: int = 10) -> tuple[str, ...]:
-        """The report for people, a line each; of the problems the first `max_problems` by name."""
+        """Format the report for the user, one line per item; at most `max_problems` problems are named."""
         shown = [f"  {problem.name}: {problem.reason}" for problem in self.problems[:max_problems]]
         n_hidden = len(self.problems) - len(shown)
         return (
@@ -64,7 +63,7 @@ class CorpusReport:
 
 @dataclass(frozen=True, slots=True)
 class Corpus(Generic[Item]):
-    """A corpus as it was read: `LabelledConversation`s or `SpeechRecording`s, and the report."""
+    """A corpus: `LabelledConversation`s or `SpeechRecording`s, and the report."""
 
     items: tuple[Item, ...]
     report: CorpusReport

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from mechm.cli.weights import PRESET_NAMES, weights
 from mechm.weights import PRESETS, Progress, show_progress
-from mechm.weights.progress import Lines, folder_bytes, megabytes, watch_bytes
+from mechm.weights.progress import LineProgress, file_bytes, folder_bytes, format_bytes, watch_bytes
 from mechm_runtime.errors import WeightsError
 
 
@@ -111,7 +112,7 @@ def test_bars_on_a_terminal_leave_the_results() -> None:
 def test_a_long_download_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mechm.weights.progress.LINE_EVERY_S", 0)
     lines: list[str] = []
-    progress = Lines(lines.append)
+    progress = LineProgress(lines.append)
     progress.start("text", "downloading", 2_000_000)
     progress.advance("text", 1_000_000)
     assert lines[-1] == "text: 1 MB of 2 MB"
@@ -120,7 +121,7 @@ def test_a_long_download_says_how_far_it_is(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_growing_folder_is_watched(tmp_path: Path) -> None:
     seen: list[int] = []
 
-    class Recorder(Lines):
+    class Recorder(LineProgress):
         def advance(self, part: str, done_bytes: int) -> None:
             seen.append(done_bytes)
 
@@ -130,6 +131,19 @@ def test_a_growing_folder_is_watched(tmp_path: Path) -> None:
     assert seen[-1] == 1234
 
 
+def test_folders_that_vanish_while_they_are_measured_are_skipped(tmp_path: Path) -> None:
+    """pip removes its temporary folders while the download is watched."""
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder in folders:
+        (folder / "inner").mkdir(parents=True)
+        (folder / "unfinished").write_bytes(b"x" * 34)
+    sizes = file_bytes(tmp_path)
+    first = next(sizes)
+    for folder in folders:
+        shutil.rmtree(folder)
+    assert [first, *sizes] == [34]
+
+
 @pytest.mark.parametrize(("size", "text"), [(900, "1 kB"), (241_000, "241 kB"), (92e6, "92 MB"), (13.48e9, "13.5 GB")])
 def test_sizes_for_people(size: float, text: str) -> None:
-    assert megabytes(int(size)) == text
+    assert format_bytes(int(size)) == text

@@ -9,7 +9,8 @@ import pytest
 import torch
 from tokenizers import Tokenizer
 
-from mechm.data.batches import IGNORED, TextBatch, group_by_size, make_batch
+from mechm.data.batches import group_by_size, make_batch
+from mechm.model.inputs import IGNORED, TextBatch
 from mechm_export.check_data import check_conversations
 from mechm_runtime.bundle.config import TextConfig
 from mechm_runtime.modalities.text_windows import ConversationTokenizer

@@ -1,4 +1,4 @@
-"""Evidence out of recordings: each utterance gets its own, hidden as often as configured, drawn where there is none."""
+"""Recorded modalities: each utterance gets its own, masked as often as configured, drawn where there is none."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ import torch
 
 from mechm.data.feature_extraction import Span
 from mechm.data.feature_store import FeatureTable
-from mechm.data.recorded_modalities import ClipEvidence, ClipEvidenceConfig
-from mechm.data.simulated_modalities import Evidence, EvidenceConfig, EvidenceSampler, no_evidence
+from mechm.data.recorded_modalities import ModalityDropoutConfig, RecordedModalities
+from mechm.data.simulated_modalities import SimulatedModalities, SimulationConfig
 from mechm.model.config import TINY
+from mechm.model.inputs import NonverbalInputs
 from mechm_runtime.types import Conversation, LabelledConversation, Utterance
 
-NOTHING_HIDDEN = ClipEvidenceConfig(0.0, 0.0, 0.0)
+NOTHING_HIDDEN = ModalityDropoutConfig(0.0, 0.0, 0.0)
 PARTS = ("audio", "scene", "face")
 
 
@@ -31,8 +32,8 @@ def conversation(name: str, *clips: str | None) -> LabelledConversation:
 
 def table(*clips: str) -> FeatureTable:
     """Row r holds r + 1 everywhere; every modality of every clip is there."""
-    absent = no_evidence(TINY, (1, len(clips)))
-    arrays = {item.name: getattr(absent, item.name)[0].numpy().copy() for item in fields(Evidence)}
+    absent = NonverbalInputs.absent(TINY, (1, len(clips)))
+    arrays = {item.name: getattr(absent, item.name)[0].numpy().copy() for item in fields(NonverbalInputs)}
     for name in PARTS:
         values = arrays[name].astype(np.float16)
         values += np.arange(1, len(clips) + 1).reshape(-1, *(1,) * (values.ndim - 1))
@@ -50,7 +51,7 @@ def padded(group: Sequence[LabelledConversation]) -> npt.NDArray[np.int64]:
 
 def test_each_utterance_gets_its_own_recording() -> None:
     group = [conversation("1", "a", None, "b"), conversation("2", "c", "missing")]
-    source = ClipEvidence(TINY, table("a", "b", "c"), NOTHING_HIDDEN)
+    source = RecordedModalities(TINY, table("a", "b", "c"), NOTHING_HIDDEN)
     evidence, dropped = source.sample(group, padded(group), np.random.default_rng(0))
     assert not dropped.any()
     expected = torch.tensor([[1.0, 0.0, 2.0], [3.0, 0.0, 0.0]])
@@ -62,18 +63,18 @@ def test_each_utterance_gets_its_own_recording() -> None:
         assert torch.equal(mask.reshape(2, 3, -1).all(2), expected > 0)
         assert torch.equal(mask.reshape(2, 3, -1).any(2), expected > 0)
     everything = source.of(group, 3)
-    assert all(torch.equal(getattr(everything, f.name), getattr(evidence, f.name)) for f in fields(Evidence))
+    assert all(torch.equal(getattr(everything, f.name), getattr(evidence, f.name)) for f in fields(NonverbalInputs))
 
 
 def test_shapes_and_types_are_those_of_drawn_evidence() -> None:
     group = [conversation("1", "a")]
-    evidence, dropped = ClipEvidence(TINY, table("a"), NOTHING_HIDDEN).sample(
+    evidence, dropped = RecordedModalities(TINY, table("a"), NOTHING_HIDDEN).sample(
         group, padded(group), np.random.default_rng(0)
     )
-    drawn, drawn_dropped = EvidenceSampler(TINY, {}, EvidenceConfig()).sample(
+    drawn, drawn_dropped = SimulatedModalities(TINY, {}, SimulationConfig()).sample(
         group, padded(group), np.random.default_rng(0)
     )
-    for item in fields(Evidence):
+    for item in fields(NonverbalInputs):
         assert getattr(evidence, item.name).shape == getattr(drawn, item.name).shape
         assert getattr(evidence, item.name).dtype == getattr(drawn, item.name).dtype
     assert (dropped.shape, dropped.dtype) == (drawn_dropped.shape, drawn_dropped.dtype)
@@ -81,7 +82,7 @@ def test_shapes_and_types_are_those_of_drawn_evidence() -> None:
 
 def test_modalities_are_hidden_as_often_as_configured() -> None:
     group = [conversation(str(i), *["a"] * 20) for i in range(600)]
-    source = ClipEvidence(TINY, table("a"), ClipEvidenceConfig(0.3, 0.2, 0.0))
+    source = RecordedModalities(TINY, table("a"), ModalityDropoutConfig(0.3, 0.2, 0.0))
     evidence, _ = source.sample(group, padded(group), np.random.default_rng(0))
     shown = [getattr(evidence, f"{name}_mask").reshape(600, 20, -1).any(2) for name in PARTS]
     for mask in shown:
@@ -93,7 +94,7 @@ def test_modalities_are_hidden_as_often_as_configured() -> None:
 
 def test_text_is_dropped_where_a_voice_or_a_face_is_left() -> None:
     group = [conversation(str(i), "a", None) for i in range(2000)]
-    source = ClipEvidence(TINY, table("a"), ClipEvidenceConfig(0.5, 0.0, 0.4))
+    source = RecordedModalities(TINY, table("a"), ModalityDropoutConfig(0.5, 0.0, 0.4))
     evidence, dropped = source.sample(group, padded(group), np.random.default_rng(0))
     there = evidence.audio_mask | evidence.face_mask.any(-1)
     assert not (dropped & ~there).any()
@@ -103,34 +104,36 @@ def test_text_is_dropped_where_a_voice_or_a_face_is_left() -> None:
 def test_conversations_without_recordings_fall_back() -> None:
     clipped, plain = conversation("1", "a", "a"), conversation("2", None, "gone")
     group = [plain, clipped, plain]
-    always = EvidenceConfig(conversation_rate=1.0, utterance_rate=1.0)
+    always = SimulationConfig(conversation_rate=1.0, utterance_rate=1.0)
     asked: list[Sequence[LabelledConversation]] = []
 
-    class Drawn(EvidenceSampler):
+    class Drawn(SimulatedModalities):
         def sample(
             self,
             group: Sequence[LabelledConversation],
             emotions: npt.NDArray[np.int64],
             random: np.random.Generator,
-        ) -> tuple[Evidence, torch.Tensor]:
+        ) -> tuple[NonverbalInputs, torch.Tensor]:
             asked.append(group)
             assert emotions.shape == (len(group), 2)
             return super().sample(group, emotions, random)
 
-    source = ClipEvidence(TINY, table("a"), NOTHING_HIDDEN, Drawn(TINY, {}, always))
+    source = RecordedModalities(TINY, table("a"), NOTHING_HIDDEN, Drawn(TINY, {}, always))
     evidence, _ = source.sample(group, padded(group), np.random.default_rng(0))
     assert asked == [[plain, plain]]
     assert evidence.scene_mask.all()
     assert (evidence.scene[1] == 1).all()
     assert not (evidence.scene[[0, 2]] == 1).any()
-    alone, _ = ClipEvidence(TINY, table("a"), NOTHING_HIDDEN).sample(group, padded(group), np.random.default_rng(0))
+    alone, _ = RecordedModalities(TINY, table("a"), NOTHING_HIDDEN).sample(
+        group, padded(group), np.random.default_rng(0)
+    )
     assert alone.scene_mask.flatten(1).any(1).tolist() == [False, True, False]
     assert not source.of(group, 2).scene_mask[0].any()  # nothing is drawn for scoring
 
 
 def test_the_seed_decides() -> None:
     group = [conversation(str(i), *["a"] * 9) for i in range(9)]
-    source = ClipEvidence(TINY, table("a"), ClipEvidenceConfig(0.4, 0.4, 0.4))
+    source = RecordedModalities(TINY, table("a"), ModalityDropoutConfig(0.4, 0.4, 0.4))
     one, again, other = (source.sample(group, padded(group), np.random.default_rng(seed)) for seed in (3, 3, 4))
     assert torch.equal(one[0].audio_mask, again[0].audio_mask)
     assert torch.equal(one[1], again[1])
@@ -140,4 +143,4 @@ def test_the_seed_decides() -> None:
 def test_rates_outside_their_range_are_refused() -> None:
     for rates in ((1.1, 0.0, 0.0), (0.0, -0.1, 0.0), (0.0, 0.0, float("nan"))):
         with pytest.raises(ValueError, match="is not in"):
-            ClipEvidenceConfig(*rates)
+            ModalityDropoutConfig(*rates)

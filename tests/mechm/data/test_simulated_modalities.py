@@ -9,11 +9,12 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from mechm.data.simulated_modalities import EXPRESSION_RECALL, Evidence, EvidenceConfig, EvidenceSampler, no_evidence
+from mechm.data.simulated_modalities import EXPRESSION_RECALL, SimulatedModalities, SimulationConfig
 from mechm.model.config import SMALL, TINY
+from mechm.model.inputs import NonverbalInputs
 from mechm_runtime.types import EMOTIONS
 
-ALWAYS = EvidenceConfig(
+ALWAYS = SimulationConfig(
     conversation_rate=1.0, utterance_rate=1.0, mismatch=0.0, text_dropout=0.0, voice_mixing=0.0, voice_noise=0.0
 )
 TOKENS, WIDTH = len(TINY.audio.pooled_layers), 2 * TINY.audio.hidden_size
@@ -26,12 +27,12 @@ def bank(*emotions: str) -> dict[str, npt.NDArray[np.float32]]:
 
 def sample(
     emotions: npt.NDArray[np.int64],
-    config: EvidenceConfig = ALWAYS,
+    config: SimulationConfig = ALWAYS,
     speech: dict[str, npt.NDArray[np.float32]] | None = None,
     seed: int = 0,
-) -> tuple[Evidence, torch.Tensor]:
+) -> tuple[NonverbalInputs, torch.Tensor]:
     speech = bank(*EMOTIONS[:-1]) if speech is None else speech
-    return EvidenceSampler(TINY, speech, config).sample((), emotions, np.random.default_rng(seed))
+    return SimulatedModalities(TINY, speech, config).sample((), emotions, np.random.default_rng(seed))
 
 
 def random_emotions(conversations: int = 200, utterances: int = 10) -> npt.NDArray[np.int64]:
@@ -78,7 +79,7 @@ def test_voices_blend_within_their_emotion_and_carry_noise() -> None:
 
 def test_evidence_is_attached_as_often_as_configured() -> None:
     emotions = np.zeros((800, 12), np.int64)
-    config = EvidenceConfig(conversation_rate=0.5, utterance_rate=0.8, mismatch=0.0, text_dropout=0.25)
+    config = SimulationConfig(conversation_rate=0.5, utterance_rate=0.8, mismatch=0.0, text_dropout=0.25)
     evidence, dropped = sample(emotions, config)
     for mask in (evidence.audio_mask, evidence.scene_mask[..., 0]):
         attached = mask.numpy()
@@ -126,17 +127,19 @@ def test_without_recordings_nobody_has_a_voice() -> None:
 
 def test_the_seed_decides() -> None:
     emotions = random_emotions(5)
-    config = EvidenceConfig()
+    config = SimulationConfig()
     one, again, other = (sample(emotions, config, seed=seed)[0] for seed in (7, 7, 8))
-    assert all(torch.equal(getattr(one, name), getattr(again, name)) for name in Evidence.__slots__)
+    assert all(torch.equal(getattr(one, name), getattr(again, name)) for name in NonverbalInputs.__slots__)
     assert not torch.equal(one.scene, other.scene)
 
 
 def test_no_evidence_has_the_same_shapes_and_masks_everything() -> None:
     for model in (TINY, SMALL):
-        absent = no_evidence(model, (2, 3))
-        drawn, _ = EvidenceSampler(model, {}, ALWAYS).sample((), np.zeros((2, 3), np.int64), np.random.default_rng(0))
-        for name in Evidence.__slots__:
+        absent = NonverbalInputs.absent(model, (2, 3))
+        drawn, _ = SimulatedModalities(model, {}, ALWAYS).sample(
+            (), np.zeros((2, 3), np.int64), np.random.default_rng(0)
+        )
+        for name in NonverbalInputs.__slots__:
             assert getattr(absent, name).shape == getattr(drawn, name).shape
             assert getattr(absent, name).dtype == getattr(drawn, name).dtype
         assert not any(mask.any() for mask in (absent.audio_mask, absent.scene_mask, absent.face_mask))

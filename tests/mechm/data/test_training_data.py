@@ -12,14 +12,14 @@ import pytest
 
 from mechm.data.corpora import Problem, SemaineConfig
 from mechm.data.feature_extraction import Span
-from mechm.data.recorded_modalities import ClipEvidenceConfig
-from mechm.data.simulated_modalities import EvidenceConfig, EvidenceSampler
+from mechm.data.recorded_modalities import ModalityDropoutConfig
+from mechm.data.simulated_modalities import SimulatedModalities, SimulationConfig
 from mechm.data.training_data import (
     TrainingData,
     TrainingSources,
     load_training_data,
     read_annotated,
-    recorded_evidence,
+    read_recordings,
 )
 from mechm.model.config import TINY
 from mechm_runtime.errors import InputError, LabelError, MediaError, TranscriptError
@@ -274,7 +274,7 @@ def test_conversations_of_the_same_id_are_refused(tmp_path: Path) -> None:
     assert caught.value.hint
 
 
-# Evidence
+# Recordings
 
 
 def test_recordings_become_evidence_and_the_broken_ones_are_named(
@@ -286,9 +286,9 @@ def test_recordings_become_evidence_and_the_broken_ones_are_named(
         write_clip(folder / name, grey, 300)
     (folder / "dia2utt1.mp4").write_bytes(b"half a down")
     data = load(sources(tmp_path, clips=folder))
-    fallback = EvidenceSampler(TINY, {}, EvidenceConfig(conversation_rate=0.0))
-    found = recorded_evidence(
-        data, TINY, fallback, config=ClipEvidenceConfig(0, 0, 0), folder=tmp_path / "features", n_jobs=2
+    fallback = SimulatedModalities(TINY, {}, SimulationConfig(conversation_rate=0.0))
+    found = read_recordings(
+        data, TINY, fallback, config=ModalityDropoutConfig(0, 0, 0), folder=tmp_path / "features", n_jobs=2
     )
     assert found is not None
     first, second = data.corpora["ecf"]
@@ -304,7 +304,7 @@ def test_recordings_become_evidence_and_the_broken_ones_are_named(
 
 
 def test_without_recordings_there_is_no_evidence_of_them(tmp_path: Path) -> None:
-    assert recorded_evidence(load(sources(tmp_path)), TINY, EvidenceSampler(TINY, {}, EvidenceConfig())) is None
+    assert read_recordings(load(sources(tmp_path)), TINY, SimulatedModalities(TINY, {}, SimulationConfig())) is None
 
 
 def test_features_lie_in_the_cache_folder_by_encoders(
@@ -314,7 +314,7 @@ def test_features_lie_in_the_cache_folder_by_encoders(
     write_clip(folder / "dia1utt1.m4a", [], 300)
     write_clip(folder / "dia3utt1.m4a", [], 300)
     monkeypatch.setattr("mechm.data.training_data.cache_dir", lambda: tmp_path / "cache")
-    fallback = EvidenceSampler(TINY, {}, EvidenceConfig())
-    assert recorded_evidence(load(sources(tmp_path, clips=folder)), TINY, fallback) is not None
+    fallback = SimulatedModalities(TINY, {}, SimulationConfig())
+    assert read_recordings(load(sources(tmp_path, clips=folder)), TINY, fallback) is not None
     (kept,) = (tmp_path / "cache" / "features").iterdir()
     assert kept.name.startswith("tiny-")

@@ -96,7 +96,7 @@ def test_answers_are_those_of_the_lora_beside_the_llama(
                 if expected[-1] == 2:
                     break
                 states = torch.cat([states, unmerged.get_input_embeddings()(torch.tensor([expected[-1:]]))], 1)
-        tokens = model.look(pixels)
+        tokens = model.encode_picture(pixels)
         prompt = model.prompts.read(TEXT, task="emotion")
         assert model.writer.write(prompt.ids, prompt.image_at, tokens, 12) == expected
         assert model.answer(tokens, TEXT, task="emotion", max_new_tokens=12) == model.prompts.decode(expected)
@@ -132,10 +132,10 @@ def test_scores_are_the_answers_log_probabilities(
                 total += float(unmerged(inputs_embeds=grown).logits[0, -1].log_softmax(-1)[one])
                 grown = torch.cat([grown, unmerged.get_input_embeddings()(torch.tensor([[one]]))], 1)
             expected.append(total)
-    found = model.score(model.look(pixels), TEXT, answers)
+    found = model.score(model.encode_picture(pixels), TEXT, answers)
     np.testing.assert_allclose(found, expected, atol=1e-3)
     with pytest.raises(InputError, match="no answers"):
-        model.score(model.look(pixels), TEXT, [])
+        model.score(model.encode_picture(pixels), TEXT, [])
 
 
 def test_the_prompt_is_the_one_of_training(shared_files: Any, kit: dict[str, Callable[..., Any]]) -> None:
@@ -182,7 +182,7 @@ def test_the_command_answers_about_a_recordings_first_frame(
     folder: Path, model: MiniGptV2, repository: Path, tmp_path: Path
 ) -> None:
     video = repository / "sample/conversation.mp4"
-    tokens = model.look(first_frame_pixels(video, 112))
+    tokens = model.encode_picture(first_frame_pixels(video, 112))
     arguments = ["ask", "picture", "--model", str(folder), "--device", "cpu", "--task", "emotion"]
     done = CliRunner().invoke(cli, [*arguments, str(video), TEXT], catch_exceptions=False)
     assert done.exit_code == 0, done.output
@@ -196,9 +196,9 @@ def test_the_command_answers_about_a_recordings_first_frame(
 
 def test_what_cannot_be_asked_is_refused(folder: Path, model: MiniGptV2, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a picture \(3, 224, 224\)"):
-        model.look(pixels_of(0, 224))
+        model.encode_picture(pixels_of(0, 224))
     with pytest.raises(InputError, match="reads no features"):
-        model.look(pixels_of(0), np.zeros((3, 4), np.float32))
+        model.encode_picture(pixels_of(0), np.zeros((3, 4), np.float32))
     with pytest.raises(WeightsError, match="is no imported model") as refused:
         open_minigpt(tmp_path)
     assert "mechm import minigpt-v2" in refused.value.hint

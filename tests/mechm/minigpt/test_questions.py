@@ -38,7 +38,7 @@ def test_the_command_answers_in_order_and_goes_on_where_it_stopped(
     files, out, model = shared_files, tmp_path / "answers.txt", tmp_path / "model"
     import_minigpt(files.checkpoint, files.llama, files.vit, model, dtype="fp32", shape=files.small)
     opened = open_minigpt(model)
-    tokens = opened.look(first_frame_pixels(tmp_path / "dia1utt1.mp4", 112))
+    tokens = opened.encode_picture(first_frame_pixels(tmp_path / "dia1utt1.mp4", 112))
     expected = [" ".join(opened.answer(tokens, text, task="emotion").split()) for text in TEXTS]
     assert len(set(expected)) == 3
     arguments = ["ask", "questions", "--model", model, "--task", "emotion", "--clips", tmp_path, "--out", out, asked]

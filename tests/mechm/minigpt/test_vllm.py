@@ -79,7 +79,7 @@ def test_vllm_answers_as_torch_does(url: str, folder: Path) -> None:
     written = set()
     for seed in range(3):
         pixels = np.random.default_rng(seed).normal(size=(3, 112, 112)).astype(np.float32)
-        tokens = here.look(pixels)
+        tokens = here.encode_picture(pixels)
         prompt = here.prompts.read(TEXT, task="emotion")
         ids = here.writer.write(prompt.ids, prompt.image_at, tokens, 20)
         assert there.writer.write(prompt.ids, prompt.image_at, tokens, 20) == ids
@@ -147,7 +147,7 @@ np.savez(sys.argv[3], **found)
 def test_vllm_in_a_process_of_ones_own_answers_as_torch_does(vllm_python: str, folder: Path, tmp_path: Path) -> None:
     here = open_minigpt(folder)
     pixels = np.random.default_rng(7).normal(size=(3, 3, 112, 112)).astype(np.float32)
-    tokens = np.stack([here.look(one) for one in pixels])
+    tokens = np.stack([here.encode_picture(one) for one in pixels])
     np.savez(tmp_path / "given.npz", tokens=tokens)
     files = [str(folder), str(tmp_path / "given.npz"), str(tmp_path / "found.npz")]
     done = subprocess.run(

@@ -18,7 +18,7 @@ from mechm.model.build import (
     CARD_FILE,
     CONFIG_FILE,
     DECISION_FILE,
-    VOICE,
+    VOICE_PREFIX,
     WEIGHTS_FILE,
     build_audio_encoder,
     build_network,
@@ -88,7 +88,7 @@ def test_weights_are_small_and_without_embeddings(trained: Folder) -> None:
 def test_weights_from_before_the_voice_head_load_with_a_silent_one(trained: Folder) -> None:
     state = load_file(trained / WEIGHTS_FILE)
     del state["fusion.audio_attended"]
-    for name in [name for name in state if name.startswith(VOICE)]:
+    for name in [name for name in state if name.startswith(VOICE_PREFIX)]:
         del state[name]
     save_file(state, trained / WEIGHTS_FILE)
     network = build_network(TINY, None)
@@ -101,7 +101,7 @@ def test_weights_from_before_the_voice_head_load_with_a_silent_one(trained: Fold
 
 def test_half_a_voice_head_is_refused(trained: Folder) -> None:
     state = load_file(trained / WEIGHTS_FILE)
-    del state[f"{VOICE}bias"]
+    del state[f"{VOICE_PREFIX}bias"]
     save_file(state, trained / WEIGHTS_FILE)
     with pytest.raises(WeightsError, match=r"voice_head\.bias"):
         load_trained(build_network(TINY, None), trained)

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from mechm.data.batches import make_batch
-from mechm.data.simulated_modalities import no_evidence
 from mechm.model.build import build_network
 from mechm.model.config import TINY
+from mechm.model.inputs import NonverbalInputs
 from mechm.model.network import Network, pool_tokens
 from mechm_export.check_data import check_conversations
 from mechm_runtime.bundle.config import TextConfig
@@ -62,10 +62,10 @@ def test_pooling_equals_the_runtimes(network: Network, tokenizer: ConversationTo
 def test_a_batch_equals_its_conversations_one_by_one(network: Network, tokenizer: ConversationTokenizer) -> None:
     chosen = [CONVERSATIONS[2], wordless(2), CONVERSATIONS[10]]
     batch = make_batch(chosen, tokenizer)
-    together = network(batch, no_evidence(TINY, (3, batch.text_mask.shape[1])))
+    together = network(batch, NonverbalInputs.absent(TINY, (3, batch.text_mask.shape[1])))
     for row, labelled in enumerate(chosen):
         n = len(labelled.emotions)
-        alone = network(make_batch([labelled], tokenizer), no_evidence(TINY, (1, n)))
+        alone = network(make_batch([labelled], tokenizer), NonverbalInputs.absent(TINY, (1, n)))
         assert (together.emotion_logits[row, :n] - alone.emotion_logits[0]).abs().max() < 1e-5
         assert (together.pair_logits[row, :n, :n] - alone.pair_logits[0]).abs().max() < 1e-5
 
@@ -74,7 +74,7 @@ def test_a_batch_equals_its_conversations_one_by_one(network: Network, tokenizer
 def test_dropped_text_has_no_influence(network: Network, tokenizer: ConversationTokenizer) -> None:
     labelled = CONVERSATIONS[1]
     n = len(labelled.emotions)
-    batch, evidence = make_batch([labelled], tokenizer), no_evidence(TINY, (1, n))
+    batch, evidence = make_batch([labelled], tokenizer), NonverbalInputs.absent(TINY, (1, n))
     other = replace(batch, input_ids=batch.input_ids.flip(1))
     dropped = torch.ones(1, n, dtype=torch.bool)
     assert torch.equal(network(batch, evidence, dropped)[0], network(other, evidence, dropped)[0])
@@ -83,7 +83,7 @@ def test_dropped_text_has_no_influence(network: Network, tokenizer: Conversation
 
 @torch.inference_mode()
 def test_a_conversation_without_any_text_is_scored(network: Network, tokenizer: ConversationTokenizer) -> None:
-    output = network(make_batch([wordless()], tokenizer), no_evidence(TINY, (1, 3)))
+    output = network(make_batch([wordless()], tokenizer), NonverbalInputs.absent(TINY, (1, 3)))
     assert all(torch.isfinite(part).all() for part in output)
 
 

@@ -13,8 +13,8 @@ from mechm.training.combination import (
     choose_shares,
     combined,
     cross_validated_f1,
-    exited,
     fit_combination,
+    with_early_exit,
 )
 from mechm.training.fusion import decision_scores
 from mechm_runtime.bundle.config import CombinationConfig, DecisionConfig
@@ -120,7 +120,7 @@ def test_what_a_sure_fusion_knows_anyway_is_not_asked() -> None:
     own, decision = fit_decision(fusion), fit_decision(both)
     asked_below = choose_asked_below(fusion, both, own, decision)
     assert asked_below < 0.95
-    left = [exited(one, other, own, decision, asked_below) for one, other in zip(fusion, both, strict=True)]
+    left = [with_early_exit(one, other, own, decision, asked_below) for one, other in zip(fusion, both, strict=True)]
     always, sometimes = (decision_scores(scored, decision) for scored in (both, left))
     assert min(np.subtract(sometimes, always)) >= -0.003
 
@@ -141,7 +141,7 @@ def test_where_nothing_is_asked_the_fusions_own_probabilities_hold() -> None:
     decision = DecisionConfig(emotion_temperature=0.8, pair_scale=1.3, pair_bias=0.4, pair_threshold=0.01)
     expected = emotion_probabilities(fusion.emotion_logits, own)
     bound = float(np.median(expected.max(-1)))
-    left = exited(fusion, both, own, decision, bound)
+    left = with_early_exit(fusion, both, own, decision, bound)
     found = decide(left.emotion_logits, left.pair_logits, decision)
     sure = expected.max(-1) >= bound
     assert 0 < sure.sum() < len(sure)
@@ -150,4 +150,4 @@ def test_where_nothing_is_asked_the_fusions_own_probabilities_hold() -> None:
     joint = {(i, j): probability for i, j, probability in found.pairs}
     at_own = decide(fusion.emotion_logits, fusion.pair_logits, replace(own, pair_threshold=0.01))
     assert all(joint[i, j] == pytest.approx(p, abs=1e-6) for i, j, p in at_own.pairs if sure[i])
-    assert exited(fusion, both, own, decision, 1.0) is both
+    assert with_early_exit(fusion, both, own, decision, 1.0) is both

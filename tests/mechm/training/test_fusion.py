@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mechm.data.simulated_modalities import EvidenceConfig, EvidenceSampler
+from mechm.data.simulated_modalities import SimulatedModalities, SimulationConfig
 from mechm.model.build import build_network, load_trained
 from mechm.model.config import TINY
 from mechm.training.fusion import (
@@ -38,9 +38,9 @@ QUICK = FusionTrainingConfig(
     rename_rate=0.0,
     ema_decay=0.8,
     label_smoothing=0.0,
-    evidence=EvidenceConfig(conversation_rate=0.3),
+    evidence=SimulationConfig(conversation_rate=0.3),
 )
-NO_VOICES = EvidenceSampler(TINY, {}, QUICK.evidence)
+NO_VOICES = SimulatedModalities(TINY, {}, QUICK.evidence)
 
 
 @pytest.fixture(scope="module")
@@ -72,7 +72,7 @@ def test_a_few_conversations_are_learnt_by_heart(tokenizer: ConversationTokenize
         tokenizer,
         CORPORA,
         CONVERSATIONS,
-        EvidenceSampler(TINY, voices(), QUICK.evidence),
+        SimulatedModalities(TINY, voices(), QUICK.evidence),
         replace(QUICK, stages=(Stage("target", ("target",), 20),)),
         tmp_path,
         {"data": "the check conversations"},

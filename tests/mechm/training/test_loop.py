@@ -21,7 +21,7 @@ from safetensors.torch import load_file
 
 from mechm.training import checkpoint
 from mechm.training.checkpoint import FOLDER, STATE_FILE, discard_checkpoint, has_checkpoint
-from mechm.training.interrupt import ECHO_S, Interruption
+from mechm.training.interrupt import REPEATED_SIGNAL_S, Interruption
 from mechm.training.loop import LoopConfig, StepReport, batch_random
 from mechm_runtime.errors import WeightsError
 
@@ -138,7 +138,7 @@ def test_a_second_request_is_not_deferred_but_an_echo_is() -> None:
     interruption.handle(signal.SIGTERM, None)
     interruption.handle(signal.SIGINT, None)  # torchrun passes on what the terminal sent to its workers too
     assert interruption.signal is signal.SIGTERM
-    now = ECHO_S + 0.1
+    now = REPEATED_SIGNAL_S + 0.1
     with pytest.raises(SystemExit):
         interruption.handle(signal.SIGTERM, None)
 

@@ -11,7 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from mechm.cli import cli
-from mechm.data.simulated_modalities import EvidenceConfig, EvidenceSampler
+from mechm.data.simulated_modalities import SimulatedModalities, SimulationConfig
 from mechm.llm.projection import Projection, speakers_of
 from mechm.llm.scorer import AnswerScores, add_adapter, load_llama, load_merged
 from mechm.llm.stored_projector import ProjectorOrigin, has_projector, load_projector, save_projector
@@ -75,8 +75,8 @@ def conversations() -> tuple[LabelledConversation, ...]:
     return check_conversations()[:3]
 
 
-def drawing(**changes: float) -> EvidenceSampler:
-    return EvidenceSampler(TINY, {}, EvidenceConfig(**{"conversation_rate": 1.0, "text_dropout": 0.0, **changes}))
+def drawing(**changes: float) -> SimulatedModalities:
+    return SimulatedModalities(TINY, {}, SimulationConfig(**{"conversation_rate": 1.0, "text_dropout": 0.0, **changes}))
 
 
 def test_a_soft_token_starts_as_the_mean_of_the_emotions_words() -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from mechm.training.stages import Group, Stage, absent_emotions, balanced, check_corpora, plan_epochs
+from mechm.training.stages import Group, Stage, absent_emotions, balance_emotions, check_corpora, plan_epochs
 from mechm_runtime.errors import InputError
 from mechm_runtime.types import Conversation, LabelledConversation, Utterance
 
@@ -66,7 +66,7 @@ def test_a_stage_needs_a_corpus_and_an_epoch() -> None:
 
 def test_balanced_takes_as_many_of_each_emotion_as_there_are() -> None:
     mixed = comments("j", 20) + comments("f", 2, "fear") + comments("n", 20, "neutral")
-    kept = balanced(mixed, 12, seed=0)
+    kept = balance_emotions(mixed, 12, seed=0)
     count = {emotion: sum(one.emotions == (emotion,) for one in kept) for emotion in ("joy", "fear", "neutral")}
     assert count == {"joy": 5, "fear": 2, "neutral": 5}
     assert set(absent_emotions(kept)) == {"anger", "disgust", "sadness", "surprise"}

@@ -179,7 +179,7 @@ def test_alone_the_voice_decides_between_what_it_knows_and_leaves_the_rest() -> 
     logits, opinion = torch.randn(5, 7), torch.randn(5, 7)
     opinion[:, SURPRISE] = -1e4
     opinion = opinion.log_softmax(-1)
-    before, after = logits.softmax(-1), head(0.8).weigh(logits, opinion, torch.zeros(5, dtype=torch.bool)).softmax(-1)
+    before, after = logits.softmax(-1), head(0.8).combine(logits, opinion, torch.zeros(5, dtype=torch.bool)).softmax(-1)
     assert torch.allclose(after[:, SURPRISE], before[:, SURPRISE], atol=1e-6)
     within = after[:, :SURPRISE] / after[:, :SURPRISE].sum(-1, keepdim=True)
     assert (within - opinion.exp()[:, :SURPRISE]).abs().max() < 2e-3
@@ -191,8 +191,8 @@ def test_the_decision_that_follows_leaves_a_voice_alone_its_opinion() -> None:
     opinion[:, SURPRISE] = -1e4
     opinion = opinion.log_softmax(-1)
     made = head(0.8)
-    made.follow(decision)
-    weighed = made.weigh(logits, opinion, torch.zeros(6, dtype=torch.bool)).numpy()
+    made.set_calibration(decision)
+    weighed = made.combine(logits, opinion, torch.zeros(6, dtype=torch.bool)).numpy()
     before, after = emotion_probabilities(logits.numpy(), decision), emotion_probabilities(weighed, decision)
     assert np.abs(after[:, SURPRISE] - before[:, SURPRISE]).max() < 1e-6
     within = after[:, :SURPRISE] / after[:, :SURPRISE].sum(-1, keepdims=True)
@@ -204,7 +204,10 @@ def test_beside_words_a_voice_changes_odds_by_a_bounded_factor(doubt: float) -> 
     logits = torch.randn(50, 7, generator=torch.Generator().manual_seed(0))
     opinion = torch.full((50, 7), -1e4)
     opinion[:, 1] = 0.0  # entirely sure of anger
-    before, after = logits.softmax(-1), head(doubt).weigh(logits, opinion, torch.ones(50, dtype=torch.bool)).softmax(-1)
+    before, after = (
+        logits.softmax(-1),
+        head(doubt).combine(logits, opinion, torch.ones(50, dtype=torch.bool)).softmax(-1),
+    )
     raised = (after[:, 1] / after[:, 0]) / (before[:, 1] / before[:, 0])
     assert torch.allclose(raised, torch.full((50,), (1 - doubt) * 6 / doubt + 1), rtol=1e-3)
     assert torch.allclose(after[:, SURPRISE], before[:, SURPRISE], atol=1e-6)

