@@ -55,7 +55,7 @@ from encoder_graphs import (
 from encoder_results import keep
 
 from mechm_export.encoders.axes import PRECISIONS
-from mechm_export.encoders.part import MASK
+from mechm_export.encoders.trials import MASK
 from mechm_export.graphs.part import Feeds
 from mechm_runtime import Bundle, open_bundle
 from mechm_runtime.engines.base import GraphRunner

@@ -13,10 +13,18 @@ from mechm_export.cli.options import require_packages
 if TYPE_CHECKING:
     from mechm_export.encoders.architectures import Modality, Task
     from mechm_export.encoders.axes import Precision
-    from mechm_export.encoders.export import EncoderReport
+    from mechm_export.encoders.report import EncoderReport
     from mechm_runtime.types import Conversation
 
-TASKS = ("feature-extraction", "sentence-embedding", "image-embedding", "audio-embedding")
+TASKS = (
+    "feature-extraction",
+    "sentence-embedding",
+    "image-embedding",
+    "audio-embedding",
+    "text-classification",
+    "image-classification",
+    "audio-classification",
+)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 
 
@@ -34,8 +42,9 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 @click.option(
     "--task",
     type=click.Choice(TASKS),
-    help="feature-extraction: a state a token, patch or frame. The others: one vector an input (sentence-embedding as "
-    "the folder's modules.json says, else the mean). Default: the vector.",
+    help="feature-extraction: one state per token, patch or frame. *-embedding: one vector per input (sentences as the "
+    "folder's modules.json says, else the mean). *-classification: the logits of the trained head, with its labels in "
+    "the graph. Default: the vector.",
 )
 @click.option(
     "--modality", type=click.Choice(["text", "vision"]), help="Which encoder of a CLIP or SigLIP that has both."
@@ -85,14 +94,19 @@ def encoder(
 ) -> None:
     """Export one encoder to ONNX and check every precision against torch.
 
-    CLIP, SigLIP, DINOv2, EVA-CLIP ViT-g/14; HuBERT, wav2vec2, WavLM, Whisper's encoder, whose padded batches answer as
-    single inputs do; BERT, RoBERTa, MPNet and their relatives. A precision whose lowest cosine is below 0.999 (int8:
-    0.99) is left out, with exit code 1. encoder.json in --out says what was measured.
+    Text: BERT, RoBERTa, MPNet, DeBERTa, ModernBERT and others. Images: CLIP, SigLIP, DINOv2, DINOv3, ViT, EVA-CLIP
+    ViT-g/14 and others. Speech, whose padded batches answer as single inputs do: HuBERT, wav2vec2, WavLM, w2v-BERT,
+    Whisper's encoder and others. "Others" are the encoders and *Classification models of transformers that optimum has
+    a task and a dummy input for.
+
+    A precision whose lowest cosine is below 0.999 (int8: 0.99) is left out, with exit code 1. encoder.json in --out
+    says what was measured, and names every weight of the checkpoint that is in no graph.
 
     \b
     mechm export encoder --model bert-folder --precision fp32 --precision int8 --out out
     mechm export encoder --model openai/clip-vit-base-patch32 --task image-embedding --out out
     mechm export encoder --model hubert-folder --task feature-extraction --axes batch=1,time --out out
+    mechm export encoder --model emotion-roberta --task text-classification --out out
     mechm export encoder --from-onnx exported-folder --precision int8 --out out
     """
     require_packages()
@@ -153,6 +167,8 @@ def _print(report: EncoderReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from mechm_export.encoders.checkpoint import summarize_names
+
     table = Table(title=f"{report.architecture}, {report.task}")
     for heading in ("precision", "opset", "MB", "s", "largest difference", "lowest cosine", "padded - single"):
         table.add_column(heading, justify="left" if heading == "precision" else "right")
@@ -173,3 +189,10 @@ def _print(report: EncoderReport) -> None:
         for tensor in tensors:
             axes = ", ".join(map(str, tensor.axes))
             console.print(f"{direction} {tensor.name}: {tensor.dtype} ({axes})", highlight=False, soft_wrap=True)
+    if report.labels:
+        console.print(f"labels: {', '.join(report.labels)}", highlight=False, markup=False, soft_wrap=True)
+    if report.left_out:
+        names = summarize_names(report.left_out)
+        console.print(f"left out: {names}", highlight=False, markup=False, soft_wrap=True)
+    if report.keeps_head:
+        console.print(f"  --task {report.keeps_head} keeps the classification head", highlight=False, soft_wrap=True)

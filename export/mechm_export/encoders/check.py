@@ -15,7 +15,7 @@ import numpy.typing as npt
 import onnx
 
 from mechm_export.encoders.axes import Precision
-from mechm_export.encoders.part import MASK
+from mechm_export.encoders.trials import MASK
 from mechm_export.gate.comparison import FP32_ATOL, compare_arrays
 from mechm_export.graphs.files import check_signature
 from mechm_export.graphs.part import ExportPart, Feeds

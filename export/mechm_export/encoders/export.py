@@ -7,97 +7,32 @@ out unless its loss is accepted, which the report then says.
 from __future__ import annotations
 
 import contextlib
-import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import onnx
 
 from mechm_export.encoders.architectures import Modality, Task
 from mechm_export.encoders.axes import FUSED_OPSET, PRECISIONS, Axes, Precision, check_bf16, check_opset, opset_for
-from mechm_export.encoders.check import EncoderCheck, check_encoder
+from mechm_export.encoders.check import check_encoder
+from mechm_export.encoders.heads import label_metadata, labels_in, read_metadata, write_metadata
 from mechm_export.encoders.incoming import graph_part, read_graph
-from mechm_export.encoders.part import encoder_part
+from mechm_export.encoders.lookup import classification_task
+from mechm_export.encoders.part import load_part
+from mechm_export.encoders.report import FILES, REPORT, EncoderReport, WrittenGraph
 from mechm_export.encoders.sentences import LONGEST_TOKENS, sentence_feeds
-from mechm_export.encoders.source import CARRIED, EncoderSource, find_source
+from mechm_export.encoders.source import CARRIED, EncoderSource, find_source, first_line
 from mechm_export.graphs.files import GraphKind, data_file, export_graph, save_graph
 from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_export.precision.dynamic_int8 import quantize_int8
 from mechm_export.precision.lower import lower_graph
 from mechm_runtime.bundle.open import file_sha256
-from mechm_runtime.errors import BundleError, VerificationError
+from mechm_runtime.errors import BundleError, MechmError, VerificationError
 from mechm_runtime.system.atomic_write import new_folder
 from mechm_runtime.system.progress import Progress, no_progress
 from mechm_runtime.types import Conversation
-
-REPORT = "encoder.json"
-FILES: dict[Precision, str] = {
-    "fp32": "model.onnx",
-    "fp16": "model_fp16.onnx",
-    "bf16": "model_bf16.onnx",
-    "int8": "model_int8.onnx",
-}
-"""The names that transformers.js looks for."""
-VERSIONED = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
-
-
-@dataclass(frozen=True, slots=True)
-class WrittenGraph:
-    """One precision's graph.
-
-    files: the graph, and the weights beside it where there are too many for one file; name -> (bytes, sha256).
-    """
-
-    precision: Precision
-    opset: int
-    files: Mapping[str, tuple[int, str]]
-    export_s: float
-    check: EncoderCheck
-    loss_accepted: bool = False
-
-    @property
-    def size_bytes(self) -> int:
-        """Of all its files."""
-        return sum(size for size, _ in self.files.values())
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderReport:
-    """What was written. refused: precision -> why it was left out."""
-
-    source: str
-    architecture: str
-    task: str
-    part: ExportPart
-    graphs: tuple[WrittenGraph, ...]
-    refused: Mapping[Precision, str]
-
-    def to_json(self) -> str:
-        """The report as it lies beside the graphs."""
-        report = {
-            "source": self.source,
-            "architecture": self.architecture,
-            "task": self.task,
-            "inputs": [asdict(tensor) for tensor in self.part.inputs],
-            "outputs": [asdict(tensor) for tensor in self.part.outputs],
-            "graphs": {
-                graph.precision: {
-                    "opset": graph.opset,
-                    "files": {name: {"size_bytes": size, "sha256": sha} for name, (size, sha) in graph.files.items()},
-                    "export_s": round(graph.export_s, 1),
-                    "check": asdict(graph.check),
-                    "loss_accepted": graph.loss_accepted,
-                }
-                for graph in self.graphs
-            },
-            "refused": dict(self.refused),
-            "versions": {name: version(name) for name in VERSIONED},
-        }
-        return json.dumps(report, indent=1) + "\n"
 
 
 def export_encoder(
@@ -126,19 +61,23 @@ def export_encoder(
     report = on_progress or no_progress
     report("loading weights", 0, len(precisions))
     source = find_source(model, task=task, modality=modality, revision=revision)
-    part = encoder_part(source, axes or Axes())
+    loaded = load_part(source, axes or Axes())
+    part, metadata = loaded.part, label_metadata(source.task, loaded.labels)
     n_bytes = sum(p.numel() * p.element_size() for p in part.module.parameters())
     real = real_inputs(source, part, conversations) if "int8" in precisions else []
     with _folder(out, n_bytes * (1 + len(precisions))) as folder:
 
         def base(path: Path, kind: GraphKind, wanted: int) -> None:
-            export_graph(part, path, kind, wanted)
+            _export(source, part, path, kind, wanted)
             _name_axes(part, path)
 
         opsets = {precision: opset_for(precision, opset) for precision in PRECISIONS}
-        graphs, refused = _write(part, folder, precisions, opsets, base, real, accept_quality_loss, report)
+        graphs, refused = _write(part, folder, precisions, opsets, base, real, metadata, accept_quality_loss, report)
         _carry(source.folder, folder)
-        done = EncoderReport(source.name, source.architecture.name, source.task, part, graphs, refused)
+        keeps = classification_task(source.config, loaded.left_out) if loaded.left_out else ""
+        name, task = source.architecture.name, source.task
+        keeps = "" if keeps == task else keeps
+        done = EncoderReport(source.name, name, task, part, graphs, refused, loaded.labels, loaded.left_out, keeps)
         (folder / REPORT).write_text(done.to_json(), encoding="utf-8")
     return done
 
@@ -163,7 +102,7 @@ def convert_graph(
     report("reading the graph", 0, len(precisions))
     graph = read_graph(folder)
     check_bf16(graph.opset, precisions)
-    part = graph_part(graph, axes or Axes())
+    part, metadata = graph_part(graph, axes or Axes()), read_metadata(graph.path)
     real: list[Feeds] = []
     if "int8" in precisions and part.int8.smoothing:
         real = sentence_feeds(folder, part, graph.vocab_size, LONGEST_TOKENS, conversations)
@@ -174,9 +113,10 @@ def convert_graph(
             save_graph(onnx.load(graph.path), path)
 
         opsets = dict.fromkeys(PRECISIONS, graph.opset)
-        graphs, refused = _write(part, staging, precisions, opsets, base, real, accept_quality_loss, report)
+        graphs, refused = _write(part, staging, precisions, opsets, base, real, metadata, accept_quality_loss, report)
         _carry(folder, staging)
-        done = EncoderReport(graph.path.name, "as exported", "as exported", part, graphs, refused)
+        task, labels = metadata.get("task", "as exported"), labels_in(metadata)
+        done = EncoderReport(graph.path.name, "as exported", task, part, graphs, refused, labels)
         (staging / REPORT).write_text(done.to_json(), encoding="utf-8")
     return done
 
@@ -194,12 +134,14 @@ def _write(
     opsets: Mapping[Precision, int],
     base: Callable[[Path, GraphKind, int], None],
     real: Sequence[Feeds],
+    metadata: Mapping[str, str],
     accept_quality_loss: bool,
     report: Progress,
 ) -> tuple[tuple[WrittenGraph, ...], dict[Precision, str]]:
     """Make and check every precision's graph; fp32 is the first, whether it is kept or not.
 
     base: writes the float32 graph of a kind and opset. real: inputs, half of which int8 is calibrated on.
+    metadata: entries of every written graph.
     Raises: VerificationError: fp32 is not good enough, or nothing that was asked for is.
     """
     calibration, judged = real[::2], real[1::2]
@@ -231,6 +173,7 @@ def _write(
             refused[precision] = check.problem
             _remove(path)
         elif precision in precisions:
+            write_metadata(path, metadata)
             files = {one.name: (one.stat().st_size, file_sha256(one)) for one in _files(path)}
             accepted = bool(check.problem)
             graphs.append(WrittenGraph(precision, opsets[precision], files, export_s, check, accepted))
@@ -252,6 +195,21 @@ def real_inputs(source: EncoderSource, part: ExportPart, conversations: Sequence
     longest = config.get("max_position_embeddings", LONGEST_TOKENS)
     limits = part.integer_limits or {}
     return sentence_feeds(source.folder, part, int(limits["input_ids"]), longest, conversations)
+
+
+def _export(source: EncoderSource, part: ExportPart, path: Path, kind: GraphKind, opset: int) -> None:
+    """Trace a part. Raises: VerificationError: torch's exporter does not take its architecture."""
+    try:
+        export_graph(part, path, kind, opset)
+    except MechmError:
+        raise
+    except Exception as error:  # torch.export's errors share no base
+        if source.architecture.family != "transformers":
+            raise
+        raise VerificationError(
+            f"{source.name}: torch.onnx.export does not take {source.architecture.loader}: {first_line(error)}",
+            hint="--axes batch=1,time=N exports one size, which some architectures need",
+        ) from error
 
 
 def _name_axes(part: ExportPart, path: Path) -> None:

@@ -21,8 +21,8 @@ from onnx import helper
 from torch import nn
 
 from mechm_export.encoders.axes import Axes
-from mechm_export.encoders.part import PART, word_inputs
 from mechm_export.encoders.source import CONFIG, read_config
+from mechm_export.encoders.trials import PART, word_inputs
 from mechm_export.graphs.files import tensor_bytes
 from mechm_export.graphs.part import ExportPart
 from mechm_export.precision.dynamic_int8 import Int8Recipe

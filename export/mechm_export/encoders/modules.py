@@ -60,7 +60,7 @@ class Wav2Vec2States(nn.Module):
                 x = layer.conv(x)
                 # Only frames that lie within the utterance: what a convolution without padding gives it alone.
                 kernel, stride = layer.conv.kernel_size[0], layer.conv.stride[0]
-                x = layer.activation(_masked_norm(x, (n_samples - kernel) // stride + 1, layer.layer_norm))
+                x = layer.activation(masked_norm(x, (n_samples - kernel) // stride + 1, layer.layer_norm))
             else:
                 x = layer(x)
         frames = model._get_feat_extract_output_lengths(n_samples)
@@ -171,7 +171,7 @@ def resize_positions(model: nn.Module, side: int) -> None:
     config.image_size = side
 
 
-def _masked_norm(x: Tensor, n_frames: Tensor, norm: nn.GroupNorm) -> Tensor:
+def masked_norm(x: Tensor, n_frames: Tensor, norm: nn.GroupNorm) -> Tensor:
     """A norm of each channel over an utterance's own frames: x (B, C, T), n_frames int64 (B,) -> (B, C, T)."""
     weight = (torch.arange(x.shape[-1], device=x.device)[None] < n_frames[:, None])[:, None].to(x.dtype)
     count = weight.sum(-1, keepdim=True)

@@ -1,7 +1,11 @@
-"""Sentences as a text encoder's inputs: what int8 is calibrated on, and what text encoders are compared on."""
+"""Sentences as a text encoder's inputs, and how a sentence's vector is made.
+
+int8 of a text encoder is calibrated on sentences and compared with torch on them.
+"""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -9,10 +13,13 @@ from typing import Any
 import numpy as np
 
 from mechm.model.transformers_output import quiet_transformers
+from mechm_export.encoders.modules import Pooling
 from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_runtime.errors import WeightsError
 from mechm_runtime.types import Conversation
 
+MODULES = "modules.json"
+"""Where sentence-transformers says what follows the encoder."""
 BATCH_SENTENCES = 8
 MOST_SENTENCES = 512
 VOCABULARIES = (
@@ -72,3 +79,34 @@ def load_tokenizer(folder: Path) -> Any:
             f"{folder} has no tokenizer that loads, and int8 of a text encoder is calibrated on words",
             hint="put its tokenizer.json there, or leave int8 out",
         ) from error
+
+
+def sentence_pooling(folder: Path) -> tuple[Pooling, bool]:
+    """How sentence-transformers makes a sentence's vector: the pooling, and whether it has length 1.
+
+    A folder without `modules.json` gets the mean, not normalised.
+    Raises: WeightsError: a module or pooling that is not exported, or a damaged file.
+    """
+    if not (folder / MODULES).is_file():
+        return "mean", False
+    try:
+        modules = json.loads((folder / MODULES).read_text(encoding="utf-8"))
+        kinds = [str(module["type"]).rpartition(".")[2] for module in modules]
+        if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
+            raise WeightsError(
+                f"{folder} goes through {', '.join(kinds)}; exported are a pooling and a normalisation",
+                hint="--task feature-extraction exports the encoder alone",
+            )
+        config = json.loads((folder / Path(modules[1]["path"]).name / "config.json").read_text(encoding="utf-8"))
+        mode = config.get("pooling_mode")
+        prefix = "pooling_mode_"
+        asked = [mode] if mode else [key.removeprefix(prefix) for key, on in config.items() if prefix in key and on]
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise WeightsError(f"{folder}: {MODULES} or the pooling's config is damaged: {error}") from error
+    known: dict[str, Pooling] = {"mean": "mean", "mean_tokens": "mean", "cls": "cls", "cls_token": "cls"}
+    if len(asked) != 1 or asked[0] not in known:
+        raise WeightsError(
+            f"{folder} pools by {', '.join(map(str, asked))}; exported are mean and cls",
+            hint="--task feature-extraction exports the encoder alone",
+        )
+    return known[asked[0]], "Normalize" in kinds

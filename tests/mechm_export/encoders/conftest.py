@@ -77,6 +77,60 @@ MODELS: dict[str, Callable[[], Any]] = {
     ),
 }
 
+LABELS = {0: "anger", 1: "joy", 2: "Überraschung"}
+HEAD = {"num_labels": 3, "id2label": LABELS, "label2id": {label: number for number, label in LABELS.items()}}
+MODELS |= {
+    # Found through optimum.
+    "deberta-v2": lambda: tf.DebertaV2Model(
+        tf.DebertaV2Config(
+            **TEXT,
+            relative_attention=True,
+            position_buckets=8,
+            pos_att_type=["p2c", "c2p"],
+            position_biased_input=False,
+            type_vocab_size=0,
+        )
+    ),
+    "modernbert": lambda: tf.ModernBertModel(
+        tf.ModernBertConfig(**TEXT, local_attention=8, bos_token_id=2, eos_token_id=3, cls_token_id=2, sep_token_id=3)
+    ),
+    "data2vec-audio": lambda: tf.Data2VecAudioModel(
+        tf.Data2VecAudioConfig(
+            **{name: value for name, value in SPEECH.items() if name != "num_conv_pos_embeddings"},
+            num_conv_pos_embeddings=2,
+            conv_pos_kernel_size=3,
+        )
+    ),
+    "unispeech-base": lambda: tf.UniSpeechModel(tf.UniSpeechConfig(**SPEECH)),
+    "w2v-bert": lambda: tf.Wav2Vec2BertModel(
+        tf.Wav2Vec2BertConfig(**SIZES, feature_projection_input_dim=16, output_hidden_size=32)
+    ),
+    "vit": lambda: tf.ViTModel(tf.ViTConfig(**VISION)),
+    "dinov2-registers": lambda: tf.Dinov2WithRegistersModel(tf.Dinov2WithRegistersConfig(**VISION)),
+    "dinov3": lambda: tf.DINOv3ViTModel(tf.DINOv3ViTConfig(**VISION, num_register_tokens=4)),
+    "videomae": lambda: tf.VideoMAEModel(tf.VideoMAEConfig(**VISION, num_frames=4, tubelet_size=2)),
+    "siglip2": lambda: tf.Siglip2Model(
+        tf.Siglip2Config(text_config=TEXT, vision_config={**SIZES, "num_patches": 16, "patch_size": 4})
+    ),
+    # With trained heads.
+    "roberta-classifier": lambda: tf.RobertaForSequenceClassification(
+        tf.RobertaConfig(**TEXT, **HEAD, type_vocab_size=1)
+    ),
+    "bert-classifier": lambda: tf.BertForSequenceClassification(tf.BertConfig(**TEXT, **HEAD)),
+    "distilbert-classifier": lambda: tf.DistilBertForSequenceClassification(
+        tf.DistilBertConfig(
+            vocab_size=VOCAB_SIZE, max_position_embeddings=40, dim=32, n_layers=1, n_heads=2, hidden_dim=48, **HEAD
+        )
+    ),
+    "hubert-classifier": lambda: tf.HubertForSequenceClassification(
+        tf.HubertConfig(**SPEECH, **HEAD, classifier_proj_size=16, use_weighted_layer_sum=True)
+    ),
+    "wavlm-classifier": lambda: tf.WavLMForSequenceClassification(
+        tf.WavLMConfig(**SPEECH, **LAYER_NORM, **HEAD, classifier_proj_size=16)
+    ),
+    "vit-classifier": lambda: tf.ViTForImageClassification(tf.ViTConfig(**VISION, **HEAD)),
+}
+
 Folders = Callable[[str], Path]
 
 
@@ -94,6 +148,8 @@ def encoders(tmp_path_factory: pytest.TempPathFactory) -> Folders:
                 for key, parameter in model.named_parameters():
                     if "norm" in key or "bias" in key:  # ones and zeros would hide that they are lost
                         parameter.add_(torch.randn_like(parameter) * 0.1)
+                    elif key.startswith(("classifier", "projector", "layer_weights")):  # so small that all is alike
+                        parameter.copy_(torch.randn_like(parameter) * 0.5)
             model.save_pretrained(made[name])
             save_tokenizer(made[name])
         return made[name]

@@ -14,8 +14,9 @@ import torch
 import transformers as tf
 
 from mechm_export.encoders.axes import Axes, parse_axes
-from mechm_export.encoders.export import FILES, EncoderReport, export_encoder
+from mechm_export.encoders.export import export_encoder
 from mechm_export.encoders.part import encoder_part
+from mechm_export.encoders.report import FILES, EncoderReport
 from mechm_export.encoders.source import find_source
 from mechm_runtime.bundle.manifest import Tensor
 from mechm_runtime.errors import InputError, WeightsError

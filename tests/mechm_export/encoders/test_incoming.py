@@ -11,8 +11,9 @@ from onnx import helper
 
 from mechm_export.check_data import check_conversations
 from mechm_export.encoders.axes import Axes, parse_axes
-from mechm_export.encoders.export import FILES, convert_graph, export_encoder
+from mechm_export.encoders.export import convert_graph, export_encoder
 from mechm_export.encoders.incoming import check_acyclic, graph_part, read_graph
+from mechm_export.encoders.report import FILES
 from mechm_runtime.bundle.manifest import Tensor
 from mechm_runtime.errors import InputError, WeightsError
 

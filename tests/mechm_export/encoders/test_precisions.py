@@ -18,8 +18,9 @@ from mechm_export.check_data import check_conversations
 from mechm_export.encoders import export as export_module
 from mechm_export.encoders.axes import Axes, check_opset, parse_axes
 from mechm_export.encoders.check import EncoderCheck, check_encoder, padding_difference
-from mechm_export.encoders.export import FILES, REPORT, EncoderReport, convert_graph, export_encoder
+from mechm_export.encoders.export import convert_graph, export_encoder
 from mechm_export.encoders.part import encoder_part
+from mechm_export.encoders.report import FILES, REPORT, EncoderReport
 from mechm_export.encoders.source import find_source
 from mechm_export.graphs import files as onnx_graph
 from mechm_export.graphs.files import export_graph

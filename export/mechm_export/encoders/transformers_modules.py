@@ -1,0 +1,116 @@
+"""What is exported of an encoder whose own forward in transformers is right: which output, and padding that stays out.
+
+Speech encoders with a GroupNorm over time behind their first convolution (`feat_extract_norm="group"`) would count
+padding in it: here the norm looks at the samples that the mask keeps, so that padded batches answer as single inputs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from mechm_export.encoders.modules import masked_norm
+
+Vector = Literal["pooler", "first", "mean"]
+"""An input's vector: the model's own pooling, its first state (the class token), or the mean of all."""
+
+
+class Logits(nn.Module):
+    """Logits of a classifier of transformers. names: of its inputs, in the graph's order."""
+
+    def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.model, self.names = model, tuple(names)
+        self.lengths = mask_group_norms(model)
+
+    def forward(self, first: Tensor, second: Tensor | None = None, third: Tensor | None = None) -> Tensor:
+        """What the model takes -> float (B, n_labels)."""
+        inputs = dict(zip(self.names, (first, second, third), strict=False))
+        if self.lengths is not None:
+            self.lengths[:] = [inputs["attention_mask"].sum(1)]
+        logits: Tensor = self.model(**inputs).logits
+        return logits
+
+
+class AudioStates(nn.Module):
+    """A speech encoder's states and their mask. feature: its name of the waveform or the features."""
+
+    def __init__(self, model: Any, feature: str) -> None:
+        super().__init__()
+        self.model, self.feature = model, feature
+        self.lengths = mask_group_norms(model)
+
+    def forward(self, features: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
+        """features: float (B, S) or (B, T, n_mels). attention_mask: int64 (B, S or T), ones then zeros.
+
+        Returns: float (B, T', D), int64 (B, T'): ones for the frames that lie within the utterance.
+        """
+        if self.lengths is not None:
+            self.lengths[:] = [attention_mask.sum(1)]
+        states = self.model(**{self.feature: features}, attention_mask=attention_mask).last_hidden_state
+        within = attention_mask
+        if hasattr(self.model, "_get_feature_vector_attention_mask"):
+            within = self.model._get_feature_vector_attention_mask(states.shape[1], attention_mask)
+        return states, within.to(torch.int64)
+
+
+class OwnForward(nn.Module):
+    """States or one vector of a model that takes no attention mask.
+
+    names: of its inputs, in the graph's order. vector: None for the states.
+    """
+
+    def __init__(self, model: nn.Module, names: Sequence[str], vector: Vector | None) -> None:
+        super().__init__()
+        self.model, self.names, self.vector = model, tuple(names), vector
+
+    def forward(self, first: Tensor, second: Tensor | None = None, third: Tensor | None = None) -> Tensor:
+        """What the model takes -> float (B, ...) states, or float (B, D)."""
+        inputs = dict(zip(self.names, (first, second, third), strict=False))
+        answer = self.model(**inputs)
+        if self.vector == "pooler":
+            pooled: Tensor = answer.pooler_output
+            return pooled.flatten(1)
+        states: Tensor = answer.last_hidden_state
+        if self.vector is None:
+            return states
+        if states.ndim == 4:  # a convolutional net's (B, C, H, W)
+            return states.mean((2, 3))
+        return states[:, 0] if self.vector == "first" else states.mean(1)
+
+
+class MaskedGroupNorm(nn.Module):
+    """A GroupNorm of one channel per group over an utterance's own frames.
+
+    kernel, stride: of the convolution before it. lengths: a list that holds the utterances' samples, int64 (B,), while
+    the model runs.
+    """
+
+    def __init__(self, norm: nn.GroupNorm, convolution: nn.Conv1d, lengths: list[Tensor]) -> None:
+        super().__init__()
+        self.norm = norm
+        self.kernel, self.stride = convolution.kernel_size[0], convolution.stride[0]
+        self.lengths = lengths
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: float (B, C, T) -> float (B, C, T)."""
+        (lengths,) = self.lengths
+        return masked_norm(x, (lengths - self.kernel) // self.stride + 1, self.norm)
+
+
+def mask_group_norms(model: nn.Module) -> list[Tensor] | None:
+    """Replace a speech model's GroupNorms over time, in place.
+
+    Returns: the list that the samples of each utterance belong into, or None where there is no such norm.
+    """
+    lengths: list[Tensor] = []
+    found = False
+    for module in list(model.modules()):
+        for layer in getattr(module, "conv_layers", ()):
+            if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
+                layer.layer_norm = MaskedGroupNorm(layer.layer_norm, layer.conv, lengths)
+                found = True
+    return lengths if found else None
