@@ -22,8 +22,8 @@ from mechm_export.check_data import check_conversations, check_recordings
 from mechm_export.encoders.axes import parse_axes
 from mechm_export.encoders.export import export_encoder, real_inputs
 from mechm_export.encoders.report import FILES, EncoderReport
-from mechm_export.encoders.trials import MASK
 from mechm_export.encoders.source import EncoderSource, find_source
+from mechm_export.encoders.trials import MASK
 from mechm_export.gate.comparison import TorchRunner
 from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_export.precision.dynamic_int8 import quantize_weights

@@ -167,7 +167,7 @@ def _print(report: EncoderReport) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from mechm_export.encoders.checkpoint import summarize_names
+    from mechm_export.encoders.checkpoint import left_out_lines
 
     table = Table(title=f"{report.architecture}, {report.task}")
     for heading in ("precision", "opset", "MB", "s", "largest difference", "lowest cosine", "padded - single"):
@@ -191,8 +191,7 @@ def _print(report: EncoderReport) -> None:
             console.print(f"{direction} {tensor.name}: {tensor.dtype} ({axes})", highlight=False, soft_wrap=True)
     if report.labels:
         console.print(f"labels: {', '.join(report.labels)}", highlight=False, markup=False, soft_wrap=True)
-    if report.left_out:
-        names = summarize_names(report.left_out)
-        console.print(f"left out: {names}", highlight=False, markup=False, soft_wrap=True)
+    for line in left_out_lines(report.left_out):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     if report.keeps_head:
         console.print(f"  --task {report.keeps_head} keeps the classification head", highlight=False, soft_wrap=True)

@@ -125,14 +125,17 @@ def can_pad(part: ExportPart) -> bool:
 
 
 def padding_difference(engine: GraphRunner, feeds: Feeds, answers: Arrays) -> float:
-    """Largest difference between the rows of a padded batch and each input alone; time is every input's last axis.
+    """Largest difference between the rows of a padded batch and each input alone.
 
+    An input's time axis is the last one that is as long as the mask.
     Raises: VerificationError: an input alone has another shape.
     """
     lengths = feeds[MASK].sum(1)
     largest = 0.0
     for row, length in enumerate(lengths.tolist()):
-        alone_feeds: Feeds = {name: array[row : row + 1, ..., :length] for name, array in feeds.items()}
+        alone_feeds: Feeds = {
+            name: _first_steps(array[row : row + 1], feeds[MASK].shape[1], length) for name, array in feeds.items()
+        }
         alone = engine.run(alone_feeds)
         together = {name: values[row : row + 1] for name, values in answers.items()}
         kept = {name: array[row : row + 1] for name, array in feeds.items()}
@@ -140,6 +143,11 @@ def padding_difference(engine: GraphRunner, feeds: Feeds, answers: Arrays) -> fl
         ((single, _),) = _kept_rows(alone, alone, alone_feeds)
         largest = max(largest, compare_arrays("an input alone", batched, single)[0])
     return largest
+
+
+def _first_steps(array: npt.NDArray[Any], longest: int, length: int) -> npt.NDArray[Any]:
+    axis = max(number for number, size in enumerate(array.shape) if size == longest and number)
+    return array[(*[slice(None)] * axis, slice(length))]
 
 
 def _kept_rows(expected: Arrays, actual: Arrays, feeds: Feeds) -> list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]:

@@ -25,6 +25,8 @@ OLD_NAMES = (
     (re.compile(r"\.beta$"), ".bias"),
 )
 """Names of older torch (weight_norm) and of TensorFlow's norms, which transformers renames while it loads."""
+TRAINING = re.compile(r"(^|\.)(masked_spec_embed|mask_token)$")
+"""Weights that a model reads only while it is trained."""
 MOST_NAMES = 6
 """Tensors that a summary names one by one; more are counted by what their names begin with."""
 
@@ -108,6 +110,14 @@ def find_left_out(loaded: LoadedModel, module: nn.Module, inputs: Iterable[torch
         if unused or (not place and any(re.search(pattern, name) for pattern in ignored)):
             left_out.add(name)
     return tuple(sorted(name for name in left_out if not COMPUTED.search(name)))
+
+
+def left_out_lines(names: Collection[str]) -> list[str]:
+    """What `find_left_out` found, in words: one line for weights that are lost, one for those of training alone."""
+    lost = [name for name in names if not TRAINING.search(name)]
+    training = [name for name in names if TRAINING.search(name)]
+    lines = [f"left out: {summarize_names(lost)}"] if lost else []
+    return lines + ([f"left out, read in training only: {summarize_names(training)}"] if training else [])
 
 
 def summarize_names(names: Collection[str]) -> str:

@@ -9,6 +9,7 @@ Importing this module imports optimum, which loads torch and transformers.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -98,7 +99,9 @@ def find_encoder(model_type: str) -> Architecture | None:
 
 def _load_class(name: object) -> type[PreTrainedModel] | None:
     """A model class of transformers; None for several names, and for classes that lack a package."""
-    loader = getattr(transformers, name, None) if isinstance(name, str) else None
+    with warnings.catch_warnings():  # DeBERTa's module compiles with torch.jit, which torch is giving up
+        warnings.simplefilter("ignore", DeprecationWarning)
+        loader = getattr(transformers, name, None) if isinstance(name, str) else None
     return loader if isinstance(loader, type) and issubclass(loader, PreTrainedModel) else None
 
 
@@ -106,6 +109,14 @@ def count_encoders() -> dict[Modality, int]:
     """Architectures outside of our table that a task and a dummy input are known for, per modality."""
     found = [find_encoder(model_type) for model_type in classes_for(FEATURES)]
     return {modality: sum(one is not None and one.modality == modality for one in found) for modality in GENERATORS}
+
+
+def count_classifiers() -> dict[Modality, int]:
+    """Architectures with a classifier, per modality."""
+    return {
+        modality: sum(bool(classifier_for(model_type, modality)) for model_type in classes_for(task))
+        for modality, task in CLASSIFICATION.items()
+    }
 
 
 def image_shape(config: Any, side: tuple[int, int]) -> tuple[int, int, int]:

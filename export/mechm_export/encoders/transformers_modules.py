@@ -2,11 +2,12 @@
 
 Speech encoders with a GroupNorm over time behind their first convolution (`feat_extract_norm="group"`) would count
 padding in it: here the norm looks at the samples that the mask keeps, so that padded batches answer as single inputs.
+The lengths reach such layers through a list that the exported module fills before it calls the model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -24,7 +25,7 @@ class Logits(nn.Module):
     def __init__(self, model: nn.Module, names: Sequence[str]) -> None:
         super().__init__()
         self.model, self.names = model, tuple(names)
-        self.lengths = mask_group_norms(model)
+        self.lengths = keep_padding_out(model)
 
     def forward(self, first: Tensor, second: Tensor | None = None, third: Tensor | None = None) -> Tensor:
         """What the model takes -> float (B, n_labels)."""
@@ -41,7 +42,7 @@ class AudioStates(nn.Module):
     def __init__(self, model: Any, feature: str) -> None:
         super().__init__()
         self.model, self.feature = model, feature
-        self.lengths = mask_group_norms(model)
+        self.lengths = keep_padding_out(model)
 
     def forward(self, features: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """features: float (B, S) or (B, T, n_mels). attention_mask: int64 (B, S or T), ones then zeros.
@@ -101,10 +102,31 @@ class MaskedGroupNorm(nn.Module):
         return masked_norm(x, (lengths - self.kernel) // self.stride + 1, self.norm)
 
 
-def mask_group_norms(model: nn.Module) -> list[Tensor] | None:
-    """Replace a speech model's GroupNorms over time, in place.
+class MaskedConvolution(nn.Module):
+    """A layer of a stack of convolutions over time, which would carry what the layers before put behind an input's end.
 
-    Returns: the list that the samples of each utterance belong into, or None where there is no such norm.
+    frames: the samples of each utterance -> its frames. lengths: as in `MaskedGroupNorm`.
+    """
+
+    def __init__(self, layer: nn.Module, frames: Callable[[Tensor], Any], lengths: list[Tensor]) -> None:
+        super().__init__()
+        self.layer, self.frames, self.lengths = layer, frames, lengths
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x: float (B, D, T) -> float (B, D, T)."""
+        (lengths,) = self.lengths
+        within = torch.arange(x.shape[-1], device=x.device)[None] < self.frames(lengths)[:, None]
+        output: Tensor = self.layer(x * within[:, None].to(x.dtype))
+        return output
+
+
+def keep_padding_out(model: nn.Module) -> list[Tensor] | None:
+    """Replace the layers of a speech model that would mix padding into an utterance, in place.
+
+    These are GroupNorms over time (see above), and data2vec's position embedding, a stack of convolutions that
+    transformers 5.19 masks before the first one only.
+
+    Returns: the list that the samples of each utterance belong into, or None where there is no such layer.
     """
     lengths: list[Tensor] = []
     found = False
@@ -113,4 +135,10 @@ def mask_group_norms(model: nn.Module) -> list[Tensor] | None:
             if isinstance(getattr(layer, "layer_norm", None), nn.GroupNorm):
                 layer.layer_norm = MaskedGroupNorm(layer.layer_norm, layer.conv, lengths)
                 found = True
+        stack = getattr(getattr(module, "pos_conv_embed", None), "layers", None)
+        if isinstance(stack, nn.ModuleList):
+            frames: Any = getattr(model, "_get_feat_extract_output_lengths")  # noqa: B009 (mypy knows tensors only)
+            for number, layer in enumerate(stack):
+                stack[number] = MaskedConvolution(layer, frames, lengths)
+            found = True
     return lengths if found else None

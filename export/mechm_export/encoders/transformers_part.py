@@ -47,7 +47,7 @@ PREPROCESSOR = "preprocessor_config.json"
 IMAGE_SIDE = 224
 """Side of images for architectures that take any size, where the preprocessor does not say."""
 CLASS_TOKENS = ("cls_token", "class_embedding", "class_token")
-SAMPLES, FRAMES = (16000, 8000, 24000), (50, 17, 80)
+SAMPLES, FRAMES = (16000, 8000, 24000), (50, 17, 67)
 """Lengths to try: of waveforms at 16 kHz, and of features."""
 MakeInputs = Callable[[Mapping[str, int], np.random.Generator], Feeds]
 

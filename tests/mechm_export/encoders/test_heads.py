@@ -57,6 +57,11 @@ def alone(model: Any, feature: str, values: Any, length: int) -> Any:
         return model.eval()(**{feature: torch.from_numpy(values[None, :length])}).logits[0].numpy()
 
 
+def lost(names: tuple[str, ...]) -> list[str]:
+    """What is left out without what only training reads."""
+    return [name for name in names if not name.endswith("masked_spec_embed")]
+
+
 def labels_of(path: Path) -> dict[str, str]:
     entries = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
     assert entries["task"].endswith("-classification")
@@ -112,11 +117,11 @@ def test_a_speech_head_on_padded_batches(name: str, exported: bool, encoders: Fo
         padding = report.graphs[0].check.padding_difference
         assert padding is not None
         assert padding < ATOL
-        assert not report.left_out
+        assert not lost(report.left_out)
         logits = run(tmp_path / "out" / FILES["fp32"], feeds)
     else:
         loaded = load_part(find_source(str(folder), task="audio-classification"), Axes())
-        assert (loaded.labels, loaded.left_out) == (LABELS, ())
+        assert (loaded.labels, lost(loaded.left_out)) == (LABELS, [])
         logits = loaded.part.reference(feeds)["logits"]
     model = tf.AutoModelForAudioClassification.from_pretrained(folder)
     for row, length in enumerate(lengths):
@@ -151,7 +156,7 @@ def test_the_speech_layout_without_a_class(pooling: str, audeering: Path, encode
     (audeering / "config.json").write_text(json.dumps(config))
     loaded = load_part(find_source(str(audeering), task="audio-classification"), Axes())
     assert loaded.labels == ("arousal", "dominance", "valence")
-    assert not loaded.left_out
+    assert not lost(loaded.left_out)
     feeds, lengths = waves()
     logits = loaded.part.reference(feeds)["logits"]
     encoder = tf.Wav2Vec2Model.from_pretrained(encoders("wav2vec2-large")).eval()

@@ -16,7 +16,7 @@ from transformers.models.siglip2.modeling_siglip2 import Siglip2VisionEmbeddings
 from mechm_export.encoders.architectures import ARCHITECTURES
 from mechm_export.encoders.axes import Axes, parse_axes
 from mechm_export.encoders.export import export_encoder
-from mechm_export.encoders.optimum_tasks import classifier_for, count_encoders, find_encoder, task_of_class
+from mechm_export.encoders.optimum_tasks import classifier_for, find_encoder, task_of_class
 from mechm_export.encoders.part import encoder_part
 from mechm_export.encoders.report import FILES
 from mechm_export.encoders.siglip2 import resize_positions
@@ -36,10 +36,6 @@ def padded(longest: int, lengths: tuple[int, ...]) -> np.ndarray[Any, np.dtype[n
 
 
 def test_what_optimum_knows() -> None:
-    counts = count_encoders()
-    assert counts["text"] > 50
-    assert counts["vision"] > 50
-    assert counts["audio"] > 20
     for name in (
         "deberta-v2",
         "modernbert",
