@@ -2,7 +2,7 @@
 
 Speech encoders with a GroupNorm over time behind their first convolution (`feat_extract_norm="group"`) would count
 padding in it: here the norm looks at the samples that the mask keeps, so that padded batches answer as single inputs.
-The lengths reach such layers through a list that the exported module fills before it calls the model.
+The lengths reach such layers through an object that the exported module fills before it calls the model.
 """
 
 from __future__ import annotations
@@ -19,6 +19,15 @@ Vector = Literal["pooler", "first", "mean"]
 """An input's vector: the model's own pooling, its first state (the class token), or the mean of all."""
 
 
+class Lengths:
+    """Samples of each utterance in the batch that is being computed, int64 (B,).
+
+    A class of its own: torch.export copies lists and dicts that modules hold, so that a shared one would be two.
+    """
+
+    samples: Tensor
+
+
 class Logits(nn.Module):
     """Logits of a classifier of transformers. names: of its inputs, in the graph's order."""
 
@@ -31,7 +40,7 @@ class Logits(nn.Module):
         """What the model takes -> float (B, n_labels)."""
         inputs = dict(zip(self.names, (first, second, third), strict=False))
         if self.lengths is not None:
-            self.lengths[:] = [inputs["attention_mask"].sum(1)]
+            self.lengths.samples = inputs["attention_mask"].sum(1)
         logits: Tensor = self.model(**inputs).logits
         return logits
 
@@ -50,7 +59,7 @@ class AudioStates(nn.Module):
         Returns: float (B, T', D), int64 (B, T'): ones for the frames that lie within the utterance.
         """
         if self.lengths is not None:
-            self.lengths[:] = [attention_mask.sum(1)]
+            self.lengths.samples = attention_mask.sum(1)
         states = self.model(**{self.feature: features}, attention_mask=attention_mask).last_hidden_state
         within = attention_mask
         if hasattr(self.model, "_get_feature_vector_attention_mask"):
@@ -86,11 +95,10 @@ class OwnForward(nn.Module):
 class MaskedGroupNorm(nn.Module):
     """A GroupNorm of one channel per group over an utterance's own frames.
 
-    kernel, stride: of the convolution before it. lengths: a list that holds the utterances' samples, int64 (B,), while
-    the model runs.
+    convolution: the one before it.
     """
 
-    def __init__(self, norm: nn.GroupNorm, convolution: nn.Conv1d, lengths: list[Tensor]) -> None:
+    def __init__(self, norm: nn.GroupNorm, convolution: nn.Conv1d, lengths: Lengths) -> None:
         super().__init__()
         self.norm = norm
         self.kernel, self.stride = convolution.kernel_size[0], convolution.stride[0]
@@ -98,37 +106,35 @@ class MaskedGroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x: float (B, C, T) -> float (B, C, T)."""
-        (lengths,) = self.lengths
-        return masked_norm(x, (lengths - self.kernel) // self.stride + 1, self.norm)
+        return masked_norm(x, (self.lengths.samples - self.kernel) // self.stride + 1, self.norm)
 
 
 class MaskedConvolution(nn.Module):
     """A layer of a stack of convolutions over time, which would carry what the layers before put behind an input's end.
 
-    frames: the samples of each utterance -> its frames. lengths: as in `MaskedGroupNorm`.
+    frames: the samples of each utterance -> its frames.
     """
 
-    def __init__(self, layer: nn.Module, frames: Callable[[Tensor], Any], lengths: list[Tensor]) -> None:
+    def __init__(self, layer: nn.Module, frames: Callable[[Tensor], Any], lengths: Lengths) -> None:
         super().__init__()
         self.layer, self.frames, self.lengths = layer, frames, lengths
 
     def forward(self, x: Tensor) -> Tensor:
         """x: float (B, D, T) -> float (B, D, T)."""
-        (lengths,) = self.lengths
-        within = torch.arange(x.shape[-1], device=x.device)[None] < self.frames(lengths)[:, None]
+        within = torch.arange(x.shape[-1], device=x.device)[None] < self.frames(self.lengths.samples)[:, None]
         output: Tensor = self.layer(x * within[:, None].to(x.dtype))
         return output
 
 
-def keep_padding_out(model: nn.Module) -> list[Tensor] | None:
+def keep_padding_out(model: nn.Module) -> Lengths | None:
     """Replace the layers of a speech model that would mix padding into an utterance, in place.
 
     These are GroupNorms over time (see above), and data2vec's position embedding, a stack of convolutions that
     transformers 5.19 masks before the first one only.
 
-    Returns: the list that the samples of each utterance belong into, or None where there is no such layer.
+    Returns: where the samples of each utterance belong, or None where there is no such layer.
     """
-    lengths: list[Tensor] = []
+    lengths = Lengths()
     found = False
     for module in list(model.modules()):
         for layer in getattr(module, "conv_layers", ()):
