@@ -1,4 +1,4 @@
-"""Which architectures does `mechm export encoder` take, and how far is each graph from torch?
+"""Architectures that `mechm export encoder` takes, and the largest difference of each graph from torch.
 
     python benchmarks/encoder_architectures.py [--only NAME ...] [--out benchmarks/results/encoders/architectures.json]
 

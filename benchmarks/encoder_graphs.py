@@ -184,7 +184,7 @@ def _of_recordings(part: ExportPart) -> list[Feeds]:
 
 
 def _recorded(part: str, bundle: Bundle | None) -> list[Feeds]:
-    """What the bundle's voice and picture parts are given of the shipped recording, as an encoder's inputs."""
+    """Inputs of the bundle's voice and picture parts from the shipped recording, as an encoder's inputs."""
     if bundle is None:
         return []
     found = recorded_inputs(bundle, check_recordings(), [part])[part]
@@ -194,7 +194,7 @@ def _recorded(part: str, bundle: Bundle | None) -> list[Feeds]:
 
 
 def onnxruntime_graphs(subject: Subject) -> Iterator[Candidate]:
-    """What was exported, on onnxruntime."""
+    """The exported graphs, on onnxruntime."""
     for graph in subject.report.graphs:
         path = subject.out / FILES[graph.precision]
         seconds, gb = graph.export_s, subject.peaks.get(graph.precision, 0.0)
@@ -235,7 +235,7 @@ def _waveform_layers(subject: Subject) -> list[str]:
 
 
 def optimum_graphs(subject: Subject, python: Path, folder: Path, notes: list[str]) -> Iterator[Candidate]:
-    """What optimum-cli of another environment makes of the same weights; what it cannot is said in `notes`."""
+    """Graphs that optimum-cli of another environment makes of the same weights; `notes` gets those that it cannot."""
     source, part = subject.source, subject.part
     exported_s = 0.0
     try:
@@ -365,7 +365,7 @@ class PeakMemory:
         self.gb: dict[str, float] = {}
 
     def on_progress(self, doing: str, _done: int, _total: int) -> None:
-        """What `export_encoder` reports: a precision's memory is that of making it, without comparing."""
+        """The progress callback of `export_encoder`: a precision's memory is that of making it, without comparing."""
         what, _, precision = doing.partition(" ")
         if what == "exporting":
             self.reset()

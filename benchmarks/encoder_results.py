@@ -1,4 +1,4 @@
-"""What `encoders.py --out` keeps: rows in a JSON file, and a page of tables beside it. No benchmark by itself.
+"""Results of `encoders.py --out`: rows in a JSON file, and a page of tables beside it. No benchmark by itself.
 
 An encoder that is measured again takes the place of its rows; those of another machine or of other versions go first.
 """

@@ -1,4 +1,4 @@
-"""How fast, how large and how alike is an exported encoder, against torch eager and torch.compile in one process?
+"""Speed, size and cosine of exported encoders, against torch eager and torch.compile in one process.
 
     python benchmarks/encoders.py [--encoder NAME ...] [--bundle DIR] [--optimum .venv-optimum/bin/python] [--quick]
                                   [--out benchmarks/results/encoders/2-cores.json]

@@ -1,4 +1,4 @@
-"""What `--axes`, `--opset` and `--precision` ask for, and which of it can't be."""
+"""The options `--axes`, `--opset` and `--precision`: parsed, and refused where they cannot be met."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Precision = Literal["fp32", "fp16", "bf16", "int8"]
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 
 OPSETS = range(18, 24)
-"""What torch's exporter writes: its operators are opset 18's, and torch 2.13 converts up to 23."""
+"""Opsets that torch's exporter writes: its operators are opset 18's, and torch 2.13 converts up to 23."""
 DEFAULT_OPSET = 18
 FUSED_OPSET = 23
 """The first with an Attention operator, whose rewritten form onnxruntime's int8 is fast with."""
@@ -22,13 +22,13 @@ BF16_OPSET = 22
 BATCH = "batch"
 TIME = "time"
 TIME_AXES = ("tokens", "samples", "frames")
-"""What `time` stands for: the one of these that an encoder has."""
+"""`time` stands for the one of these that an encoder has."""
 MAX_AXIS = 1 << 24
 
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """Which axes are dynamic, and the sizes of those that are not.
+    """The dynamic axes, and the sizes of fixed ones.
 
     dynamic: None for all that an encoder has.
     """
@@ -111,7 +111,7 @@ def check_bf16(opset: int, precisions: Collection[Precision]) -> None:
 
 
 def opset_for(precision: Precision, opset: int | None) -> int:
-    """The opset of a precision's graph where None was asked for: the lowest that serves it."""
+    """The opset of a precision's graph: the one that was asked for, else the lowest that serves it."""
     if opset is not None:
         return opset
     return {"int8": FUSED_OPSET, "bf16": BF16_OPSET}.get(precision, DEFAULT_OPSET)

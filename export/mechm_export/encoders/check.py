@@ -1,6 +1,6 @@
 """Compare an exported encoder with its reference: values at several sizes, and padded batches with single inputs.
 
-It never decides what happens to a precision that fails (`export`).
+It does not decide what happens to a precision that fails; `export` does.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from mechm_runtime.errors import VerificationError
 POSITION_MASK = "position_mask"
 
 MIN_COSINE: dict[Precision, float] = {"fp32": 0.9999, "fp16": 0.999, "bf16": 0.999, "int8": 0.99}
-"""What a precision must reach on every input. Two vectors at 0.99 are 8 degrees apart, which moves the nearest of close
-neighbours; at 0.999, 2.6. Above 0.999 lie fp16 and bf16 of the encoders that were measured, so that what is below has
-overflowed or lost a channel."""
+"""The lowest cosine that a precision may have on any input. Two vectors at 0.99 are 8 degrees apart, which moves the
+nearest of close neighbours; at 0.999, 2.6. fp16 and bf16 of the encoders that were measured lie above 0.999, so that
+what is below has overflowed or lost a channel."""
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -119,7 +119,7 @@ def compare_rows(name: str, expected: Arrays, actual: Arrays, feeds: Feeds) -> t
 
 
 def can_pad(part: ExportPart) -> bool:
-    """Whether an input can be run alone, without its padding: there is a mask, and batch and time are dynamic."""
+    """True where an input can be run alone, without its padding: there is a mask, and batch and time are dynamic."""
     masks = [tensor for tensor in part.inputs if tensor.name == MASK]
     return bool(masks) and all(isinstance(axis, str) for axis in masks[0].axes)
 

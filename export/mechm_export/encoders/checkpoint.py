@@ -113,7 +113,7 @@ def find_left_out(loaded: LoadedModel, module: nn.Module, inputs: Iterable[torch
 
 
 def left_out_lines(names: Collection[str]) -> list[str]:
-    """What `find_left_out` found, in words: one line for weights that are lost, one for those of training alone."""
+    """Lines that name left-out tensors: one for weights that are lost, one for those that only training reads."""
     lost = [name for name in names if not TRAINING.search(name)]
     training = [name for name in names if TRAINING.search(name)]
     lines = [f"left out: {summarize_names(lost)}"] if lost else []

@@ -1,4 +1,4 @@
-"""Write an encoder's folder: a graph a precision, each checked, and a report beside them.
+"""Write an encoder's folder: one checked graph per precision, and a report beside them.
 
 Everything is made in a folder beside the target and renamed when it is whole. A precision that fails its check is left
 out unless its loss is accepted, which the report then says.
@@ -169,7 +169,9 @@ def _write(
         check = check_encoder(part, path, precision, judged)
         if check.problem and not accept_quality_loss:
             if precision == "fp32":
-                raise VerificationError(f"fp32: {check.problem}")
+                leaks = check.problem.startswith("padded")
+                hint = "--axes batch=1,time exports it for one input at a time, without padding" if leaks else ""
+                raise VerificationError(f"fp32: {check.problem}", hint=hint)
             refused[precision] = check.problem
             _remove(path)
         elif precision in precisions:

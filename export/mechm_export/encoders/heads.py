@@ -65,7 +65,7 @@ def speech_classifier_class(encoder: Any) -> Any:
     """A class that transformers loads the layout with: `encoder` under its usual name, and `classifier`."""
     base = encoder.__mro__[1]  # HubertModel -> HubertPreTrainedModel
 
-    class SpeechClassifierWeights(base):  # type: ignore[misc]
+    class SpeechClassifierWeights(base):  # type: ignore[misc, valid-type]
         def __init__(self, config: Any) -> None:
             super().__init__(config)
             setattr(self, self.base_model_prefix, encoder(config))
@@ -76,7 +76,7 @@ def speech_classifier_class(encoder: Any) -> Any:
 
 
 def speech_pooling(config: Any) -> SpeechPooling:
-    """How the layout pools over time: the mean, unless the config says otherwise.
+    """The layout's pooling over time: the mean, unless the config says otherwise.
 
     Raises: WeightsError: a pooling that is not exported.
     """

@@ -243,7 +243,7 @@ def _signature(value: onnx.ValueInfoProto) -> Tensor:
 
 
 def _roles(tensor: Tensor) -> tuple[str, ...]:
-    """What an input's axes are, by its shape: words, a waveform, a log-mel or an image."""
+    """Names of an input's axes, from its shape: words, a waveform, a log-mel or an image."""
     if tensor.dtype != "float32":
         words = tensor.name in WORDS or len(tensor.axes) != 2
         return ("batch", "tokens" if words else "samples")

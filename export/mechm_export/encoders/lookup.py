@@ -1,4 +1,4 @@
-"""Which architecture a config.json names, and which task of it is exported."""
+"""Find the architecture that a config.json names, and the task that it is exported for."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def find_architecture(model_type: object, task: Task | None, modality: Modality 
     Raises: WeightsError: an unknown architecture. InputError: the task is not one of its, or text and vision fit both.
     """
     kind = model_type if isinstance(model_type, str) else ""
-    if task in CLASSIFICATION.values():
+    if task is not None and task in CLASSIFICATION.values():
         return _find_classifier(kind, task, modality), task
     found = _encoders(kind)
     if not found:

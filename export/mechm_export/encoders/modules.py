@@ -1,4 +1,4 @@
-"""What is exported of each family: states, the mask of those that count, and one vector an input.
+"""Modules that are exported for each family: states, the mask of those that count, and one vector per input.
 
 Padded batches answer as single inputs do. transformers' models nearly do that; where they do not, the layers are driven
 from here:
@@ -83,7 +83,7 @@ class WhisperStates(nn.Module):
     def forward(self, input_features: Tensor, attention_mask: Tensor) -> tuple[Tensor, Tensor]:
         """Encode utterances.
 
-        input_features: float (B, n_mels, T), log-mel, 10 ms a frame. attention_mask: int64 (B, T), ones then zeros.
+        input_features: float (B, n_mels, T), log-mel, 10 ms per frame. attention_mask: int64 (B, T), ones then zeros.
         Returns: float (B, (T + 1) // 2, D), and int64 (B, (T + 1) // 2).
         """
         x, within = embed_mel(self.encoder, input_features, attention_mask.sum(1))
@@ -134,7 +134,7 @@ class OneOutput(nn.Module):
         self.model, self.output, self.feature = model, output, feature
 
     def forward(self, features: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """What the model takes -> the output."""
+        """The model's inputs -> the output."""
         mask = {} if attention_mask is None else {"attention_mask": attention_mask}
         answer = self.model(**{self.feature: features}, **mask)
         value: Tensor = answer.last_hidden_state[:, 0] if self.output == "class_token" else answer[self.output]

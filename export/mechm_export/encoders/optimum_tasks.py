@@ -14,16 +14,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import transformers
-from optimum.exporters.tasks import TasksManager
-from optimum.utils import input_generators
-from optimum.utils.input_generators import (
+from optimum.exporters.tasks import TasksManager  # type: ignore[import-untyped]
+from optimum.utils.input_generators import (  # type: ignore[import-untyped]
     ASTDummyAudioInputGenerator,
     DummyAudioInputGenerator,
     DummyInputGenerator,
     DummyTextInputGenerator,
     DummyVisionInputGenerator,
 )
-from optimum.utils.normalized_config import NormalizedVisionConfig
+from optimum.utils.normalized_config import (  # type: ignore[import-untyped]
+    NormalizedConfig,
+    NormalizedVisionConfig,
+)
 from transformers import PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_VIDEO_CLASSIFICATION_MAPPING_NAMES
 
@@ -74,7 +76,7 @@ def task_of_class(name: str) -> str:
 
 
 def modality_of(loader: type[PreTrainedModel]) -> Modality | None:
-    """What a class reads, or None where that is several modalities or nothing a dummy input is made for."""
+    """The modality that a class reads; None for several, and for inputs that no dummy is made for."""
     reads, main_input = loader.input_modalities, loader.main_input_name
     one = reads if isinstance(reads, str) else reads[0] if len(reads) == 1 else ""
     modality = READS.get(one)
@@ -132,6 +134,6 @@ def image_shape(config: Any, side: tuple[int, int]) -> tuple[int, int, int]:
 
 def spectrogram_shape(config: Any) -> tuple[int, int]:
     """Frames and mel bins of an Audio Spectrogram Transformer's input, whose size is fixed."""
-    generator = ASTDummyAudioInputGenerator(FEATURES, input_generators.NormalizedConfig(config), 1)
+    generator = ASTDummyAudioInputGenerator(FEATURES, NormalizedConfig(config), 1)
     _, n_frames, n_mels = generator.generate("input_values", framework="np").shape
     return int(n_frames), int(n_mels)

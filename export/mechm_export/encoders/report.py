@@ -1,4 +1,4 @@
-"""What an export wrote, and the report of it beside the graphs (`encoder.json`)."""
+"""The report of an export, which lies beside the graphs as `encoder.json`."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class WrittenGraph:
 
 @dataclass(frozen=True, slots=True)
 class EncoderReport:
-    """What was written.
+    """The graphs that were written, and what is in them.
 
     refused: precision -> why it was left out. labels: of a classifier's logits, in their order. left_out: the
     checkpoint's tensors that are in no graph, by their names in its files. keeps_head: the task that exports the
@@ -64,13 +64,13 @@ class EncoderReport:
 
     def to_json(self) -> str:
         """The report as it lies beside the graphs."""
-        report = {
+        labels = {LABELS_KEY: dict(enumerate(self.labels))} if self.labels else {}
+        report: dict[str, object] = {
             "source": self.source,
             "architecture": self.architecture,
             "task": self.task,
             "inputs": [asdict(tensor) for tensor in self.part.inputs],
             "outputs": [asdict(tensor) for tensor in self.part.outputs],
-            **({LABELS_KEY: dict(enumerate(self.labels))} if self.labels else {}),
             "left_out": list(self.left_out),
             "graphs": {
                 graph.precision: {
@@ -85,4 +85,4 @@ class EncoderReport:
             "refused": dict(self.refused),
             "versions": {name: version(name) for name in VERSIONED},
         }
-        return json.dumps(report, indent=1) + "\n"
+        return json.dumps(report | labels, indent=1) + "\n"

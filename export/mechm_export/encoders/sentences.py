@@ -82,7 +82,7 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def sentence_pooling(folder: Path) -> tuple[Pooling, bool]:
-    """How sentence-transformers makes a sentence's vector: the pooling, and whether it has length 1.
+    """Pooling of sentence-transformers, and whether a sentence's vector is scaled to length 1.
 
     A folder without `modules.json` gets the mean, not normalised.
     Raises: WeightsError: a module or pooling that is not exported, or a damaged file.

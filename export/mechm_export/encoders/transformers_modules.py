@@ -1,4 +1,4 @@
-"""What is exported of an encoder whose own forward in transformers is right: which output, and padding that stays out.
+"""Modules around models of transformers whose own forward is exported: they choose the output and keep padding out.
 
 Speech encoders with a GroupNorm over time behind their first convolution (`feat_extract_norm="group"`) would count
 padding in it: here the norm looks at the samples that the mask keeps, so that padded batches answer as single inputs.
@@ -37,10 +37,10 @@ class Logits(nn.Module):
         self.lengths = keep_padding_out(model)
 
     def forward(self, first: Tensor, second: Tensor | None = None, third: Tensor | None = None) -> Tensor:
-        """What the model takes -> float (B, n_labels)."""
+        """The model's inputs in order -> float (B, n_labels)."""
         inputs = dict(zip(self.names, (first, second, third), strict=False))
-        if self.lengths is not None:
-            self.lengths.samples = inputs["attention_mask"].sum(1)
+        if self.lengths is not None and second is not None:  # a speech model's second input is its mask
+            self.lengths.samples = second.sum(1)
         logits: Tensor = self.model(**inputs).logits
         return logits
 
@@ -78,7 +78,7 @@ class OwnForward(nn.Module):
         self.model, self.names, self.vector = model, tuple(names), vector
 
     def forward(self, first: Tensor, second: Tensor | None = None, third: Tensor | None = None) -> Tensor:
-        """What the model takes -> float (B, ...) states, or float (B, D)."""
+        """The model's inputs in order -> float (B, ...) states, or float (B, D)."""
         inputs = dict(zip(self.names, (first, second, third), strict=False))
         answer = self.model(**inputs)
         if self.vector == "pooler":

@@ -146,7 +146,8 @@ def _audio_part(source: EncoderSource, loaded: LoadedModel, axes: Axes) -> Expor
         # Whisper's classifier pools over all of its 30 s, padding included, as it was trained to.
         shape = (config.num_mel_bins, 2 * config.max_source_positions)
         return _spectrogram_part(source, loaded, axes, ("mels", "frames"), shape)
-    axis, lengths, after = "samples", SAMPLES, ()
+    axis, lengths = "samples", SAMPLES
+    after: tuple[int, ...] = ()
     if feature != "input_values":
         n_features = getattr(config, "feature_projection_input_dim", None) or getattr(config, "num_mel_bins", None)
         if not isinstance(n_features, int):

@@ -58,7 +58,7 @@ def alone(model: Any, feature: str, values: Any, length: int) -> Any:
 
 
 def lost(names: tuple[str, ...]) -> list[str]:
-    """What is left out without what only training reads."""
+    """Left-out names without those that only training reads."""
     return [name for name in names if not name.endswith("masked_spec_embed")]
 
 
@@ -175,7 +175,7 @@ def test_the_speech_layout_without_a_class(pooling: str, audeering: Path, encode
 
 @pytest.mark.parametrize("name", ["bert-classifier", "distilbert-classifier"])
 def test_other_text_heads(name: str, encoders: Folders) -> None:
-    """What is traced. BERT's token types are an input, since classifiers of pairs read them."""
+    """The module alone, without tracing. BERT's token types are an input, since classifiers of pairs read them."""
     loaded = load_part(find_source(str(encoders(name)), task="text-classification"), Axes())
     names = [tensor.name for tensor in loaded.part.inputs]
     assert ("token_type_ids" in names) == (name == "bert-classifier")
