@@ -58,8 +58,17 @@ SPEECH: dict[str, Any] = {
     "num_conv_pos_embedding_groups": 4,
     "classifier_proj_size": 16,
 }
-STAGES: dict[str, Any] = {"embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4, "patch_size": 4}
+STAGES: dict[str, Any] = {
+    "num_attention_heads": None,
+    "hidden_size": None,
+    "embed_dim": 16,
+    "depths": (1, 1),
+    "num_heads": (2, 2),
+    "window_size": 4,
+    "patch_size": 4,
+}
 CONVOLUTIONS: dict[str, Any] = {"hidden_sizes": (16, 32), "depths": (1, 1), "num_stages": 2, "embedding_size": 16}
+# None leaves a size at the architecture's own default.
 TRIED: dict[Modality, dict[str, dict[str, Any]]] = {
     "text": {
         "albert": {"embedding_size": 16},
@@ -91,7 +100,7 @@ TRIED: dict[Modality, dict[str, dict[str, Any]]] = {
         "xmod": {"default_language": "en_XX"},
         "gpt2": {"n_embd": 32, "n_layer": 1, "n_head": 2},
         "qwen2": {"num_key_value_heads": 1},
-        "xlnet": {"d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 48},
+        "xlnet": {"max_position_embeddings": None, "d_model": 32, "n_layer": 1, "n_head": 2, "d_inner": 48},
     },
     "audio": {
         "audio-spectrogram-transformer": {"max_length": 64, "num_mel_bins": 32},
@@ -116,11 +125,11 @@ TRIED: dict[Modality, dict[str, dict[str, Any]]] = {
         "dinov2_with_registers": {},
         "dinov3_vit": {"num_register_tokens": 4},
         "efficientnet": {"width_coefficient": 0.25, "depth_coefficient": 0.1, "hidden_dim": 320},
-        "hiera": {"embed_dim": 16, "depths": (1, 1), "num_heads": (1, 2), "image_size": (32, 32)},
+        "hiera": {"image_size": (64, 64), "patch_size": None, "hidden_size": None, "num_attention_heads": None},
         "ijepa": {},
         "mobilenet_v2": {},
         "mobilevit": {"hidden_sizes": (16, 24, 32), "neck_hidden_sizes": (8, 8, 16, 16, 24, 32, 64)},
-        "pvt_v2": {},
+        "pvt_v2": {"num_attention_heads": None, "patch_size": None, "image_size": 64, "hidden_size": None},
         "resnet": CONVOLUTIONS,
         "siglip2_vision_model": {"num_patches": 16},
         "swin": STAGES,
@@ -207,7 +216,8 @@ def try_architecture(name: str, modality: Modality, changes: Mapping[str, Any]) 
 def save_random(name: str, loader: str, changes: Mapping[str, Any], folder: Path) -> None:
     """A small model of an architecture, with weights so large that inputs differ in its outputs."""
     torch.manual_seed(0)
-    config = tf.CONFIG_MAPPING[name](**(SIZES | dict(changes)))
+    sizes = {key: value for key, value in (SIZES | dict(changes)).items() if value is not None}
+    config = tf.CONFIG_MAPPING[name](**sizes)
     with quiet_transformers():
         model = getattr(tf, loader)(config).eval()
         model.save_pretrained(folder)

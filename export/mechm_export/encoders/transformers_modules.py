@@ -110,7 +110,7 @@ class MaskedGroupNorm(nn.Module):
 
 
 class MaskedConvolution(nn.Module):
-    """A layer of a stack of convolutions over time, which would carry what the layers before put behind an input's end.
+    """A convolution over time, which would carry what the layers before put behind an input's end.
 
     frames: the samples of each utterance -> its frames.
     """
@@ -129,8 +129,8 @@ class MaskedConvolution(nn.Module):
 def keep_padding_out(model: nn.Module) -> Lengths | None:
     """Replace the layers of a speech model that would mix padding into an utterance, in place.
 
-    These are GroupNorms over time (see above), and data2vec's position embedding, a stack of convolutions that
-    transformers 5.19 masks before the first one only.
+    These are GroupNorms over time (see above); data2vec's position embedding, a stack of convolutions that transformers
+    5.19 masks before the first one only; and the convolution in a Conformer's layer, which it does not mask.
 
     Returns: where the samples of each utterance belong, or None where there is no such layer.
     """
@@ -146,5 +146,10 @@ def keep_padding_out(model: nn.Module) -> Lengths | None:
             frames: Any = getattr(model, "_get_feat_extract_output_lengths")  # noqa: B009 (mypy knows tensors only)
             for number, layer in enumerate(stack):
                 stack[number] = MaskedConvolution(layer, frames, lengths)
+            found = True
+        depthwise = getattr(module, "depthwise_conv", None)
+        if isinstance(depthwise, nn.Conv1d) and depthwise.padding != (0,):  # w2v-BERT's pads by itself, behind a mask
+            frames = getattr(model, "_get_feat_extract_output_lengths")  # noqa: B009 (as above)
+            module.depthwise_conv = MaskedConvolution(depthwise, frames, lengths)
             found = True
     return lengths if found else None

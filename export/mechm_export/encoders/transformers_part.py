@@ -114,7 +114,7 @@ def _vision_part(source: EncoderSource, loaded: LoadedModel, axes: Axes) -> Expo
             hint=f"--axes batch,height={height},width={width}",
         )
     shape: tuple[int | str, ...] = (sizes[BATCH], channels, height, width)
-    if model.input_modalities == "video":
+    if hasattr(config, "num_frames"):  # a video's
         shape = (sizes[BATCH], config.num_frames, channels, height, width)
     return _maskless_part(
         source, loaded, (Tensor("pixel_values", "float32", shape),), trial_sizes(sizes, {}, (2, 1, 3))
