@@ -10,7 +10,7 @@ import numpy as np
 from mechm_export.encoders.architectures import CLASSIFICATION, Modality, Task
 from mechm_export.encoders.axes import BATCH
 from mechm_export.graphs.part import ExportPart
-from mechm_runtime.bundle.open import Tensor
+from mechm_runtime.bundle.manifest import Tensor
 from mechm_runtime.errors import WeightsError
 
 LOGITS = "logits"

@@ -40,7 +40,7 @@ from mechm_export.encoders.trials import (
 )
 from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_export.precision.dynamic_int8 import Int8Recipe
-from mechm_runtime.bundle.open import Tensor
+from mechm_runtime.bundle.manifest import Tensor
 from mechm_runtime.errors import InputError, MechmError, WeightsError
 
 PREPROCESSOR = "preprocessor_config.json"

@@ -22,7 +22,7 @@ from mechm_export.encoders.export import convert_graph, export_encoder
 from mechm_export.encoders.part import load_part
 from mechm_export.encoders.report import FILES, REPORT, EncoderReport
 from mechm_export.encoders.source import find_source
-from mechm_runtime.bundle.open import Tensor
+from mechm_runtime.bundle.manifest import Tensor
 from mechm_runtime.errors import InputError, WeightsError
 
 Folders = Callable[[str], Path]

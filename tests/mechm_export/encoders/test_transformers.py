@@ -21,7 +21,7 @@ from mechm_export.encoders.part import encoder_part
 from mechm_export.encoders.report import FILES
 from mechm_export.encoders.siglip2 import resize_positions
 from mechm_export.encoders.source import find_source
-from mechm_runtime.bundle.open import Tensor
+from mechm_runtime.bundle.manifest import Tensor
 from mechm_runtime.errors import InputError, WeightsError
 
 Folders = Callable[[str], Path]
