@@ -20,11 +20,11 @@ LLM := $(if $(wildcard mechm/pretrained/small/llm/combination.json),--llm)
 # What a bundle is made from: when one of these is newer than the bundle, `make bundle` exports again.
 BUNDLE_SOURCES := mechm/model mechm/llm mechm/weights mechm/pretrained export/mechm_export runtime/mechm_runtime/modalities
 
-.PHONY: help env vllm optimum weights bundle demo test lint format types contracts pytest clean
+.PHONY: help env vllm optimum weights bundle demo test lint format types contracts pytest docs docs-serve release clean
 .DEFAULT_GOAL := help
 
 help: ## this list
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' Makefile
 
 env: $(STAMP) ## the environment in .venv, with the versions of constraints.txt
 
@@ -78,10 +78,11 @@ define step
 	@echo; echo "== $(1)"; start=$$(date +%s); $(2) && echo "== $(1): $$(($$(date +%s) - start)) s"
 endef
 
-test: env ## everything CI runs: lint, types, contracts, pytest
+test: env ## everything CI runs: lint, types, contracts, docs, pytest
 	$(call step,lint,$(MAKE) --no-print-directory lint)
 	$(call step,types,$(MAKE) --no-print-directory types)
 	$(call step,contracts,$(MAKE) --no-print-directory contracts)
+	$(call step,docs,$(MAKE) --no-print-directory docs)
 	$(call step,pytest,$(MAKE) --no-print-directory pytest)
 
 lint: env ## ruff: rules and format
@@ -107,6 +108,21 @@ pytest: env ## the tests alone; ARGS="-k name" to choose
 		OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(or $(ARGS),-m "not openvino")
 	$(if $(ARGS),,OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m openvino)
 
+# Warnings are errors. The banner speaks of the successor of Material for MkDocs.
+MKDOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs
+
+docs: env ## the site of docs/ in site/, warnings are errors
+	$(BIN)/python docs/tools/vendor.py
+	$(MKDOCS) build --strict --quiet
+	@echo "The site is $(CURDIR)/site/index.html - open it in a browser."
+
+docs-serve: env ## the site on this machine, built again when a page changes
+	$(BIN)/python docs/tools/vendor.py
+	$(MKDOCS) serve
+
+release: env ## checks, tests, wheel and sdist in dist/, and a tag: make release VERSION=0.2.0
+	$(BIN)/python .ci/release.py "$(VERSION)"
+
 clean: ## remove what builds and tools left behind (the environments and the cache folder stay)
-	rm -rf build dist report.html .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf build dist site report.html .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find mechm export runtime tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -4,7 +4,7 @@
     python benchmarks/table.py            # --check writes nothing and fails where the page says something else
     python benchmarks/table.py --figures  # draws every figure again, too (needs mechm[bench])
 
-It measures nothing. The table stands between two marks in the page.
+It measures nothing. The table stands between two marks in docs/benchmarks.md.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def main() -> None:
     """Rewrite the block, or compare it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", type=Path, default=REPOSITORY / "benchmarks" / "results")
-    parser.add_argument("--readme", type=Path, default=REPOSITORY / "README.md")
+    parser.add_argument("--readme", type=Path, default=REPOSITORY / "docs" / "benchmarks.md")
     parser.add_argument("--check", action="store_true", help="write nothing; fail where the page differs")
     parser.add_argument("--figures", action="store_true", help="draw the figures of every result again")
     given = parser.parse_args()
