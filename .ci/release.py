@@ -1,7 +1,7 @@
 """Make a release: `make release VERSION=0.2.0`.
 
-It refuses where something is not ready, runs the tests, builds wheel and sdist into `dist/`, checks what is inside them,
-and tags the commit. It pushes and uploads nothing.
+It refuses where something is not ready, runs the tests, builds wheel and sdist into `dist/`, checks what is inside
+them, and tags the commit. It pushes and uploads nothing.
 """
 
 from __future__ import annotations

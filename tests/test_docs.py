@@ -1,7 +1,7 @@
 """The promises of README.md, CONTRIBUTING.md, SECURITY.md, CHANGELOG.md and the pages of `docs/`.
 
-Python blocks run, commands and their options exist, data blocks parse, links and named files are there, and the schema of
-bundle.json describes what is written and read. CONTRIBUTING.md says how a block says that it needs something.
+Python blocks run, commands and their options exist, data blocks parse, links and named files are there, and the schema
+of bundle.json describes what is written and read. CONTRIBUTING.md says how a block says that it needs something.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, fields, is_dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, get_args, get_type_hints
@@ -189,7 +190,7 @@ def checked(place: str, words: list[str]) -> None:
     options = {name: p for p in command.params if isinstance(p, click.Option) for name in (*p.opts, *p.secondary_opts)}
     unknown = {word for word in rest if re.match(r"--?[A-Za-z]", word)} - options.keys() - {"--help", "-h"}
     assert not unknown, f"{place}: mechm {' '.join(words)}"
-    for option, value in zip(rest, rest[1:], strict=False):
+    for option, value in pairwise(rest):
         kind = options[option].type if option in options else None
         if isinstance(kind, click.Choice):
             assert value in kind.choices, f"{place}: {option} {value}"
@@ -220,7 +221,9 @@ def test_commands_in_the_prose_exist() -> None:
 
 def test_targets_of_make_exist(repository: Path) -> None:
     targets = set(re.findall(r"^([a-z-]+):", (repository / "Makefile").read_text(encoding="utf-8"), re.M))
-    shown = {word for _, words in COMMANDS if words[0] == "make" for word in words[1:] if re.fullmatch(r"[a-z-]+", word)}
+    shown = {
+        word for _, words in COMMANDS if words[0] == "make" for word in words[1:] if re.fullmatch(r"[a-z-]+", word)
+    }
     shown |= {name for page in PAGES for name in re.findall(r"`make ([a-z-]+)", prose_of(page))}
     assert shown >= {"demo", "test", "docs"}
     assert shown <= targets
