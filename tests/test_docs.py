@@ -431,7 +431,7 @@ def test_the_schema_describes_a_real_manifest(schema: Manifest, manifest: Manife
 
 def test_the_schema_describes_the_default_bundle(schema: Manifest) -> None:
     """The one with a Llama, where MECHM_BUNDLE names it or `make demo` built it."""
-    from mechm_runtime.bundle.open import MANIFEST
+    from mechm_runtime.bundle.manifest import MANIFEST
     from mechm_runtime.system.cache_dir import cache_dir
 
     folder = Path(os.environ.get("MECHM_BUNDLE", cache_dir() / "bundles" / "small"))
@@ -483,7 +483,7 @@ def test_a_wrong_manifest_does_not_fit_the_schema(
 
 def test_the_schema_has_the_fields_that_the_runtime_reads(schema: Manifest) -> None:
     """All configurations of a bundle, found from the annotations of `Bundle`; the reader wants exactly their fields."""
-    from mechm_runtime.bundle.open import Bundle
+    from mechm_runtime.bundle.manifest import Bundle
 
     seen: set[str] = set()
 
