@@ -1,8 +1,8 @@
 """Fetch the two scripts that the site needs and no Python package ships, into `docs/vendor`, which git ignores.
 
 Mermaid draws the diagrams; iframe-worker lets the search run where the site is opened from a folder. Each is one file
-of a pinned npm package, checked by its sha256. Without npm nothing is fetched and nothing fails: the site then shows
-diagrams as their source, and searches only where a server delivers it.
+of a pinned npm package, checked by its sha256. Where npm is missing or does not reach its registry, nothing is fetched
+and nothing fails: the site then shows diagrams as their source, and searches only where a server delivers it.
 """
 
 from __future__ import annotations
@@ -32,32 +32,44 @@ SCRIPTS = {
 """File in `docs/vendor` -> npm package with its version, the file inside it, and that file's sha256."""
 
 
+TIMEOUT_S = 120
+WITHOUT = "the site shows diagrams as their source, and searches only where a server delivers it"
+
+
 def main() -> None:
     """Fetch what is missing or has another hash."""
     wanted = [name for name, (_, _, sha256) in SCRIPTS.items() if sha256_of(VENDOR / name) != sha256]
-    if not wanted:
-        return
     npm = shutil.which("npm")
-    if npm is None:
-        print("npm is not installed: the site shows diagrams as their source, and searches only behind a server.")
+    if wanted and npm is None:
+        print(f"npm is not installed: {WITHOUT}.")
         return
-    VENDOR.mkdir(exist_ok=True)
     for name in wanted:
         package, member, sha256 = SCRIPTS[name]
-        with tempfile.TemporaryDirectory() as folder:
-            done = subprocess.run([npm, "pack", "--silent", package], cwd=folder, capture_output=True, check=False)
-            if done.returncode != 0:
-                sys.exit(f"npm could not fetch {package}: without npm the site is built without it")
-            (archive,) = Path(folder).glob("*.tgz")
-            with tarfile.open(archive) as files:
-                source = files.extractfile(member)
-                if source is None:
-                    sys.exit(f"{package} holds no {member}")
-                content = source.read()
+        content = fetch(str(npm), package, member)
+        if content is None:
+            print(f"npm could not fetch {package}: {WITHOUT}.")
+            return
         if hashlib.sha256(content).hexdigest() != sha256:
             sys.exit(f"{member} of {package} has another sha256 than docs/tools/vendor.py says")
+        VENDOR.mkdir(exist_ok=True)
         (VENDOR / name).write_bytes(content)
         print(f"docs/vendor/{name}: {package}")
+
+
+def fetch(npm: str, package: str, member: str) -> bytes | None:
+    """One file of a package; None where the registry does not answer."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            command = [npm, "pack", "--silent", package]
+            done = subprocess.run(command, cwd=folder, capture_output=True, timeout=TIMEOUT_S, check=False)
+        except subprocess.TimeoutExpired:
+            return None
+        if done.returncode != 0:
+            return None
+        (archive,) = Path(folder).glob("*.tgz")
+        with tarfile.open(archive) as files:
+            source = files.extractfile(member)
+            return None if source is None else source.read()
 
 
 def sha256_of(path: Path) -> str | None:
