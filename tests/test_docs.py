@@ -343,6 +343,14 @@ def test_the_api_page_has_the_public_list(repository: Path) -> None:
     assert set(shown) == set(mechm_runtime.__all__)
 
 
+def test_the_page_of_engines_has_every_engine(repository: Path) -> None:
+    import mechm_runtime
+
+    text = (repository / "docs" / "engines.md").read_text(encoding="utf-8")
+    shown = re.findall(r"^\| `([a-z-]+)` \|", text, re.M)
+    assert set(shown) == set(get_args(mechm_runtime.EngineName))
+
+
 # What the site is built with
 
 
