@@ -27,7 +27,7 @@ def with_table(readme: str, table: str) -> str:
     Raises: InputError: the page has not exactly one pair of marks.
     """
     if readme.count(BEGIN) != 1 or readme.count(END) != 1 or readme.index(BEGIN) > readme.index(END):
-        raise InputError("the README has no place for the table", hint=f"add two lines: {BEGIN} and {END}")
+        raise InputError("the page has no place for the table", hint=f"add two lines: {BEGIN} and {END}")
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
     return f"{before}{BEGIN}\n\n{table}\n\n{END}{after}"
