@@ -27,6 +27,9 @@ BELOW_THE_PIPELINE = {
 }
 """Folders from which benchmarks, and nobody else, may import more, because they measure that part alone."""
 
+WITHIN_THE_PACKAGES = "docs/extending.md"
+"""The page whose blocks are modules of the packages, which import from each other."""
+
 FENCED = re.compile(r"^```python[^\n]*\n(.*?)^```", re.DOTALL | re.MULTILINE)
 INDENTED = re.compile(r"(?:^(?: {4}.*)?\n)+", re.MULTILINE)
 
@@ -45,6 +48,8 @@ def programs(repository: Path) -> Iterator[tuple[str, ast.Module]]:
         for path in sorted((repository / folder).glob("*.py")):
             yield path.relative_to(repository).as_posix(), ast.parse(path.read_text(encoding="utf-8"))
     for path in (repository / "README.md", *sorted((repository / "docs").rglob("*.md"))):
+        if path == repository / WITHIN_THE_PACKAGES:
+            continue
         for code in python_blocks(path.read_text(encoding="utf-8")):
             yield path.relative_to(repository).as_posix(), ast.parse(code)
 
