@@ -19,9 +19,10 @@ from pathlib import Path
 from mechm.evaluation import score_pairs
 from mechm.model.build import pretrained_folder
 from mechm_export.check_data import check_conversations
-from mechm_export.graphs.files import export_graph
+from mechm_export.graphs.part import Int8Recipe
+from mechm_export.graphs.trace import export_graph
 from mechm_export.parts import build_parts
-from mechm_export.precision.dynamic_int8 import Int8Recipe, quantize_int8
+from mechm_export.precision.dynamic_int8 import quantize_int8
 from mechm_runtime import EMOTIONS, EngineConfig, Pair, read_labelled
 from mechm_runtime.bundle.config import TextConfig
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
@@ -37,9 +38,9 @@ RECIPES = {
     "+ smoothing 0.5": Int8Recipe(embeddings=True, smoothing=0.5),
     "+ smoothing 0.8": Int8Recipe(embeddings=True, smoothing=0.8),
     "+ smoothing 0.8, down projections fp32": Int8Recipe(embeddings=True, smoothing=0.8, keep_down_projections=True),
-    "+ a scale a token": Int8Recipe(embeddings=True, tokens=True),
-    "+ a scale a token, smoothing 0.5": Int8Recipe(embeddings=True, tokens=True, smoothing=0.5),
-    "+ a scale a token, smoothing 0.8": Int8Recipe(embeddings=True, tokens=True, smoothing=0.8),
+    "+ a scale a token": Int8Recipe(embeddings=True, token_scales=True),
+    "+ a scale a token, smoothing 0.5": Int8Recipe(embeddings=True, token_scales=True, smoothing=0.5),
+    "+ a scale a token, smoothing 0.8": Int8Recipe(embeddings=True, token_scales=True, smoothing=0.8),
     "no smoothing, down projections fp32": Int8Recipe(embeddings=True, keep_down_projections=True),
 }
 

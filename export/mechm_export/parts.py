@@ -20,10 +20,9 @@ from mechm.model.detector import YuNet
 from mechm.model.expression import ExpressionConfig, ExpressionNetwork
 from mechm.model.preprocessing import fusion_windows
 from mechm.weights import weights_path
-from mechm_export.graphs.part import ExportPart, Feeds
+from mechm_export.graphs.part import STATIC_INT8, WEIGHT_ONLY_INT8, ExportPart, Feeds, Int8Recipe
 from mechm_export.llama.part import LlamaSource, llama_parts, load_llama_source
-from mechm_export.precision.dynamic_int8 import Int8Recipe
-from mechm_runtime.bundle.config import DecisionConfig, FusionWindows
+from mechm_runtime.bundle.config import FusionWindows
 from mechm_runtime.bundle.manifest import Tensor
 from mechm_runtime.errors import WeightsError
 from mechm_runtime.types import EMOTIONS
@@ -117,7 +116,7 @@ def _text_part(config: ModelConfig, module: nn.Module) -> ExportPart:
         integer_limits={"input_ids": config.text.vocab_size},
         # Plain dynamic int8 keeps 90 % of the labels of ECF dev, this 98 %, as smoothing with down projections in fp32
         # does, which takes 1.4 times as long and 1.8 times the space (benchmarks/int8_recipes.py).
-        int8=Int8Recipe(smoothing=0.5, tokens=True, embeddings=True, portable="weights"),
+        int8=Int8Recipe(smoothing=0.5, token_scales=True, embeddings=True, portable=WEIGHT_ONLY_INT8),
     )
 
 
@@ -125,7 +124,7 @@ def _audio_part(config: ModelConfig, module: nn.Module) -> ExportPart:
     audio = config.audio
     outputs = (Tensor("audio_tokens", "float32", ("batch", len(audio.pooled_layers), 2 * audio.hidden_size)),)
     # On OpenVINO faster than scales that are taken as activations come, and near enough (benchmarks/encoders.py).
-    int8 = Int8Recipe(portable="static", unfold=audio.architecture == "whisper")
+    int8 = Int8Recipe(portable=STATIC_INT8, conv_to_matmul=audio.architecture == "whisper")
     if audio.architecture == "hubert":
         waves = ((2, 16000), (1, 8000), (3, 24000), (1, 48000))
         return ExportPart(
@@ -160,7 +159,7 @@ def _scene_part(config: ModelConfig, module: nn.Module) -> ExportPart:
         (Tensor("scene_token", "float32", ("batch", config.scene.hidden_size)),),
         ({"batch": 2}, {"batch": 1}, {"batch": 3}),
         n_heads=config.scene.n_heads,
-        int8=Int8Recipe(portable="static"),
+        int8=Int8Recipe(portable=STATIC_INT8),
     )
 
 

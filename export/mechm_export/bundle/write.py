@@ -27,8 +27,8 @@ from mechm_export.bundle.manifest import (
 from mechm_export.diagnose.proposal import Proposal
 from mechm_export.gate.comparison import TaskCheck, ValueCheck, check_values
 from mechm_export.gate.judge import CheckSet, Graph, ask_torch, compare, judge, problems_of, shipped_check_set
-from mechm_export.graphs.files import export_graph
 from mechm_export.graphs.part import ExportPart, Feeds
+from mechm_export.graphs.trace import export_graph
 from mechm_export.parts import ModelParts, build_parts
 from mechm_export.precision.dynamic_int8 import quantize_int8, quantize_weights, same_layers
 from mechm_export.precision.static_int8 import quantize_static_int8

@@ -17,8 +17,8 @@ import onnx
 from mechm_export.encoders.axes import Precision
 from mechm_export.encoders.trials import MASK
 from mechm_export.gate.comparison import FP32_ATOL, compare_arrays
-from mechm_export.graphs.files import check_signature
 from mechm_export.graphs.part import ExportPart, Feeds
+from mechm_export.graphs.signature import check_signature
 from mechm_export.precision.half import ELEMENT_TYPES
 from mechm_export.precision.simulated import RoundedRunner
 from mechm_runtime.engines.base import EngineConfig, GraphRunner

@@ -24,8 +24,9 @@ from mechm_export.encoders.part import load_part
 from mechm_export.encoders.report import FILES, REPORT, EncoderReport, WrittenGraph
 from mechm_export.encoders.sentences import LONGEST_TOKENS, sentence_feeds
 from mechm_export.encoders.source import CARRIED, EncoderSource, find_source, first_line
-from mechm_export.graphs.files import GraphKind, data_file, export_graph, save_graph
+from mechm_export.graphs.files import data_file, save_graph
 from mechm_export.graphs.part import ExportPart, Feeds
+from mechm_export.graphs.trace import GraphKind, export_graph
 from mechm_export.precision.dynamic_int8 import quantize_int8
 from mechm_export.precision.lower import lower_graph
 from mechm_runtime.bundle.open import file_sha256

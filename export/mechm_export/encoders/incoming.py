@@ -24,8 +24,7 @@ from mechm_export.encoders.axes import Axes
 from mechm_export.encoders.source import CONFIG, read_config
 from mechm_export.encoders.trials import PART, word_inputs
 from mechm_export.graphs.files import tensor_bytes
-from mechm_export.graphs.part import ExportPart
-from mechm_export.precision.dynamic_int8 import Int8Recipe
+from mechm_export.graphs.part import ExportPart, Int8Recipe
 from mechm_export.precision.half import QUANTIZED
 from mechm_runtime.bundle.manifest import Tensor
 from mechm_runtime.engines.base import EngineConfig
@@ -126,7 +125,7 @@ def graph_part(graph: IncomingGraph, axes: Axes) -> ExportPart:
         graph.inputs,
         graph.outputs,
         tuple(trials),
-        int8=Int8Recipe(smoothing=0.5, tokens=True, embeddings=True) if reads_words else Int8Recipe(),
+        int8=Int8Recipe(smoothing=0.5, token_scales=True, embeddings=True) if reads_words else Int8Recipe(),
         make_inputs=partial(word_inputs, graph.inputs[0].axes, graph.vocab_size, names, None) if reads_words else None,
     )
 

@@ -39,8 +39,7 @@ from mechm_export.encoders.trials import (
     trial_sizes,
     word_inputs,
 )
-from mechm_export.graphs.part import ExportPart
-from mechm_export.precision.dynamic_int8 import Int8Recipe
+from mechm_export.graphs.part import ExportPart, Int8Recipe
 from mechm_runtime.bundle.manifest import Tensor
 from mechm_runtime.errors import InputError, WeightsError
 
@@ -123,7 +122,7 @@ def _text_part(source: EncoderSource, model: Any, axes: Axes) -> ExportPart:
         trial_sizes(sizes, {"tokens": (16, 5, min(longest, LONGEST_TRIAL), 9)}, (2, 1, 1, 4)),
         n_heads=attention_heads(config),
         integer_limits={"input_ids": config.vocab_size},
-        int8=Int8Recipe(smoothing=0.5, tokens=True, embeddings=True) if family == "mpnet" else Int8Recipe(),
+        int8=Int8Recipe(smoothing=0.5, token_scales=True, embeddings=True) if family == "mpnet" else Int8Recipe(),
         make_inputs=partial(word_inputs, shape, config.vocab_size, [tensor.name for tensor in inputs], end),
     )
 
@@ -202,7 +201,7 @@ def _audio_part(source: EncoderSource, model: Any, axes: Axes) -> ExportPart:
         outputs,
         trial_sizes(sizes, {axis: lengths}, (2, 1, 3, 1)),
         n_heads=attention_heads(config),
-        int8=Int8Recipe(unfold=source.architecture.family == "whisper"),
+        int8=Int8Recipe(conv_to_matmul=source.architecture.family == "whisper"),
     )
 
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 import torch
 
 from mechm.evaluation import score_emotions, score_pairs
-from mechm_export.graphs.files import check_signature
 from mechm_export.graphs.part import ExportPart
+from mechm_export.graphs.signature import check_signature
 from mechm_export.parts import ModelParts
 from mechm_export.precision.simulated import RoundedRunner
 from mechm_runtime.bundle.manifest import Bundle, PartFiles

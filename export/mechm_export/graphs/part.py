@@ -1,20 +1,59 @@
-"""What the exporter needs to know of a module: its inputs and outputs, and inputs to try it on."""
+"""The description of a torch module for export: inputs, outputs, trial inputs, and how it becomes int8.
+
+It converts nothing: tracing is `trace`, lower precisions are `mechm_export.precision`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import nn
 
-from mechm_export.precision.dynamic_int8 import Int8Recipe
 from mechm_runtime.bundle.manifest import Tensor
 
 Feeds = dict[str, npt.NDArray[np.generic]]
+"""Inputs of a graph, by name."""
+
+PortableInt8 = Literal["weights", "static"]
+"""The two int8 schemes in plain ONNX operators. A bundle stores either under the precision name `w8`.
+
+weights: int8 weights; the engine quantizes activations as they come, or computes in float.
+static: int8 weights and int8 activations whose scales were measured on real inputs.
+"""
+WEIGHT_ONLY_INT8: PortableInt8 = "weights"
+STATIC_INT8: PortableInt8 = "static"
+
+
+@dataclass(frozen=True, slots=True)
+class Int8Recipe:
+    """How a part becomes int8.
+
+    operators: ONNX operators whose constant weights are quantized in onnxruntime's dynamic int8.
+    smoothing: strength of `smoothing.smooth`, 0 for none; it needs real inputs.
+    token_scales: whether `smoothing.scale_tokens` gives every token a scale of its own.
+    keep_down_projections: leave linear layers that narrow (the second of an MLP) in fp32: their inputs, behind a GELU,
+        have the worst outliers.
+    embeddings: whether word embeddings become int8 with one scale per row.
+    default: whether the runtime prefers the int8 form where it passes the gate.
+    portable: the int8 scheme for engines that read plain ONNX, None for no such graph: WEIGHT_ONLY_INT8
+        (`dynamic_int8.quantize_weights`), or STATIC_INT8 (`static_int8.quantize_static_int8`), which needs real inputs.
+    conv_to_matmul: whether convolutions over time become linear layers first (`precision.conv_to_matmul`).
+    """
+
+    operators: tuple[str, ...] = ("MatMul",)
+    smoothing: float = 0.0
+    token_scales: bool = False
+    keep_down_projections: bool = False
+    embeddings: bool = False
+    default: bool = True
+    portable: PortableInt8 | None = None
+    conv_to_matmul: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +62,13 @@ class ExportPart:
 
     module: in eval mode; takes the inputs in order as positional arguments.
     inputs, outputs: names, numpy dtypes and axes; an axis that is a name is dynamic.
-    trial_sizes: sizes of the dynamic axes to compare on, the first of which the graph is traced with.
+    trial_sizes: sizes of the dynamic axes to compare on; the graph is traced with the first.
     n_heads: attention heads, for graphs whose attention is fused; 0 where there is none to fuse.
-    integer_limits: exclusive upper limit of integer inputs' values; an axis' name means that axis' size (lengths: at
-        least 1 up to that size).
+    integer_limits: exclusive upper limit of the values of integer inputs; an axis' name means the size of that axis
+        (the input holds lengths, from 1 up to that size).
     int8: how the part becomes int8.
-    make_inputs: (sizes, random) -> inputs, where they hang together; None for random ones each.
-    write: (part, path, precision) writes a graph that is not traced from the module; None for those that are.
+    make_inputs: (sizes, random) -> inputs that depend on each other; None for independent random ones.
+    write: (part, path, precision) writes a graph that is not traced from the module; None for traced parts.
     """
 
     name: str
@@ -44,7 +83,7 @@ class ExportPart:
     write: Callable[[ExportPart, Path, str], None] | None = None
 
     def trial_inputs(self, sizes: Mapping[str, int], random: np.random.Generator) -> Feeds:
-        """Random inputs of the given sizes; masks have holes, lengths differ inside a batch."""
+        """Random inputs of the given sizes; masks have gaps, lengths differ inside a batch."""
         if self.make_inputs is not None:
             return self.make_inputs(sizes, random)
         feeds: Feeds = {}
@@ -69,7 +108,7 @@ class ExportPart:
         return feeds
 
     def reference(self, feeds: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.generic]]:
-        """What the torch module answers, by output name."""
+        """The torch module's outputs for these inputs, by name."""
         with torch.inference_mode():
             answer = self.module(*(torch.from_numpy(np.ascontiguousarray(feeds[t.name])) for t in self.inputs))
         values = answer if isinstance(answer, tuple) else (answer,)

@@ -19,9 +19,8 @@ from mechm.llm.scorer import AnswerScores, load_merged
 from mechm.llm.stored_projector import has_projector, load_projector
 from mechm.model.projector import SoftTokenProjector
 from mechm.model.transformers_output import quiet_transformers
-from mechm_export.graphs.part import ExportPart, Feeds
+from mechm_export.graphs.part import WEIGHT_ONLY_INT8, ExportPart, Feeds, Int8Recipe
 from mechm_export.llama.graph import write_llama_graph
-from mechm_export.precision.dynamic_int8 import Int8Recipe
 from mechm_runtime.bundle.config import QuestionConfig
 from mechm_runtime.bundle.manifest import LLAMA, PROJECTOR, Tensor
 from mechm_runtime.llm.questions import CAUSE_ANSWERS, CONVERSATION, QuestionTokenizer
@@ -112,7 +111,7 @@ def _llama_part(source: LlamaSource) -> ExportPart:
             {"tokens": tokens, "questions": questions, "soft": soft, "past": past}
             for tokens, questions, soft, past in ((40, 3, 6, 0), (12, 1, 0, 1), (300, 10, 40, 0), (25, 1, 2, 200))
         ),
-        int8=Int8Recipe(portable="weights"),
+        int8=Int8Recipe(portable=WEIGHT_ONLY_INT8),
         make_inputs=packed,
         write=partial(write_llama_graph, positions=source.questions.max_tokens),
     )

@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -20,37 +18,13 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from mechm_export.graphs.files import has_large_weights, save_graph, strip_provenance
+from mechm_export.graphs.part import Int8Recipe
 from mechm_export.precision.conv_to_matmul import unfold_convolutions
 from mechm_export.precision.smoothing import linear_layers, scale_tokens, set_nodes, smooth
 from mechm_runtime.errors import VerificationError
 
-PortableInt8 = Literal["weights", "static"]
-
 SMALLEST_SCALE = 1e-12
 """Of values that are all zeros."""
-
-
-@dataclass(frozen=True, slots=True)
-class Int8Recipe:
-    """How a part becomes int8.
-
-    operators: ONNX operators whose constant weights are quantized. smoothing: strength of `smoothing.smooth`, 0 for
-    none; it needs real inputs. tokens: whether `smoothing.scale_tokens` gives every token a scale of its own.
-    keep_down_projections: leave linear layers that narrow (the second of an MLP) in fp32: their inputs, behind a GELU,
-    have the worst outliers. embeddings: word embeddings as int8 with a scale a row. default: whether the runtime
-    prefers the int8 form where it passes the gate. portable: what engines that read plain ONNX get: nothing, int8
-    weights alone (`quantize_weights`), or activations' scales too (`static_int8`), which take real inputs. unfold:
-    whether convolutions over time become linear layers first (`unfolding`).
-    """
-
-    operators: tuple[str, ...] = ("MatMul",)
-    smoothing: float = 0.0
-    tokens: bool = False
-    keep_down_projections: bool = False
-    embeddings: bool = False
-    default: bool = True
-    portable: PortableInt8 | None = None
-    unfold: bool = False
 
 
 def quantize_int8(
@@ -67,11 +41,11 @@ def quantize_int8(
     Raises: VerificationError: there was nothing to quantize.
     """
     model = onnx.load(source)
-    if recipe.unfold:
+    if recipe.conv_to_matmul:
         unfold_convolutions(model, kept)
     if recipe.smoothing:
         smooth(model, feeds, recipe.smoothing)
-    if recipe.tokens:
+    if recipe.token_scales:
         scale_tokens(model)
     if recipe.embeddings:
         quantize_embeddings(model)

@@ -23,7 +23,7 @@ from mechm_export.encoders.part import encoder_part
 from mechm_export.encoders.report import FILES, REPORT, EncoderReport
 from mechm_export.encoders.source import find_source
 from mechm_export.graphs import files as onnx_graph
-from mechm_export.graphs.files import export_graph
+from mechm_export.graphs.trace import export_graph
 from mechm_export.precision.lower import lower_graph
 from mechm_export.precision.simulated import RoundedRunner
 from mechm_export.precision.tensor_types import element_types

@@ -13,8 +13,11 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mechm_export.gate.comparison import check_values
-from mechm_export.graphs.files import MICROSOFT, check_signature, export_graph, fuse_attention, strip_provenance
+from mechm_export.graphs.attention import fuse_attention
+from mechm_export.graphs.files import MICROSOFT, strip_provenance
 from mechm_export.graphs.part import ExportPart
+from mechm_export.graphs.signature import check_signature
+from mechm_export.graphs.trace import export_graph
 from mechm_export.parts import ModelParts
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine

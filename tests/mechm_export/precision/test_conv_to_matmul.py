@@ -10,8 +10,9 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from mechm_export.graphs.part import Int8Recipe
 from mechm_export.precision.conv_to_matmul import FEWEST_CHANNELS, unfold_convolutions
-from mechm_export.precision.dynamic_int8 import Int8Recipe, quantize_int8
+from mechm_export.precision.dynamic_int8 import quantize_int8
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 
@@ -76,7 +77,7 @@ def test_what_is_no_product_of_slices_is_left(
 
 def test_the_products_become_int8(tmp_path: Path) -> None:
     source = convolution((8, C, 3), tmp_path / "conv.onnx", pads=[1, 1])
-    quantize_int8(source, tmp_path / "int8.onnx", Int8Recipe(unfold=True))
+    quantize_int8(source, tmp_path / "int8.onnx", Int8Recipe(conv_to_matmul=True))
     operators = [node.op_type for node in onnx.load(tmp_path / "int8.onnx").graph.node]
     assert operators.count("MatMulInteger") == 1
     x = {"x": np.random.default_rng(1).normal(size=(1, C, 40)).astype(np.float32)}

@@ -9,13 +9,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mechm_export.precision.dynamic_int8 import (
-    Int8Recipe,
-    down_projections,
-    quantize_embeddings,
-    quantize_int8,
-    same_layers,
-)
+from mechm_export.graphs.part import Int8Recipe
+from mechm_export.precision.dynamic_int8 import down_projections, quantize_embeddings, quantize_int8, same_layers
 from mechm_export.precision.smoothing import linear_layers, scale_tokens, smooth
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
@@ -207,7 +202,7 @@ def test_a_scale_a_token_saves_what_one_large_token_costs(tmp_path: Path) -> Non
         return float(np.abs(states(tmp_path / "int8.onnx")[others] - exact).max() / np.abs(exact).max())
 
     assert error(Int8Recipe()) > 0.3
-    assert error(Int8Recipe(tokens=True)) < 0.03
+    assert error(Int8Recipe(token_scales=True)) < 0.03
 
 
 def test_layers_with_one_input_share_their_factors() -> None:

@@ -13,7 +13,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mechm_export.precision.dynamic_int8 import Int8Recipe, quantize_weights
+from mechm_export.graphs.part import Int8Recipe
+from mechm_export.precision.dynamic_int8 import quantize_weights
 from mechm_runtime import Conversation, Pipeline, Utterance
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.load import load_engine
