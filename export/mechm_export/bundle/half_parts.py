@@ -103,7 +103,7 @@ def write_half(source: Path, target: Path, precision: HalfPrecision) -> None:
     """
     graph = onnx.load(source, load_external_data=False).graph
     kept = [node.name for node in graph.node if node.op_type in CUDA_LACKS[precision]]
-    lower_graph(source, target, precision, kept=kept)
+    lower_graph(source, target, precision, fp32_nodes=kept)
 
 
 def _write(

@@ -30,7 +30,7 @@ from mechm_export.gate.judge import CheckSet, Graph, ask_torch, compare, judge, 
 from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_export.graphs.trace import export_graph
 from mechm_export.parts import ModelParts, build_parts
-from mechm_export.precision.dynamic_int8 import quantize_int8, quantize_weights, same_layers
+from mechm_export.precision.dynamic_int8 import matching_layers, quantize_int8, quantize_weights
 from mechm_export.precision.static_int8 import quantize_static_int8
 from mechm_export.staging import check_target, put_in_place, staged, written
 from mechm_runtime.bundle.manifest import ACCEPTED, LLAMA, TOKENIZER_FILE, Bundle
@@ -282,7 +282,7 @@ def _kept_layers(keep: Proposal, portable: Path, base: Path) -> list[str]:
             f"the layers to keep of the part {keep.part} were proposed for other weights",
             hint=f"on a bundle of these: mechm export diagnose --part {keep.part} --precision int8 --write FILE",
         )
-    return same_layers(onnx.load(portable), keep.kept, onnx.load(base))
+    return matching_layers(onnx.load(portable), keep.kept, onnx.load(base))
 
 
 def _write_static(

@@ -17,11 +17,11 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from mechm_export.precision.dynamic_int8 import SMALLEST_SCALE
-from mechm_export.precision.half import ELEMENT_TYPES, lowerable, round_to
+from mechm_export.precision.dynamic_int8 import MIN_SCALE
+from mechm_export.precision.half import ELEMENT_TYPES, half_nodes, round_to
 from mechm_export.precision.lower import LowerPrecision
 from mechm_export.precision.smoothing import linear_layers, set_nodes
-from mechm_export.precision.static_int8 import quantizable, smoothed
+from mechm_export.precision.static_int8 import load_smoothed, quantizable_nodes
 from mechm_export.precision.tensor_types import known_types
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
@@ -51,13 +51,13 @@ class SwitchedGraph:
 
     def __init__(self, source: Path, precision: LowerPrecision, feeds: Sequence[Arrays], workspace: Path) -> None:
         if precision == "int8":
-            self.model = smoothed(source, feeds)
-            peaks = quantizable(self.model, feeds)
+            self.model = load_smoothed(source, feeds)
+            peaks = quantizable_nodes(self.model, feeds)
             nodes = [node for node in self.model.graph.node if node.name in peaks]
             rounding = _Rounding(precision, peaks)
         else:
             self.model = onnx.load(source)
-            nodes = lowerable(self.model, precision)
+            nodes = half_nodes(self.model, precision)
             rounding = _Rounding(precision)
         if not nodes:
             raise VerificationError(f"{source.name} has nothing that {precision} would change")
@@ -123,7 +123,7 @@ class _Rounding:
         transposed = any(a.name == "transB" and a.i for a in node.attribute)
         columns = 0 if node.op_type == "Conv" or transposed else values.ndim - 1
         others = tuple(axis for axis in range(values.ndim) if axis != columns)
-        scale = np.maximum(np.abs(values).max(others, keepdims=True) / 127, SMALLEST_SCALE)
+        scale = np.maximum(np.abs(values).max(others, keepdims=True) / 127, MIN_SCALE)
         return np.asarray(np.round(values / scale) * scale, np.float32)
 
     def activation(self, branch: _Branch, node: onnx.NodeProto, name: str) -> str:

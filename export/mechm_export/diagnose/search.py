@@ -14,9 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm_export.diagnose.layer_switches import LoweredRunner, SwitchedGraph
-from mechm_export.precision.smoothing import SMALLEST, channel_peaks
-from mechm_runtime.system.arrays import log_softmax
-from mechm_runtime.system.progress import Progress
+from mechm_export.precision.smoothing import MIN_MAGNITUDE, channel_peaks
 
 Arrays = Mapping[str, npt.NDArray[np.generic]]
 
@@ -115,9 +113,9 @@ def compare_outputs(exact: Sequence[Arrays], lowered: Sequence[Arrays]) -> Diffe
                 return Difference(float("inf"), 0.0, None)
             finite = np.isfinite(expected)
             a, b = expected[finite], found[finite]
-            size = max(float(np.linalg.norm(a)), SMALLEST)
+            size = max(float(np.linalg.norm(a)), MIN_MAGNITUDE)
             errors.append(float(np.linalg.norm(a - b)) / size)
-            cosines.append(float(a @ b) / max(size * float(np.linalg.norm(b)), SMALLEST))
+            cosines.append(float(a @ b) / max(size * float(np.linalg.norm(b)), MIN_MAGNITUDE))
             if name.endswith(("logits", "log_probabilities")) and finite.all():
                 divergences.append(_divergence(expected, found))
     return Difference(max(errors), min(cosines), max(divergences, default=None))
@@ -133,7 +131,9 @@ def _outliers(graph: SwitchedGraph, feeds: Sequence[Arrays]) -> dict[str | None,
     """The loudest channel of what goes into each linear layer, as a multiple of the median one, by the tensor."""
     sources = sorted({layer.source for layer in graph.layers if layer.source is not None})
     peaks = channel_peaks(graph.model, sources, feeds) if sources else {}
-    return {name: float(peak.max(initial=0) / max(float(np.median(peak)), SMALLEST)) for name, peak in peaks.items()}
+    return {
+        name: float(peak.max(initial=0) / max(float(np.median(peak)), MIN_MAGNITUDE)) for name, peak in peaks.items()
+    }
 
 
 def _fewest(graph: SwitchedGraph, worst_first: Sequence[str], gate: Gate, step: Progress) -> tuple[str, ...] | None:

@@ -20,7 +20,7 @@ from mechm_export.gate.comparison import FP32_ATOL, compare_arrays
 from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_export.graphs.signature import check_signature
 from mechm_export.precision.half import ELEMENT_TYPES
-from mechm_export.precision.simulated import RoundedRunner
+from mechm_export.precision.simulated import SimulatedHalfRunner
 from mechm_runtime.engines.base import EngineConfig, GraphRunner
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import VerificationError
@@ -74,7 +74,7 @@ def check_encoder(part: ExportPart, path: Path, precision: Precision, real: Iter
     check_signature(part, path)
     onnx.checker.check_model(path)
     config = EngineConfig()
-    engine: GraphRunner = RoundedRunner(path) if precision in ELEMENT_TYPES else OnnxRuntimeEngine(path, config)
+    engine: GraphRunner = SimulatedHalfRunner(path) if precision in ELEMENT_TYPES else OnnxRuntimeEngine(path, config)
     plain = OnnxRuntimeEngine(path, config) if precision == "fp16" else None
     random = np.random.default_rng(0)
     made = [part.trial_inputs(sizes, random) for sizes in part.trial_sizes]

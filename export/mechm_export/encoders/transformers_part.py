@@ -39,7 +39,7 @@ from mechm_export.encoders.trials import (
     word_inputs,
 )
 from mechm_export.graphs.part import ExportPart, Feeds
-from mechm_export.precision.dynamic_int8 import Int8Recipe
+from mechm_export.graphs.part import Int8Recipe
 from mechm_runtime.bundle.manifest import Tensor
 from mechm_runtime.errors import InputError, MechmError, WeightsError
 
@@ -95,7 +95,7 @@ def _text_part(source: EncoderSource, loaded: LoadedModel, axes: Axes) -> Export
         trial_sizes(sizes, {"tokens": (16, 5, min(longest, LONGEST_TRIAL), 9)}, (2, 1, 1, 4)),
         n_heads=0 if getattr(config, "is_decoder", False) else _heads(model, config),
         integer_limits={"input_ids": config.vocab_size},
-        int8=Int8Recipe(smoothing=0.5, tokens=True, embeddings=True),
+        int8=Int8Recipe(smoothing=0.5, token_scales=True, embeddings=True),
         make_inputs=partial(word_inputs, shape, config.vocab_size, names, None, pad=pad, pairs=pairs),
     )
     return with_outputs(part, source.task, source.architecture.modality)

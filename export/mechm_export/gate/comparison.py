@@ -20,7 +20,7 @@ from mechm.evaluation import score_emotions, score_pairs
 from mechm_export.graphs.part import ExportPart
 from mechm_export.graphs.signature import check_signature
 from mechm_export.parts import ModelParts
-from mechm_export.precision.simulated import RoundedRunner
+from mechm_export.precision.simulated import SimulatedHalfRunner
 from mechm_runtime.bundle.manifest import Bundle, PartFiles
 from mechm_runtime.bundle.precision import HALF, W8
 from mechm_runtime.engines.base import EngineConfig, GraphRunner
@@ -116,7 +116,7 @@ def check_values(part: ExportPart, path: Path, precision: str) -> ValueCheck:
         FP32_ATOL.
     """
     check_signature(part, path)
-    runners: list[GraphRunner] = [RoundedRunner(path)] if precision in HALF else []
+    runners: list[GraphRunner] = [SimulatedHalfRunner(path)] if precision in HALF else []
     if precision != "bf16":  # of which onnxruntime has no kernels for CPUs
         runners.append(load_engine(path, replace(engine_for(precision), n_threads=1)))
     random = np.random.default_rng(0)

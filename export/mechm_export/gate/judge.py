@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from mechm_export.check_data import check_conversations
 from mechm_export.gate.comparison import TaskCheck, check_task, engine_for, torch_pipeline
 from mechm_export.parts import ModelParts
-from mechm_export.precision.simulated import RoundedRunner
+from mechm_export.precision.simulated import SimulatedHalfRunner
 from mechm_runtime.bundle.manifest import Bundle, PartFiles
 from mechm_runtime.bundle.precision import HALF, W8
 from mechm_runtime.engines.base import GraphRunner
@@ -136,7 +136,7 @@ def compare(bundle: Bundle, reference: Reference, precisions: Mapping[str, str |
 
     def load(part: PartFiles) -> GraphRunner:
         half = halves.get(part.name)
-        return loader(part) if half is None else RoundedRunner(bundle.path(part.files[half]))
+        return loader(part) if half is None else SimulatedHalfRunner(bundle.path(part.files[half]))
 
     # Reads all that it can and asks about everything, so that everything is judged.
     candidate = Pipeline(

@@ -19,6 +19,8 @@ from mechm_runtime.bundle.manifest import Tensor
 
 Feeds = dict[str, npt.NDArray[np.generic]]
 """Inputs of a graph, by name."""
+Arrays = Mapping[str, npt.NDArray[np.generic]]
+"""Inputs or outputs of a graph, by name, read only."""
 
 PortableInt8 = Literal["weights", "static"]
 """The two int8 schemes in plain ONNX operators. A bundle stores either under the precision name `w8`.
@@ -107,7 +109,7 @@ class ExportPart:
                 feeds[tensor.name] = random.normal(0.0, 1.0, shape).astype(np.float32)
         return feeds
 
-    def reference(self, feeds: Mapping[str, npt.NDArray[np.generic]]) -> dict[str, npt.NDArray[np.generic]]:
+    def reference(self, feeds: Arrays) -> dict[str, npt.NDArray[np.generic]]:
         """The torch module's outputs for these inputs, by name."""
         with torch.inference_mode():
             answer = self.module(*(torch.from_numpy(np.ascontiguousarray(feeds[t.name])) for t in self.inputs))

@@ -27,7 +27,7 @@ from mechm.model.fusion import MASKED
 from mechm_export.graphs.files import MICROSOFT
 from mechm_export.graphs.part import ExportPart
 from mechm_export.llama.graph_builder import GraphBuilder
-from mechm_export.precision.dynamic_int8 import SMALLEST_SCALE, eight_bits
+from mechm_export.precision.dynamic_int8 import MIN_SCALE, quantize_rows
 from mechm_runtime.bundle.precision import W8
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.llm.questions import CONVERSATION
@@ -94,7 +94,7 @@ class _Arithmetic:
         """Rows of a table (vocabulary, D)."""
         if not self._int8_weights:
             return self.build.op("Gather", self.build.constant("embedding", table.numpy()), ids)
-        rows, scale = eight_bits(table.numpy())
+        rows, scale = quantize_rows(table.numpy())
         looked_up = self.build.op("Gather", self.build.constant("embedding", rows), ids)
         factor = self.build.op("Gather", self.build.constant("embedding_scale", scale[:, None]), ids)
         return self.build.op("Mul", self.build.op("Cast", looked_up, to=onnx.TensorProto.FLOAT), factor)
@@ -131,7 +131,7 @@ class _Arithmetic:
     def _weight(self, name: str, weight: Tensor) -> str:
         if not self._int8_weights:
             return self.build.constant(name, weight.numpy().T)
-        rows, scale = eight_bits(weight.numpy())
+        rows, scale = quantize_rows(weight.numpy())
         stored, factors = self.build.constant(f"{name}_int8", rows.T), self.build.constant(f"{name}_scale", scale)
         return self.build.op("DequantizeLinear", stored, factors, axis=1)
 
@@ -172,7 +172,7 @@ class _Int8(_Arithmetic):
     def _linear_by_token(self, states: str, layers: dict[str, Tensor]) -> list[str]:
         build = self.build
         peak = build.op("ReduceMax", build.op("Abs", states), build.integers(-1), keepdims=1)
-        floored = build.op("Max", peak, build.constant("smallest", SMALLEST_SCALE, np.float32))
+        floored = build.op("Max", peak, build.constant("smallest", MIN_SCALE, np.float32))
         scale = build.op("Mul", floored, build.constant("step", 1 / 127, np.float32))
         one, middle = build.constant("one", 1.0, np.float32), build.constant("middle", 128, np.uint8)
         quantized = build.op("QuantizeLinear", build.op("Div", states, scale), one, middle)
@@ -182,7 +182,7 @@ class _Int8(_Arithmetic):
         ]
 
     def _product(self, states: str, scale: str, zero_point: str, name: str, weight: Tensor) -> str:
-        rows, factors = eight_bits(weight.numpy())
+        rows, factors = quantize_rows(weight.numpy())
         stored = self.build.constant(f"{name}_int8", rows.T), scale, self.build.constant(f"{name}_scale", factors)
         return self.build.op("MatMulIntegerToFloat", states, *stored, zero_point, domain=MICROSOFT)
 

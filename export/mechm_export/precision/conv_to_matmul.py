@@ -1,8 +1,9 @@
-"""Convolutions over time as matrix products, which onnxruntime multiplies in int8 and fuses with what is around them.
+"""Convolutions over time as matrix products, which onnxruntime computes in int8 and fuses with their neighbours.
 
-Its own integer convolution was five times slower than the one in fp32, for the face network (`parts`). Each output sees
-as many inputs side by side as its kernel is wide: slices gather those, and one product does the rest. In Whisper-tiny's
-int8 the two convolutions in fp32 were 15 % of the time, and as products 6 %.
+onnxruntime's own integer convolution was five times slower than its fp32 one, for the face network (`parts`). Each
+output of a convolution reads as many neighbouring inputs as its kernel is wide: slices gather those side by side, and
+one matrix product does the rest (im2col). In Whisper-tiny's int8 the two convolutions took 15 % of the time in fp32,
+and 6 % as products.
 """
 
 from __future__ import annotations
@@ -18,22 +19,23 @@ from mechm_export.precision.half import drop_unused_constants
 from mechm_export.precision.smoothing import set_nodes
 
 END = np.iinfo(np.int64).max
-FEWEST_CHANNELS = 64
-"""Of the input: below, as over the samples of a waveform, there is too little to multiply."""
+MIN_CHANNELS = 64
+"""Fewest input channels of a convolution that is rewritten. With fewer, as over the samples of a waveform, the product
+is too small to gain from int8."""
 
 
-def unfold_convolutions(model: onnx.ModelProto, kept: Collection[str] = ()) -> int:
-    """Rewrite a graph's convolutions over one axis in place; returns how many there were.
+def convert_convolutions(model: onnx.ModelProto, fp32_nodes: Collection[str] = ()) -> int:
+    """Rewrite a graph's convolutions over one axis in place; returns the number of rewrites.
 
-    kept: names of nodes that stay as they are.
-    Left are those with groups or dilation, with weights that are computed, and with few input channels.
+    fp32_nodes: names of nodes that stay as they are.
+    Convolutions with groups or dilation, with computed weights, or with few input channels stay too.
     """
     graph = model.graph
     weights = {i.name: i for i in graph.initializer}
     nodes: list[onnx.NodeProto] = []
     count = 0
     for node in graph.node:
-        if node.name in kept or not _unfolds(node, weights):
+        if node.name in fp32_nodes or not _is_convertible(node, weights):
             nodes.append(node)
             continue
         name = f"unfolded_{count}"
@@ -49,14 +51,14 @@ def unfold_convolutions(model: onnx.ModelProto, kept: Collection[str] = ()) -> i
             steps.append(helper.make_node("Pad", [rows, f"{name}_pads"], [f"{name}_padded"], name=f"{name}_pad"))
             rows = f"{name}_padded"
         size = kernel.shape[2]
-        seen = [f"{name}_{position}" for position in range(size)]
-        for position, output in enumerate(seen):
+        windows = [f"{name}_{position}" for position in range(size)]
+        for position, output in enumerate(windows):
             end = position + 1 - size or END
             for what, value in (("start", position), ("end", end), ("axis", 1), ("step", stride)):
                 constants[f"{output}_{what}"] = np.array([value], np.int64)
             inputs = [rows, *(f"{output}_{what}" for what in ("start", "end", "axis", "step"))]
             steps.append(helper.make_node("Slice", inputs, [output], name=output))
-        steps.append(helper.make_node("Concat", seen, [f"{name}_seen"], name=f"{name}_concat", axis=2))
+        steps.append(helper.make_node("Concat", windows, [f"{name}_seen"], name=f"{name}_concat", axis=2))
         product = f"{name}_product"
         steps.append(helper.make_node("MatMul", [f"{name}_seen", f"{name}_weights"], [product], name=name))
         if len(node.input) > 2:
@@ -72,11 +74,11 @@ def unfold_convolutions(model: onnx.ModelProto, kept: Collection[str] = ()) -> i
     return count
 
 
-def _unfolds(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
+def _is_convertible(node: onnx.NodeProto, weights: dict[str, onnx.TensorProto]) -> bool:
     if node.op_type != "Conv" or node.input[1] not in weights:
         return False
     shape = weights[node.input[1]].dims
     attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
     plain = attributes.get("group", 1) == 1 and set(attributes.get("dilations", [1])) == {1}
     plain = plain and attributes.get("auto_pad", b"NOTSET") == b"NOTSET"
-    return len(shape) == 3 and plain and shape[1] >= FEWEST_CHANNELS
+    return len(shape) == 3 and plain and shape[1] >= MIN_CHANNELS

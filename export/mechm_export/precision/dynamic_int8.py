@@ -1,14 +1,15 @@
-"""Dynamic int8 for onnxruntime on CPU: weights as 8-bit integers, activations quantized as they come.
+"""Dynamic int8 for onnxruntime on CPU, and int8 weights alone for engines that read plain ONNX.
 
-What each part needs is its recipe, found by measuring (`benchmarks/int8_recipes.py`). Linear layers take signed weights
-per channel, since unsigned ones were slower (DESIGN.md section 7); convolutions take unsigned ones, the form that
-onnxruntime's integer convolution has a CPU kernel for. Whether the result is good enough is not decided here (`gate`).
+In dynamic int8, weights are 8-bit integers and activations are quantized at run time. Each part has its own recipe,
+found by measuring (`benchmarks/int8_recipes.py`). Linear layers take signed weights with one scale per channel, since
+unsigned ones were slower (DESIGN.md section 7); convolutions take unsigned ones, the only form for which onnxruntime's
+integer convolution has a CPU kernel. Whether the result is good enough is decided by `gate`, not here.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,42 +19,42 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from mechm_export.graphs.files import has_large_weights, save_graph, strip_provenance
-from mechm_export.graphs.part import Int8Recipe
-from mechm_export.precision.conv_to_matmul import unfold_convolutions
+from mechm_export.graphs.part import Arrays, Int8Recipe
+from mechm_export.precision.conv_to_matmul import convert_convolutions
 from mechm_export.precision.smoothing import linear_layers, scale_tokens, set_nodes, smooth
 from mechm_runtime.errors import VerificationError
 
-SMALLEST_SCALE = 1e-12
-"""Of values that are all zeros."""
+MIN_SCALE = 1e-12
+"""Scale of values that are all zeros."""
 
 
 def quantize_int8(
     source: Path,
     target: Path,
     recipe: Int8Recipe,
-    feeds: Sequence[Mapping[str, npt.NDArray[np.generic]]] = (),
-    kept: Collection[str] = (),
+    feeds: Sequence[Arrays] = (),
+    fp32_nodes: Collection[str] = (),
 ) -> None:
     """Write a graph's dynamic int8 form.
 
-    source: a graph; a smoothed one has to have its weights in the file. feeds: real inputs, where the recipe smooths.
-    kept: names of nodes that stay in fp32, beside those that the recipe keeps.
+    source: a graph; where the recipe smooths, its weights have to be in the file. feeds: real inputs, for smoothing.
+    fp32_nodes: names of nodes that stay in fp32, in addition to those of the recipe.
     Raises: VerificationError: there was nothing to quantize.
     """
     model = onnx.load(source)
     if recipe.conv_to_matmul:
-        unfold_convolutions(model, kept)
+        convert_convolutions(model, fp32_nodes)
     if recipe.smoothing:
         smooth(model, feeds, recipe.smoothing)
     if recipe.token_scales:
         scale_tokens(model)
     if recipe.embeddings:
         quantize_embeddings(model)
-    excluded = [*kept, *(down_projections(model) if recipe.keep_down_projections else [])]
+    excluded = [*fp32_nodes, *(down_projections(model) if recipe.keep_down_projections else [])]
     save_graph(model, target)
     convolutions = "Conv" in recipe.operators
     disabled = logging.root.manager.disable
-    logging.disable(logging.WARNING)  # its advice to preprocess is for graphs with unknown shapes
+    logging.disable(logging.WARNING)  # onnxruntime advises preprocessing, which is for graphs with unknown shapes
     try:
         quantize_dynamic(
             target,
@@ -74,14 +75,13 @@ def quantize_int8(
     save_graph(model, target)
 
 
-def quantize_weights(
-    source: Path, target: Path, recipe: Int8Recipe, feeds: Sequence[Mapping[str, npt.NDArray[np.generic]]] = ()
-) -> None:
-    """Write a graph whose linear layers have int8 weights with a scale a column, behind a DequantizeLinear each.
+def quantize_weights(source: Path, target: Path, recipe: Int8Recipe, feeds: Sequence[Arrays] = ()) -> None:
+    """Write a graph whose linear layers have int8 weights: one scale per column, and a DequantizeLinear behind each.
 
-    Plain ONNX: an engine may widen the weights again, or quantize activations as they come and multiply in int8. What
-    `quantize_int8` does beside that for onnxruntime, a scale a token, such engines do by themselves.
-    source: a graph in one file. feeds: real inputs, where the recipe smooths.
+    This is the scheme WEIGHT_ONLY_INT8. The graph is plain ONNX: an engine may convert the weights back to float, or
+    quantize activations at run time and multiply in int8. Such engines choose one scale per token by themselves, which
+    `quantize_int8` has to add for onnxruntime.
+    source: a graph in one file. feeds: real inputs, for recipes that smooth.
     Raises: VerificationError: there was nothing to quantize.
     """
     model = onnx.load(source)
@@ -96,7 +96,7 @@ def quantize_weights(
         raise VerificationError(f"{source.name} has no MatMul with constant weights")
     widened = []
     for name in names:
-        rounded, scale = eight_bits(numpy_helper.to_array(weights[name]).T)
+        rounded, scale = quantize_rows(numpy_helper.to_array(weights[name]).T)
         graph.initializer.remove(weights[name])
         graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(rounded.T), f"{name}_int8"))
         graph.initializer.append(numpy_helper.from_array(scale, f"{name}_scale"))
@@ -107,17 +107,17 @@ def quantize_weights(
     onnx.save_model(model, target)
 
 
-def eight_bits(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Rows (n, m) as int8 in [-127, 127], and a scale each, float32 (n,)."""
-    scale = np.maximum(np.abs(rows).max(1) / 127, SMALLEST_SCALE).astype(np.float32)
+def quantize_rows(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+    """Quantize rows, float32 (n, m), to int8 in [-127, 127]; also returns one scale per row, float32 (n,)."""
+    scale = np.maximum(np.abs(rows).max(1) / 127, MIN_SCALE).astype(np.float32)
     return np.clip(np.round(rows / scale[:, None]), -127, 127).astype(np.int8), scale
 
 
-def same_layers(source: onnx.ModelProto, names: Collection[str], other: onnx.ModelProto) -> list[str]:
-    """Names, in another graph of the same module, of the nodes with the weights that the named ones have here.
+def matching_layers(source: onnx.ModelProto, names: Collection[str], other: onnx.ModelProto) -> list[str]:
+    """Names of the nodes in `other` that have the same weights as the named nodes of `source`.
 
-    The exporter numbers nodes, so that another opset gives other names.
-    Raises: VerificationError: a name is no layer's with weights, or the other graph has no such weights.
+    Both are graphs of the same module. The exporter numbers nodes, so another opset gives other names.
+    Raises: VerificationError: a name is not a layer with weights, or the other graph has no such weights.
     """
 
     def weights_of(model: onnx.ModelProto) -> dict[str, bytes]:
@@ -141,9 +141,9 @@ def same_layers(source: onnx.ModelProto, names: Collection[str], other: onnx.Mod
 
 
 def down_projections(model: onnx.ModelProto) -> list[str]:
-    """Names of the linear layers that narrow the widest states there are: the second of each MLP.
+    """Names of the linear layers that read the widest states and narrow them: the second layer of each MLP.
 
-    A Llama's key and value projections narrow too, but not from the MLP's width.
+    A Llama's key and value projections narrow their input too, but not from the MLP's width.
     """
     shapes = {i.name: tuple(i.dims) for i in model.graph.initializer}
     layers = {node.name: shapes[node.input[1]] for node in linear_layers(model)}
@@ -152,9 +152,9 @@ def down_projections(model: onnx.ModelProto) -> list[str]:
 
 
 def quantize_embeddings(model: onnx.ModelProto) -> None:
-    """Replace the largest embedding table by int8 rows and a scale a row, in place.
+    """Replace the largest embedding table by int8 rows with one scale per row, in place.
 
-    One scale for the whole table, as onnxruntime's tool does it, changed 12 times as many labels.
+    One scale for the whole table, as onnxruntime's tool writes it, changed 12 times as many labels.
     """
     tables = {i.name: i for i in model.graph.initializer if len(i.dims) == 2}
     lookups = [node for node in model.graph.node if node.op_type == "Gather" and node.input[0] in tables]
@@ -162,7 +162,7 @@ def quantize_embeddings(model: onnx.ModelProto) -> None:
         raise VerificationError("the graph has no embedding table to quantize")
     lookup = max(lookups, key=lambda node: tables[node.input[0]].dims[0])
     table = tables[lookup.input[0]]
-    rows, scale = eight_bits(numpy_helper.to_array(table))
+    rows, scale = quantize_rows(numpy_helper.to_array(table))
     graph, indices, output = model.graph, lookup.input[1], lookup.output[0]
     graph.initializer.remove(table)
     graph.initializer.append(numpy_helper.from_array(rows, "embedding_rows"))

@@ -1,10 +1,10 @@
-"""A graph in fp16 or bfloat16, with norms, softmax and other sums left in fp32; types are in the graph itself.
+"""Conversion of a graph to fp16 or bfloat16, with norms, softmax and other sums left in fp32.
 
-TensorRT's strongly typed networks compute in the types that the ONNX names, and TensorRT-RTX knows no others, so what
-is to run in 16 bits must be in 16 bits here. Inputs and outputs stay float32. onnxruntime's own converter
-(`onnxruntime.transformers.float16`) knows fp16 only, and writes nodes out of order, which onnx's checker refuses. What
-it does with values beyond fp16's range is done here too: they become the largest one, since a mask's -3e38 as -inf
-would turn a padded row into NaN.
+TensorRT's strongly typed networks compute in the types that the ONNX states, and TensorRT-RTX has no other networks, so
+whatever shall run in 16 bits is in 16 bits in the graph. Inputs and outputs stay float32. onnxruntime's own converter
+(`onnxruntime.transformers.float16`) converts to fp16 only, and writes nodes out of order, which onnx's checker refuses.
+As there, values beyond the range of fp16 become its largest value: a mask's -3e38 as -inf would turn a padded row into
+NaN.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import onnx
 from onnx import TensorProto, defs, helper, numpy_helper
 
 from mechm_export.precision.smoothing import set_nodes
-from mechm_export.precision.tensor_types import known_types, led_to_exact
+from mechm_export.precision.tensor_types import known_types, precision_sensitive
 from mechm_runtime.errors import VerificationError
 
 HalfPrecision = Literal["fp16", "bf16"]
@@ -32,13 +32,14 @@ LARGEST: dict[HalfPrecision, float] = {"fp16": 65504.0, "bf16": 255 * 2.0**120}
 """The largest finite value of each: sign, 5 and 8 bits of exponent, 10 and 7 of fraction."""
 
 PRODUCTS = ("MatMul", "Gemm", "Conv")
-"""Where the time goes, and what has weights."""
+"""Operators that take most of the time, and that have weights."""
 ATTENTION = "Attention"
 
 ELEMENTWISE = frozenset(("Add", "Sub", "Mul", "Div", "Neg", "Abs", "Max", "Min", "Clip"))
-"""Stay in fp32 between sums: a mean is a sum over a count, and neither needs to fit into fp16."""
+"""Element-wise operators. Between sums they stay in fp32: a mean is a sum over a count, and neither has to fit into
+fp16."""
 
-COMPUTED = frozenset(
+COMPUTED_IN_HALF = frozenset(
     (
         *PRODUCTS,
         *("ConvTranspose", "Einsum", ATTENTION),
@@ -48,65 +49,99 @@ COMPUTED = frozenset(
         "Where",
     )
 )
-"""Operators that are computed in 16 bits. All others stay in fp32: norms, softmax, sums, powers, exponentials and what
-is unknown."""
+"""Operators that are computed in 16 bits. All others stay in fp32: norms, softmax, sums, powers, exponentials, and
+unknown operators."""
 
-LOOKED_UP = frozenset(("Gather", "Slice"))
-"""Are computed in 16 bits, too, where they read a constant table: it takes half the space."""
+TABLE_LOOKUPS = frozenset(("Gather", "Slice"))
+"""Operators that are computed in 16 bits too where they read a constant table, which then takes half the space."""
 
-MOVED = frozenset(
+DATA_MOVEMENT = frozenset(
     (
         *("Concat", "DepthToSpace", "Expand", "Flatten", "Gather", "GatherND", "Identity", "MaxPool", "Pad", "Reshape"),
         *("Slice", "SpaceToDepth", "Split", "Squeeze", "Tile", "Transpose", "Unsqueeze"),
     )
 )
-"""Operators that pass values on: they take 16 bits from what they read, and round nothing."""
+"""Operators that pass values on without rounding: their results have 16 bits where their inputs have."""
 
 REDUCTIONS = frozenset(("ReduceMean", "ReduceSum", "ReduceL2", "ReduceSumSquare", "ReduceLogSumExp"))
 
 QUANTIZED = frozenset(("DequantizeLinear", "QuantizeLinear", "MatMulInteger", "ConvInteger", "DynamicQuantizeLinear"))
 
 
-def lowerable(model: onnx.ModelProto, precision: HalfPrecision) -> list[onnx.NodeProto]:
-    """The nodes that round when a graph is put into 16 bits, in order: `COMPUTED`, and look-ups in constant tables.
+def half_nodes(model: onnx.ModelProto, precision: HalfPrecision) -> list[onnx.NodeProto]:
+    """The nodes that round when a graph is put into 16 bits, in order.
 
-    Left out is what computes with sums alone, and what leads to an index or an angle (`tensor_types.led_to_exact`). An
-    operator that has no such type in the graph's opset is left out too (a Conv has bfloat16 from opset 22 on).
+    These are the operators of COMPUTED_IN_HALF, and look-ups in constant tables.
+    Left out are nodes that compute with sums only, nodes whose result becomes an index or an angle
+    (`tensor_types.precision_sensitive`), and operators that lack the type in the graph's opset (Conv has bfloat16 from
+    opset 22 on).
     Raises: VerificationError: a type in the graph is not known.
     """
-    return _lowerable(model, precision, known_types(model))
+    return _half_nodes(model, precision, known_types(model))
 
 
 def to_half(
-    model: onnx.ModelProto, precision: HalfPrecision, kept: Collection[str] = (), folder: Path | None = None
+    model: onnx.ModelProto, precision: HalfPrecision, fp32_nodes: Collection[str] = (), folder: Path | None = None
 ) -> int:
-    """Convert a graph in place; returns how many nodes are computed in 16 bits.
+    """Convert a graph in place; returns the number of nodes that are computed in 16 bits.
 
     Bodies of branches and loops stay in fp32.
-    kept: names of nodes that stay in fp32. folder: where weights lie that are not in the graph; they are read one at a
-    time, and those that stay in fp32 are left there.
-    Raises: VerificationError: a name in `kept` is no node's, the graph is quantized, or nothing is left to convert.
+    fp32_nodes: names of nodes that stay in fp32. folder: folder of the weights that are outside the graph; they are
+    read one at a time, and those that stay in fp32 are not read.
+    Raises: VerificationError: `fp32_nodes` names an unknown node, the graph is quantized, or nothing is left to
+        convert.
     """
     graph = model.graph
-    if unknown := sorted(set(kept) - {node.name for node in graph.node}):
+    if unknown := sorted(set(fp32_nodes) - {node.name for node in graph.node}):
         raise VerificationError(f"the graph has no node {unknown[0]}", hint="mechm export diagnose lists the names")
     if quantized := sorted({node.op_type for node in graph.node} & QUANTIZED):
         raise VerificationError(f"the graph is quantized ({quantized[0]}): give the fp32 one")
     types = known_types(model)
-    lowered = {_made(node) for node in _lowerable(model, precision, types) if not node.name or node.name not in kept}
-    if not lowered:
+    computed = {
+        _first_output(node)
+        for node in _half_nodes(model, precision, types)
+        if not node.name or node.name not in fp32_nodes
+    }
+    if not computed:
         raise VerificationError(f"nothing in the graph can be computed in {precision}")
     floats = {name for name, kind in types.items() if kind == TensorProto.FLOAT}
-    constants = {i.name: i for i in graph.initializer}
+    half = _half_tensors(model, precision, computed, floats, fp32_nodes)
+    _insert_casts(model, precision, floats, half, folder)
+    drop_unused_constants(model)
+    del graph.value_info[:]  # it states the types before the conversion
+    return len(computed)
+
+
+def _half_tensors(
+    model: onnx.ModelProto,
+    precision: HalfPrecision,
+    computed: Collection[str],
+    floats: set[str],
+    fp32_nodes: Collection[str],
+) -> set[str]:
+    """Names of the tensors that have 16 bits: results of the computed nodes, and of nodes that pass them on.
+
+    computed: nodes that are computed in 16 bits, by their first output. floats: names of all float32 tensors.
+    """
+    constants = {constant.name for constant in model.graph.initializer}
     half: set[str] = set()
-    for node in graph.node:
+    for node in model.graph.node:
         read = floats.intersection(node.input)
-        moves = node.op_type in MOVED and bool(read & half) and read <= half | constants.keys()
-        moves = moves and not (node.name and node.name in kept)
-        if _made(node) in lowered or (moves and _has_type(node, precision, model)):
+        moves = node.op_type in DATA_MOVEMENT and bool(read & half) and read <= half | constants
+        moves = moves and not (node.name and node.name in fp32_nodes)
+        if _first_output(node) in computed or (moves and _has_type(node, precision, model)):
             half.update(floats.intersection(node.output))
-    wanted = _read_in_fp32(graph, half) & half
-    made: set[str] = set()
+    return half
+
+
+def _insert_casts(
+    model: onnx.ModelProto, precision: HalfPrecision, floats: set[str], half: set[str], folder: Path | None
+) -> None:
+    """Rename the tensors in `half`, convert the constants their nodes read, and cast where 16 bits meet float32."""
+    graph = model.graph
+    constants = {i.name: i for i in graph.initializer}
+    read_in_fp32 = _read_in_fp32(graph, half) & half
+    converted: set[str] = set()
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         if not half.intersection(node.output):
@@ -116,9 +151,9 @@ def to_half(
             if name not in floats:
                 continue
             lower = node.input[position] = f"{name}_{precision}"
-            if name in half or lower in made:
+            if name in half or lower in converted:
                 continue
-            made.add(lower)
+            converted.add(lower)
             if name in constants:
                 values = numpy_helper.to_array(constants[name], base_dir=str(folder or ""))
                 graph.initializer.append(numpy_helper.from_array(round_to(values, precision), lower))
@@ -132,21 +167,18 @@ def to_half(
             if name not in half:
                 continue
             node.output[position] = f"{name}_{precision}"
-            if name in wanted:
+            if name in read_in_fp32:
                 back = helper.make_node(
                     "Cast", [f"{name}_{precision}"], [name], name=f"{name}_fp32", to=TensorProto.FLOAT
                 )
                 nodes.append(back)
     set_nodes(model, nodes)
-    drop_unused_constants(model)
-    del graph.value_info[:]  # they speak of the types before
-    return len(lowered)
 
 
 def round_to(values: npt.NDArray[np.float32], precision: HalfPrecision) -> npt.NDArray[Any]:
-    """Values in a 16-bit type; those beyond its range, infinite ones too, become the largest one.
+    """Round values to a 16-bit type; those beyond its range, infinite ones too, become its largest finite value.
 
-    A mask holds the lowest float32 or minus infinity: the lowest finite value serves, and 0 times it is 0.
+    A mask holds the lowest float32 or minus infinity. The lowest finite value masks as well, and 0 times it is 0.
     """
     largest = np.float32(LARGEST[precision])
     return np.asarray(np.clip(values, -largest, largest).astype(DTYPES[precision]))
@@ -162,22 +194,22 @@ def drop_unused_constants(model: onnx.ModelProto) -> None:
             del constants[index]
 
 
-def _lowerable(model: onnx.ModelProto, precision: HalfPrecision, types: Mapping[str, int]) -> list[onnx.NodeProto]:
-    exact = led_to_exact(model, types)
+def _half_nodes(model: onnx.ModelProto, precision: HalfPrecision, types: Mapping[str, int]) -> list[onnx.NodeProto]:
+    sensitive = precision_sensitive(model, types)
     constants = {i.name for i in model.graph.initializer}
     singles = {i.name for i in model.graph.initializer if list(i.dims) in ([], [1])}
     sums: set[str] = set()
     chosen = []
     for node in model.graph.node:
-        among_sums = _among_sums(node, sums, singles)
-        if among_sums or node.op_type in REDUCTIONS:
+        only_sums = _reads_only_sums(node, sums, singles)
+        if only_sums or node.op_type in REDUCTIONS:
             sums.update(node.output)
-        wanted = node.op_type in COMPUTED or (node.op_type in LOOKED_UP and node.input[0] in constants)
+        wanted = node.op_type in COMPUTED_IN_HALF or (node.op_type in TABLE_LOOKUPS and node.input[0] in constants)
         results = [name for name in node.output if name]
         if (
             wanted
-            and not (among_sums and node.op_type in ELEMENTWISE)
-            and not exact.intersection(results)
+            and not (only_sums and node.op_type in ELEMENTWISE)
+            and not sensitive.intersection(results)
             and all(types[name] == TensorProto.FLOAT for name in results)
             and _has_type(node, precision, model)
         ):
@@ -185,23 +217,23 @@ def _lowerable(model: onnx.ModelProto, precision: HalfPrecision, types: Mapping[
     return chosen
 
 
-def _among_sums(node: onnx.NodeProto, sums: Collection[str], singles: Collection[str]) -> bool:
-    """Whether a node computes with, or passes on, nothing but sums and single numbers."""
-    if node.op_type not in (*ELEMENTWISE, *MOVED, "Cast", "Sqrt"):
+def _reads_only_sums(node: onnx.NodeProto, sums: Collection[str], singles: Collection[str]) -> bool:
+    """Whether a node computes with, or passes on, only sums and single numbers."""
+    if node.op_type not in (*ELEMENTWISE, DATA_MOVEMENT, "Cast", "Sqrt"):
         return False
-    # What else a node that moves values reads says where to.
-    read = node.input[:1] if node.op_type in MOVED and node.op_type != "Concat" else node.input
+    # The other inputs of a node that moves values are shapes and indices.
+    read = node.input[:1] if node.op_type in DATA_MOVEMENT and node.op_type != "Concat" else node.input
     others = {name for name in read if name} - set(singles)
     return bool(others) and others <= set(sums)
 
 
-def _made(node: onnx.NodeProto) -> str:
-    """What a node is known by: its first result, since names may be missing."""
+def _first_output(node: onnx.NodeProto) -> str:
+    """The name of a node's first output, which identifies it: the node's own name may be missing."""
     return next((name for name in node.output if name), "")
 
 
 def _has_type(node: onnx.NodeProto, precision: HalfPrecision, model: onnx.ModelProto) -> bool:
-    """Whether an operator of ONNX's own may have results in a 16-bit type, in the model's opset."""
+    """Whether an operator of ONNX's own can have results in a 16-bit type, in the model's opset."""
     if node.domain not in ("", "ai.onnx"):
         return False
     opset = next(o.version for o in model.opset_import if o.domain in ("", "ai.onnx"))
@@ -211,7 +243,7 @@ def _has_type(node: onnx.NodeProto, precision: HalfPrecision, model: onnx.ModelP
 
 
 def _read_in_fp32(graph: onnx.GraphProto, half: Collection[str]) -> set[str]:
-    """Names that are read by nodes that stay, by subgraphs, or by the caller."""
+    """Names of the tensors that nodes in fp32, subgraphs or the caller read."""
     read = {output.name for output in graph.output}
     for node in graph.node:
         read.update(_captured(node))

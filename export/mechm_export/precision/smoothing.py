@@ -1,19 +1,20 @@
-"""Even out activations before they become int8: one scale a tensor then serves all its channels, and all its tokens.
+"""Smoothing of activations before int8, so that one scale per tensor fits all its channels and all its tokens.
 
-Channels: SmoothQuant (Xiao et al. 2023): each channel of a linear layer's input is divided by a factor and the weights'
-row is multiplied by it, which changes nothing in fp32. Where the original folds the division into the layer before,
-here it is an explicit Mul, since in a post-norm encoder the same tensor also feeds the residual branch. Factors come
-from activations on real text; a large share of the difference between int8 and fp32 is a few such channels.
+Channels: SmoothQuant (Xiao et al. 2023). Each channel of a linear layer's input is divided by a factor and the matching
+row of the weights is multiplied by it, which changes nothing in fp32. The original folds the division into the layer
+before; here it is an explicit Mul, since in a post-norm encoder the same tensor also feeds the residual branch. Factors
+come from activations on real text: a few outlier channels cause a large share of the difference between int8 and fp32.
 
-Tokens: each is divided by its largest magnitude before a linear layer, and the layer's result multiplied by it, which
-makes of onnxruntime's scale a tensor one a token (as ZeroQuant: Yao et al. 2022). A Llama's first token is a thousand
-times larger than the others in its down projections, and takes all of their 256 values for itself.
+Tokens: each token is divided by its largest magnitude before a linear layer, and the layer's result multiplied by it.
+This turns onnxruntime's scale per tensor into a scale per token (as ZeroQuant: Yao et al. 2022). In a Llama's down
+projections the first token is a thousand times larger than the others, which leaves these hardly any of the 256 values
+of a common scale.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
@@ -21,10 +22,11 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
+from mechm_export.graphs.part import Arrays
 from mechm_runtime.errors import VerificationError
 
-SMALLEST = 1e-5
-"""Floor of magnitudes, so that a channel that is never active gives no infinite factor."""
+MIN_MAGNITUDE = 1e-5
+"""Lower limit of magnitudes, so that a channel that is never active gives no infinite factor."""
 
 
 def linear_layers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
@@ -33,11 +35,11 @@ def linear_layers(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return [node for node in model.graph.node if node.op_type == "MatMul" and node.input[1] in matrices]
 
 
-def smooth(model: onnx.ModelProto, feeds: Iterable[Mapping[str, npt.NDArray[np.generic]]], strength: float) -> None:
-    """Rewrite every linear layer of a graph in place.
+def smooth(model: onnx.ModelProto, feeds: Iterable[Arrays], strength: float) -> None:
+    """Smooth the channels of every linear layer's input, in place.
 
-    feeds: real inputs of the graph, to see which channels are large.
-    strength: 0 leaves activations as they are, 1 moves all of their range into the weights (SmoothQuant's alpha).
+    feeds: real inputs of the graph, from which the size of each channel is measured.
+    strength: 0 leaves activations as they are, 1 moves their whole range into the weights (SmoothQuant's alpha).
     Raises: VerificationError: no inputs.
     """
     layers: dict[str, list[onnx.NodeProto]] = {}
@@ -49,7 +51,8 @@ def smooth(model: onnx.ModelProto, feeds: Iterable[Mapping[str, npt.NDArray[np.g
     for number, (source, nodes) in enumerate(layers.items()):
         matrices = {node.input[1]: numpy_helper.to_array(weights[node.input[1]]) for node in nodes}
         rows = np.max([np.abs(matrix).max(1) for matrix in matrices.values()], 0)
-        factors = np.maximum(peaks[source], SMALLEST) ** strength / np.maximum(rows, SMALLEST) ** (1 - strength)
+        activation_peaks, weight_peaks = (np.maximum(peak, MIN_MAGNITUDE) for peak in (peaks[source], rows))
+        factors = activation_peaks**strength / weight_peaks ** (1 - strength)
         factors /= np.exp(np.log(factors).mean())
         name = f"smooth_{number}"
         model.graph.initializer.append(numpy_helper.from_array((1 / factors).astype(np.float32), f"{name}_factors"))
@@ -68,7 +71,7 @@ def smooth(model: onnx.ModelProto, feeds: Iterable[Mapping[str, npt.NDArray[np.g
 
 
 def scale_tokens(model: onnx.ModelProto) -> None:
-    """Divide the inputs of every linear layer of a graph by their rows' largest magnitudes, in place."""
+    """Divide each token before a linear layer by its largest magnitude, and multiply the result by it, in place."""
     layers = {node.output[0] for node in linear_layers(model)}
     scaled: dict[str, str] = {}
     nodes: list[onnx.NodeProto] = []
@@ -84,7 +87,7 @@ def scale_tokens(model: onnx.ModelProto) -> None:
                 helper.make_node(
                     "ReduceMax", [f"{name}_magnitudes", "token_axis"], [f"{name}_peak"], name=f"{name}_reduce"
                 ),
-                # Padding may be all zeros.
+                # Padding tokens may be all zeros.
                 helper.make_node("Max", [f"{name}_peak", "token_floor"], [f"{name}_scale"], name=f"{name}_max"),
                 helper.make_node("Div", [source, f"{name}_scale"], [f"{name}_scaled"], name=f"{name}_div"),
             ]
@@ -93,24 +96,24 @@ def scale_tokens(model: onnx.ModelProto) -> None:
         back = helper.make_node("Mul", [f"{output}_scaled", f"{name}_scale"], [output], name=f"{output}_unscaled")
         nodes += [node, back]
     model.graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "token_axis"))
-    model.graph.initializer.append(numpy_helper.from_array(np.array(SMALLEST, np.float32), "token_floor"))
+    model.graph.initializer.append(numpy_helper.from_array(np.array(MIN_MAGNITUDE, np.float32), "token_floor"))
     set_nodes(model, nodes)
 
 
 def set_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    """Replace a graph's nodes, some of which may be its own."""
-    # Copies, since a graph's own nodes go with its list.
+    """Replace a graph's nodes; some of the new ones may be nodes of the graph itself."""
+    # Copies, since clearing the list deletes the graph's own nodes.
     copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)
 
 
 def channel_peaks(
-    model: onnx.ModelProto, names: list[str], feeds: Iterable[Mapping[str, npt.NDArray[np.generic]]]
+    model: onnx.ModelProto, names: list[str], feeds: Iterable[Arrays]
 ) -> dict[str, npt.NDArray[np.float32]]:
     """Largest magnitude of each channel of the named tensors, by name: float32 (channels,), channels on the last axis.
 
-    A tensor whose last axis differs from input to input has no channels there: float32 (1,).
+    A tensor whose last axis has different sizes for different inputs has no channels there: float32 (1,).
     Raises: VerificationError: no inputs.
     """
     probe = onnx.ModelProto()
@@ -128,5 +131,5 @@ def channel_peaks(
                 peak, peaks[name] = (np.atleast_1d(one.max(initial=0)) for one in (peak, peaks[name]))
             peaks[name] = np.maximum(peaks[name], peak) if name in peaks else peak
     if not peaks:
-        raise VerificationError("smoothing needs at least one input to look at: a conversation with words")
+        raise VerificationError("smoothing needs at least one input to measure: a conversation with words")
     return peaks

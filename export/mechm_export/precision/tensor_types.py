@@ -1,6 +1,6 @@
-"""What the tensors of a graph are: their element types, and which of them lead to an index or an angle.
+"""Element types of a graph's tensors, and the tensors whose rounding would change an index or an angle.
 
-Weights are not looked at, so that a graph of gigabytes, with its weights in the file or beside it, costs nothing here.
+Weights are not read, so a graph of gigabytes costs nothing here, with its weights in the file or beside it.
 """
 
 from __future__ import annotations
@@ -13,16 +13,16 @@ from onnx import TensorProto, helper
 
 from mechm_runtime.errors import VerificationError
 
-SMALL_CONSTANT = 1024
-"""Elements of a constant that may be a shape, which inference wants to read."""
+MAX_SHAPE_ELEMENTS = 1024
+"""Most elements of a constant that may be a shape, whose values shape inference reads."""
 
-EXACT = frozenset(("Sin", "Cos", "Floor", "Ceil", "Round", "Mod"))
-"""Operators that turn a small difference into a large one: positions of a rotary embedding, buckets of a relative
-position."""
+ERROR_AMPLIFYING = frozenset(("Sin", "Cos", "Floor", "Ceil", "Round", "Mod"))
+"""Operators that turn a small difference into a large one: on positions of a rotary embedding, or on buckets of a
+relative position."""
 
 
 def element_types(model: onnx.ModelProto) -> dict[str, int]:
-    """Element types of a graph's tensors, as far as they are known: name -> TensorProto's number."""
+    """Element types of a graph's tensors, as far as they are known: name -> number of the type in TensorProto."""
     graph = onnx.shape_inference.infer_shapes(without_weights(model)).graph
     values = (*graph.value_info, *graph.input, *graph.output)
     types = {value.name: value.type.tensor_type.elem_type for value in values}
@@ -30,9 +30,9 @@ def element_types(model: onnx.ModelProto) -> dict[str, int]:
 
 
 def known_types(model: onnx.ModelProto) -> dict[str, int]:
-    """`element_types`, of a graph that has no tensor of an unknown one.
+    """Element types of all of a graph's tensors: name -> number of the type in TensorProto.
 
-    Raises: VerificationError: it has.
+    Raises: VerificationError: the type of a tensor is not known.
     """
     types = element_types(model)
     for node in model.graph.node:
@@ -41,28 +41,28 @@ def known_types(model: onnx.ModelProto) -> dict[str, int]:
     return types
 
 
-def led_to_exact(model: onnx.ModelProto, types: Mapping[str, int]) -> set[str]:
-    """Names of the floats that end in an operator of `EXACT`, or in an integer or a boolean.
+def precision_sensitive(model: onnx.ModelProto, types: Mapping[str, int]) -> set[str]:
+    """Names of the float tensors from which an operator of ERROR_AMPLIFYING, an integer or a boolean is computed.
 
     types: of every tensor, by name (`known_types`).
     """
     floats = {name for name, kind in types.items() if is_float(kind)}
-    led: set[str] = set()
+    sensitive: set[str] = set()
     for node in reversed(model.graph.node):
-        becomes_whole = node.op_type == "Cast" and not is_float(types[node.output[0]])
-        if node.op_type in EXACT or becomes_whole or led.intersection(node.output):
-            led.update(floats.intersection(node.input))
-    return led
+        to_integer = node.op_type == "Cast" and not is_float(types[node.output[0]])
+        if node.op_type in ERROR_AMPLIFYING or to_integer or sensitive.intersection(node.output):
+            sensitive.update(floats.intersection(node.input))
+    return sensitive
 
 
 def is_float(element_type: int) -> bool:
-    """Whether a type holds fractions, whatever its width."""
+    """Whether a type is a floating-point one, of any width."""
     kind = helper.tensor_dtype_to_np_dtype(element_type)
     return kind.kind == "f" or kind.name.startswith(("bfloat", "float"))
 
 
 def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
-    """A copy whose large constants are inputs of the same type: shape inference copies what it is given."""
+    """Copy a graph with inputs in place of large constants, since shape inference copies everything it is given."""
     light = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import)
     light.functions.extend(model.functions)
     graph = model.graph
@@ -73,7 +73,7 @@ def without_weights(model: onnx.ModelProto) -> onnx.ModelProto:
     light.graph.value_info.extend(graph.value_info)
     for constant in graph.initializer:
         outside = constant.data_location == TensorProto.EXTERNAL
-        if math.prod(constant.dims) <= SMALL_CONSTANT and not outside:
+        if math.prod(constant.dims) <= MAX_SHAPE_ELEMENTS and not outside:
             light.graph.initializer.append(constant)
         else:
             info = helper.make_tensor_value_info(constant.name, constant.data_type, constant.dims)

@@ -25,7 +25,7 @@ from mechm_export.encoders.source import find_source
 from mechm_export.graphs import files as onnx_graph
 from mechm_export.graphs.trace import export_graph
 from mechm_export.precision.lower import lower_graph
-from mechm_export.precision.simulated import RoundedRunner
+from mechm_export.precision.simulated import SimulatedHalfRunner
 from mechm_export.precision.tensor_types import element_types
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
@@ -97,9 +97,9 @@ def test_an_overflow_is_seen_that_the_cpu_hides(tmp_path: Path) -> None:
     source = graph_of(nodes, tmp_path / "model.onnx", weights)
     feeds = {"x": np.full((1, 4), 100, np.float32)}
     lower_graph(source, tmp_path / "half.onnx", "fp16")
-    assert np.isinf(RoundedRunner(tmp_path / "half.onnx").run(feeds)["y"]).all()
+    assert np.isinf(SimulatedHalfRunner(tmp_path / "half.onnx").run(feeds)["y"]).all()
     lower_graph(source, tmp_path / "brain.onnx", "bf16")
-    seen = RoundedRunner(tmp_path / "brain.onnx").run(feeds)["y"]
+    seen = SimulatedHalfRunner(tmp_path / "brain.onnx").run(feeds)["y"]
     assert np.abs(seen / 1200 - 1).max() < 0.01
     assert not list(tmp_path.glob("*.rounded.onnx"))
 
@@ -117,7 +117,7 @@ def test_what_stays_in_fp32_leaves_its_source(tmp_path: Path) -> None:
     lower_graph(source, tmp_path / "out/half.onnx", "fp16")
     (tmp_path / "weights").unlink()
     feeds = {"x": np.array([[1, 2, 3, 4]], np.float32)}
-    seen = RoundedRunner(tmp_path / "out/half.onnx").run(feeds)["y"]
+    seen = SimulatedHalfRunner(tmp_path / "out/half.onnx").run(feeds)["y"]
     assert np.abs(seen - [[-1.3416, -0.8944, 1.3416, 5.3666]]).max() < 0.01
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["half.onnx"]
 
@@ -127,7 +127,7 @@ def test_masks_stay_finite(tmp_path: Path) -> None:
     nodes = [helper.make_node("Mul", ["x", "lowest"], ["y"])]
     source = graph_of(nodes, tmp_path / "model.onnx", {"lowest": np.full(4, np.finfo(np.float32).min)})
     lower_graph(source, tmp_path / "half.onnx", "fp16")
-    seen = RoundedRunner(tmp_path / "half.onnx").run({"x": np.array([[0, 1, 0, 0.5]], np.float32)})["y"]
+    seen = SimulatedHalfRunner(tmp_path / "half.onnx").run({"x": np.array([[0, 1, 0, 0.5]], np.float32)})["y"]
     assert seen.tolist() == [[0, -65504, 0, -32752]]
 
 

@@ -11,12 +11,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mechm_export.graphs.part import Int8Recipe
-from mechm_export.precision.conv_to_matmul import FEWEST_CHANNELS, unfold_convolutions
+from mechm_export.precision.conv_to_matmul import MIN_CHANNELS, convert_convolutions
 from mechm_export.precision.dynamic_int8 import quantize_int8
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 
-C = FEWEST_CHANNELS
+C = MIN_CHANNELS
 
 
 def convolution(shape: tuple[int, ...], path: Path, **attributes: Any) -> Path:
@@ -43,7 +43,7 @@ def convolution(shape: tuple[int, ...], path: Path, **attributes: Any) -> Path:
 def test_values_are_the_same_at_every_length(kernel: int, stride: int, pads: tuple[int, int], tmp_path: Path) -> None:
     source = convolution((8, C, kernel), tmp_path / "conv.onnx", strides=[stride], pads=list(pads))
     model = onnx.load(source)
-    assert unfold_convolutions(model) == 1
+    assert convert_convolutions(model) == 1
     assert not any(node.op_type == "Conv" for node in model.graph.node)
     assert {i.name for i in model.graph.initializer if i.name in "wb"} == {"b"}, (
         "the old weights would be carried along"
@@ -71,7 +71,7 @@ def test_what_is_no_product_of_slices_is_left(
 ) -> None:
     model = onnx.load(convolution(shape, tmp_path / "conv.onnx", **attributes))
     before = model.SerializeToString(deterministic=True)
-    assert unfold_convolutions(model) == 0
+    assert convert_convolutions(model) == 0
     assert model.SerializeToString(deterministic=True) == before
 
 

@@ -10,7 +10,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from mechm_export.graphs.part import Int8Recipe
-from mechm_export.precision.dynamic_int8 import down_projections, quantize_embeddings, quantize_int8, same_layers
+from mechm_export.precision.dynamic_int8 import down_projections, matching_layers, quantize_embeddings, quantize_int8
 from mechm_export.precision.smoothing import linear_layers, scale_tokens, smooth
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
@@ -232,12 +232,12 @@ def test_a_layer_is_found_by_its_weights_where_the_exporter_numbered_anew(tmp_pa
     model, other = mlp(), mlp()
     for number, node in enumerate(other.graph.node):
         node.name = f"node_{number}"
-    assert same_layers(model, ["down_proj"], other) == ["node_4"]
-    quantize_int8(saved(other, tmp_path / "fp32.onnx"), tmp_path / "int8.onnx", Int8Recipe(), kept=["node_4"])
+    assert matching_layers(model, ["down_proj"], other) == ["node_4"]
+    quantize_int8(saved(other, tmp_path / "fp32.onnx"), tmp_path / "int8.onnx", Int8Recipe(), fp32_nodes=["node_4"])
     assert operators(tmp_path / "int8.onnx").count("MatMulInteger") == 1
     assert operators(tmp_path / "int8.onnx").count("MatMul") == 1
     with pytest.raises(VerificationError, match="gelu is no layer with weights"):
-        same_layers(model, ["gelu"], other)
+        matching_layers(model, ["gelu"], other)
     del other.graph.node[-1]
     with pytest.raises(VerificationError, match="no layer with the weights of down_proj"):
-        same_layers(model, ["down_proj"], other)
+        matching_layers(model, ["down_proj"], other)

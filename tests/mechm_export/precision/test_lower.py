@@ -13,10 +13,10 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from mechm_export.precision.half import LARGEST, HalfPrecision, lowerable, round_to, to_half
+from mechm_export.precision.half import LARGEST, HalfPrecision, half_nodes, round_to, to_half
 from mechm_export.precision.lower import LowerPrecision, lower_graph
-from mechm_export.precision.simulated import rounded
-from mechm_export.precision.static_int8 import quantizable, smoothed
+from mechm_export.precision.simulated import simulate_half
+from mechm_export.precision.static_int8 import load_smoothed, quantizable_nodes
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import VerificationError
@@ -200,7 +200,7 @@ def test_a_mean_over_time_stays_in_fp32() -> None:
     model = chain(nodes, constants={"axis": np.array([0]), "one": np.float32(1)})
     x = np.full((3000, 4), 100, np.float32)
     assert lowered(model) == ["states", "y"]
-    session = onnxruntime.InferenceSession(rounded(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(simulate_half(model).SerializeToString(), providers=["CPUExecutionProvider"])
     assert session.run(None, {"x": x})[0] == pytest.approx(np.ones((1, 4)), rel=1e-2)
 
 
@@ -216,7 +216,7 @@ def test_inputs_and_outputs_of_16_bits_keep_them_where_roundings_are_computed() 
         opset_imports=[helper.make_opsetid("", 18)],
         ir_version=10,
     )
-    twin = rounded(model)
+    twin = simulate_half(model)
     assert [value.type.tensor_type.elem_type for value in (*twin.graph.input, *twin.graph.output)] == [10, 10, 10]
     session = onnxruntime.InferenceSession(twin.SerializeToString(), providers=["CPUExecutionProvider"])
     past = np.array([0.1, 1 / 3, 30000.0], np.float16)
@@ -244,7 +244,7 @@ def test_branches_stay_in_fp32_and_read_what_is_lowered_around_them() -> None:
     ]
     model = chain(nodes, constants={"on": np.array(True)})
     assert lowered(model) == ["product", "y"]
-    session = onnxruntime.InferenceSession(rounded(model).SerializeToString(), providers=["CPUExecutionProvider"])
+    session = onnxruntime.InferenceSession(simulate_half(model).SerializeToString(), providers=["CPUExecutionProvider"])
     x = np.arange(8, dtype=np.float32).reshape(2, 4)
     assert session.run(None, {"x": x})[0].tolist() == x.tolist()
 
@@ -268,7 +268,7 @@ def test_an_operator_without_the_type_is_left_out() -> None:
     )
     for opset, precision, names in ((18, "fp16", ["conv"]), (18, "bf16", []), (22, "bf16", ["conv"])):
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=10)
-        assert [node.name for node in lowerable(model, precision)] == names  # type: ignore[arg-type]
+        assert [node.name for node in half_nodes(model, precision)] == names  # type: ignore[arg-type]
     with pytest.raises(VerificationError, match="nothing in the graph can be computed in bf16"):
         to_half(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), "bf16")
 
@@ -288,15 +288,15 @@ def test_static_int8_is_symmetric_and_a_column_has_its_own_scale(source: Path) -
     assert constants[weights.input[0]].dtype == np.int8
     assert constants[weights.input[1]].shape == (D,)
     (activation,) = (node for node in steps if node.op_type == "QuantizeLinear")
-    peak = quantizable(smoothed(source, [feed(), feed(7)]), [feed(), feed(7)])["linear"]
+    peak = quantizable_nodes(load_smoothed(source, [feed(), feed(7)]), [feed(), feed(7)])["linear"]
     assert float(constants[activation.input[1]]) == pytest.approx(peak / 127, rel=1e-5)
 
 
 def test_what_was_never_on_has_no_scale_and_stays_in_fp32(source: Path) -> None:
     """Calibration on words alone tells nothing of what a face branch will see."""
-    assert list(quantizable(smoothed(source, [feed()]), [feed()])) == ["linear"]
+    assert list(quantizable_nodes(load_smoothed(source, [feed()]), [feed()])) == ["linear"]
     loud = {**feed(), "silent": np.ones((12, D), np.float32)}
-    assert list(quantizable(smoothed(source, [loud]), [loud])) == ["linear", "never_on"]
+    assert list(quantizable_nodes(load_smoothed(source, [loud]), [loud])) == ["linear", "never_on"]
 
 
 def test_a_convolution_over_recordings_of_several_lengths_has_one_scale(tmp_path: Path) -> None:
@@ -314,7 +314,7 @@ def test_a_convolution_over_recordings_of_several_lengths_has_one_scale(tmp_path
         {"x": random.normal(size=(1, 3, n)).astype(np.float32)} for n in (20, 50, 20)
     ]
     peak = max(float(np.abs(one["x"]).max()) for one in lengths)
-    assert quantizable(onnx.load(source), lengths) == {"conv": pytest.approx(peak)}
+    assert quantizable_nodes(onnx.load(source), lengths) == {"conv": pytest.approx(peak)}
     lower_graph(source, tmp_path / "int8.onnx", "int8", lengths)
     exact, found = (
         OnnxRuntimeEngine(path, EngineConfig()).run(lengths[1])["y"] for path in (source, tmp_path / "int8.onnx")
