@@ -24,8 +24,8 @@ import numpy.typing as npt
 
 from mechm.model.build import pretrained_folder
 from mechm.weights import weights_path
-from mechm_export.bundle.calibration import even_out_llama
-from mechm_export.gate.judge import shipped_check_set
+from mechm_export.bundle.calibration import smooth_llama
+from mechm_export.gate.check_set import shipped_check_set
 from mechm_export.graphs.part import ExportPart, Feeds
 from mechm_export.llama.graph import TOKEN_SCALED, write_llama_graph
 from mechm_export.llama.part import llama_parts, load_llama_source, question_inputs
@@ -82,7 +82,7 @@ def main() -> None:
         evened = False
         for recipe, (evens, token_scaled) in RECIPES.items():
             if evens and not evened:
-                even_out_llama(source, shipped_check_set())
+                smooth_llama(source, shipped_check_set())
                 evened = True
             write_llama_graph(part, quantized, "int8", positions, token_scaled)
             outputs, cpu_ms = _run(part, quantized, asked)

@@ -31,8 +31,8 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from mechm_export.gate.check_set import shipped_check_set
 from mechm_export.gate.fp32_reference import Fp32Reference
-from mechm_export.gate.judge import shipped_check_set
 from mechm_export.precision.lower import lower_graph
 from mechm_export.tensorrt.memory import estimate_memory
 from mechm_export.tensorrt.shapes import shape_ranges

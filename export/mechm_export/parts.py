@@ -1,7 +1,7 @@
-"""The parts of a bundle: which module each is, its inputs and outputs, and inputs to try it on.
+"""The parts of a bundle: the torch module of each, its inputs and outputs, and sizes to compare it on.
 
-Assembled here from base weights and trained weights; what a part is, is `part`, and how it is converted is not known
-here (`onnx_graph`, `quantize`).
+They are assembled here from base weights and trained weights. How a part is converted is not known here (`graphs`,
+`precision`).
 """
 
 from __future__ import annotations
@@ -30,7 +30,11 @@ from mechm_runtime.types import EMOTIONS
 
 @dataclass(frozen=True, slots=True)
 class ModelParts:
-    """Everything a bundle is made of, in torch. detector: the folder of the face detector's weights."""
+    """The parts of a bundle in torch, and the files and constants that go with them.
+
+    tokenizer: the text encoder's tokenizer file. detector: folder of the face detector's weights. trained: folder of
+    the trained weights, None for random ones.
+    """
 
     config: ModelConfig
     parts: tuple[ExportPart, ...]
@@ -45,7 +49,7 @@ class ModelParts:
 
     @property
     def fusion_windows(self) -> FusionWindows:
-        """Sizes the runtime needs."""
+        """Window sizes of the fusion, which the runtime needs."""
         return fusion_windows(self.config)
 
 
@@ -68,7 +72,7 @@ def build_parts(
     folders = {
         name: None if random_weights else weights_path(name, preset) for name in ("audio", "scene", "expression")
     }
-    # It has no random form: one that finds nothing would try nothing.
+    # The detector has no random form: one that finds no face would leave the face network untested.
     detector = weights_path("detector", "small" if random_weights else preset)
     expression_folder = folders["expression"]
     torch.manual_seed(0)
@@ -87,7 +91,7 @@ def build_parts(
             (Tensor("pixel_values", "float32", ("batch", 1, 64, 64)),),
             (Tensor("expression_logits", "float32", ("batch", len(EMOTIONS))),),
             ({"batch": 2}, {"batch": 1}, {"batch": 5}),
-            # A third of the bytes of next to nothing, but five times slower: measured 4.9 against 0.9 ms for 4 faces.
+            # A third of an already small size, but five times slower: 4.9 ms instead of 0.9 ms for 4 faces, measured.
             int8=Int8Recipe(("Conv",), default=False),
         ),
         _detector_part(YuNet.from_pretrained(detector)),
@@ -114,8 +118,8 @@ def _text_part(config: ModelConfig, module: nn.Module) -> ExportPart:
         ),
         n_heads=config.text.n_heads,
         integer_limits={"input_ids": config.text.vocab_size},
-        # Plain dynamic int8 keeps 90 % of the labels of ECF dev, this 98 %, as smoothing with down projections in fp32
-        # does, which takes 1.4 times as long and 1.8 times the space (benchmarks/int8_recipes.py).
+        # Plain dynamic int8 keeps 90 % of the labels of ECF dev, this recipe 98 %. Smoothing with down projections in
+        # fp32 keeps 98 % too, but takes 1.4 times as long and 1.8 times the space (benchmarks/int8_recipes.py).
         int8=Int8Recipe(smoothing=0.5, token_scales=True, embeddings=True, portable=WEIGHT_ONLY_INT8),
     )
 
@@ -123,7 +127,7 @@ def _text_part(config: ModelConfig, module: nn.Module) -> ExportPart:
 def _audio_part(config: ModelConfig, module: nn.Module) -> ExportPart:
     audio = config.audio
     outputs = (Tensor("audio_tokens", "float32", ("batch", len(audio.pooled_layers), 2 * audio.hidden_size)),)
-    # On OpenVINO faster than scales that are taken as activations come, and near enough (benchmarks/encoders.py).
+    # On OpenVINO static scales are faster than scales computed at run time, and close enough (benchmarks/encoders.py).
     int8 = Int8Recipe(portable=STATIC_INT8, conv_to_matmul=audio.architecture == "whisper")
     if audio.architecture == "hubert":
         waves = ((2, 16000), (1, 8000), (3, 24000), (1, 48000))

@@ -1,6 +1,6 @@
-"""Write folders whole or not at all: made beside their place, and renamed when they are complete.
+"""Writing folders whole or not at all: they are made beside their target, and renamed when they are complete.
 
-What lies there already is judged before (`check_target`, `check_new`) and kept until the new folder is in place.
+An existing target is checked before (`check_target`, `check_new`) and kept until the new folder is in place.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from mechm_runtime.errors import BundleError
 
 
 def check_target(out: Path) -> None:
-    """Refuse a target that would destroy something else: an old bundle goes as a whole, and nothing else with it.
+    """Refuse a target whose replacement would delete anything but an old bundle.
 
     Raises: BundleError: it exists and is neither an empty folder nor a bundle, or holds more than a bundle's files.
     """
@@ -32,14 +32,18 @@ def check_target(out: Path) -> None:
 
 
 def check_new(out: Path) -> None:
-    """Raises: BundleError: something is there already that is not an empty folder."""
+    """Refuse a target that exists, unless it is an empty folder.
+
+    Raises: BundleError.
+    """
     if out.is_symlink() or (out.exists() and not (out.is_dir() and not any(out.iterdir()))):
         raise BundleError(f"{out} exists", hint="remove it, or give another --out")
 
 
 @contextlib.contextmanager
-def staged(out: Path) -> Iterator[Path]:
-    """A folder beside the target that is gone afterwards, whatever happens."""
+def staging_folder(out: Path) -> Iterator[Path]:
+    """Make a folder beside the target, which is deleted afterwards unless it was renamed. Makes missing parents too."""
+    out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as folder:
         staging = Path(folder) / out.name
         staging.mkdir()
@@ -47,7 +51,7 @@ def staged(out: Path) -> Iterator[Path]:
 
 
 def put_in_place(staging: Path, out: Path) -> None:
-    """Put the new bundle in the old one's place; the old one goes only once the new one is there."""
+    """Rename the new folder to the target; an old folder there is deleted only once the new one is in place."""
     old = staging.parent / "replaced"
     if out.exists():
         out.rename(old)
@@ -60,14 +64,13 @@ def put_in_place(staging: Path, out: Path) -> None:
 
 
 @contextlib.contextmanager
-def written(out: Path) -> Iterator[None]:
-    """Say of the system's refusals (a full disk, a folder of somebody else) what they prevented.
+def explain_write_errors(out: Path, subject: str = "the bundle", hint: str = "give another --out") -> Iterator[None]:
+    """Turn the system's errors (a full disk, a missing permission) into an error that names the file or folder.
 
+    subject: what was to be written, as the message begins.
     Raises: BundleError.
     """
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
         yield
     except OSError as error:
-        reason = error.strerror or str(error)
-        raise BundleError(f"the bundle cannot be written to {out}: {reason}", hint="give another --out") from error
+        raise BundleError(f"{subject} cannot be written to {out}: {error.strerror or error}", hint=hint) from error

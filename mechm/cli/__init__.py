@@ -24,7 +24,7 @@ COMMANDS: CommandTable = {
     "bundle": ("mechm_export.cli.deployment", "bundle", "Inspect, compare, sign, split and pack bundles."),
     "doctor": ("mechm.cli.doctor", "doctor", "Show what is installed, what works here and what to install."),
     "evaluate": ("mechm.cli.evaluate", "evaluate", "Score a bundle or a submission on annotated conversations."),
-    "export": ("mechm_export.cli.bundle", "export", "Export weights to a verified bundle."),
+    "export": ("mechm_export.cli", "export", "Export weights to a verified bundle."),
     "import": ("mechm.cli.importing", "import_group", "Convert a model of another project."),
     "merge": ("mechm.cli.merge", "merge", "Merge the Llama's adapter into its base: a plain Hugging Face model."),
     "serve": ("mechm.cli.serve", "serve", "Serve a bundle's Llama with vLLM."),

@@ -17,7 +17,8 @@ from mechm.model.build import build_network, save_trained
 from mechm.model.config import TINY
 from mechm.model.projector import ProjectorConfig, SoftTokenProjector
 from mechm.training.llm_adapter import save_adapter
-from mechm_export.bundle.write import BundleReport, export_bundle
+from mechm_export.bundle.report import BundleReport
+from mechm_export.bundle.write import export_bundle
 from mechm_export.parts import ModelParts, build_parts
 from mechm_runtime.bundle.config import CombinationConfig, DecisionConfig
 

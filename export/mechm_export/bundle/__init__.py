@@ -1,1 +1,1 @@
-"""Writing and verifying bundles."""
+"""Writing bundles (`write`) and verifying them (`verify`), with the manifest, calibration inputs and 16-bit graphs."""

@@ -1,6 +1,6 @@
-"""What `bundle.json` says: parts, constants, checks, hashes, versions, licences.
+"""Writing `bundle.json`: parts, constants, checks, hashes, versions, licences.
 
-`mechm_runtime.bundle.open` reads it. It holds no time stamp and no path of a machine: equal weights give equal bytes.
+`mechm_runtime.bundle.open` reads it. It holds no time stamp and no path of the machine: equal weights give equal bytes.
 """
 
 from __future__ import annotations
@@ -38,15 +38,20 @@ from mechm_runtime.bundle.open import file_sha256
 from mechm_runtime.system.atomic_write import replaced_file
 from mechm_runtime.types import EMOTIONS
 
-VERSIONED = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
-
+STATED_VERSIONS = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+"""Packages whose versions the manifest states."""
 
 LLAMA_TOKENIZER = "llm/tokenizer.json"
 
 
 def graph_name(part: str, precision: str) -> str:
-    """Where a part's graph lies in a bundle."""
+    """Path of a part's graph in a bundle."""
     return f"onnx/{part}.{precision}.onnx"
+
+
+def graph_path(folder: Path, part: str, precision: str) -> Path:
+    """Path of a part's graph in the folder of a bundle."""
+    return folder.joinpath(*graph_name(part, precision).split("/"))
 
 
 def write_manifest(
@@ -59,8 +64,8 @@ def write_manifest(
 ) -> None:
     """Write the manifest of a folder that holds everything else.
 
-    precisions: part -> the precisions whose graphs are there. accepted: part and precision -> what is wrong with a
-    graph that is there all the same.
+    precisions: part -> the precisions whose graphs are there. accepted: graphs that are there although they fail the
+    gate, part and precision -> the reason.
     """
     config = model.config
     files = sorted(path for path in staging.rglob("*") if path.is_file() and path.name != MANIFEST)
@@ -90,7 +95,7 @@ def write_manifest(
         "card": _card(model.trained),
         "weights": weights_hashes(model),
         "licences": _licences(model),
-        "versions": {name: version(name) for name in VERSIONED},
+        "versions": {name: version(name) for name in STATED_VERSIONS},
         "files": {path.relative_to(staging).as_posix(): file_facts(path) for path in files},
     }
     if accepted:
@@ -112,22 +117,23 @@ def write_manifest(
 
 
 def file_facts(path: Path) -> dict[str, Any]:
-    """What the manifest says of a file."""
+    """The manifest's entry of a file: its sha256 and its size in bytes."""
     return {"sha256": file_sha256(path), "size_bytes": path.stat().st_size}
 
 
 def replace_manifest(bundle: Bundle, changes: Mapping[str, Any]) -> None:
-    """Change entries of an opened bundle's manifest, and its id, at once for all who read it."""
+    """Change entries of an opened bundle's manifest, and its id; other readers see the old manifest or the new one."""
     manifest: dict[str, Any] = json.loads(json.dumps({**bundle.manifest, **changes}))
     manifest["id"] = manifest_id(bundle.preset, manifest)
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    with replaced_file(bundle.folder / MANIFEST) as beside:
-        beside.write_text(text, encoding="utf-8")
-        (bundle.folder / SIGNATURE).unlink(missing_ok=True)  # it was for the manifest that goes
+    beside = bundle.folder / f".{MANIFEST}.tmp"
+    beside.write_text(text, encoding="utf-8")
+    (bundle.folder / SIGNATURE).unlink(missing_ok=True)  # it is for the old manifest
+    beside.replace(bundle.folder / MANIFEST)
 
 
 def llama_files(model: ModelParts) -> LlamaFiles | None:
-    """What the bundle says of its Llama, None where it has none."""
+    """The manifest's entry of the Llama, None for a bundle without one."""
     source = model.llama
     if source is None:
         return None
@@ -135,12 +141,12 @@ def llama_files(model: ModelParts) -> LlamaFiles | None:
 
 
 def text_preprocessing(config: ModelConfig) -> TextConfig:
-    """How a preset's text is cut into windows."""
+    """How a preset's text is split into windows."""
     return TextConfig(max_tokens=config.text.max_tokens, context_tokens=config.text.max_tokens // 4)
 
 
 def weights_hashes(model: ModelParts) -> dict[str, str]:
-    """sha256 of what the graphs were made from, so that a verifier knows whether it holds the same."""
+    """sha256 of the weights that the graphs were made from, with which `verify` compares those it is given."""
     hashes = {"tokenizer": file_sha256(model.tokenizer), "detector": file_sha256(model.detector / WEIGHTS_NAME)}
     if model.llama is not None:
         hashes["adapter"] = file_sha256(model.llama.adapter / ADAPTER_FILE)
@@ -155,7 +161,7 @@ def weights_hashes(model: ModelParts) -> dict[str, str]:
 
 def _licences(model: ModelParts) -> dict[str, str]:
     licences = {part: f"{p.licence} ({p.origin})" for part, p in _provenances(model).items()}
-    # `tiny` has the detector of `small`, whose folder says so.
+    # `tiny` has the detector of `small`, as the detector's folder states.
     detector = read_provenance(model.detector)
     if detector is not None:
         credit = part_of(detector.preset, detector.part).attribution

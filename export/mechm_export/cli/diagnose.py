@@ -1,4 +1,4 @@
-"""`mechm export diagnose`: which layers fail in a lower precision."""
+"""`mechm export diagnose`."""
 
 from __future__ import annotations
 
@@ -26,23 +26,25 @@ if TYPE_CHECKING:
     "--model",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     metavar="FILE",
-    help="Diagnose this ONNX file, in fp32 and with its weights inside, in place of a part; needs --inputs.",
+    help="An ONNX file to diagnose instead of a part, in fp32 and with its weights inside; needs --inputs.",
 )
 @click.option(
     "--inputs",
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     multiple=True,
     metavar="NPZ",
-    help="Real inputs of --model: an array an input, by name; may be given several times.",
+    help="Real inputs of --model, one array per input, by name; may be given several times.",
 )
 @click.option(
     "--min-cosine",
     type=click.FloatRange(0, 1),
     default=0.99,
     show_default=True,
-    help="What --model passes with: the lowest cosine of an output with the one in fp32.",
+    help="The lowest cosine of an output with the one in fp32 with which --model passes.",
 )
-@click.option("--precision", type=click.Choice(["int8", "fp16", "bf16"]), required=True, help="What fails.")
+@click.option(
+    "--precision", type=click.Choice(["int8", "fp16", "bf16"]), required=True, help="The precision that fails."
+)
 @conversations_option
 @recordings_option
 @click.option("--json", "json_file", type=click.Path(path_type=Path), metavar="FILE", help="Write all layers there.")
@@ -59,10 +61,10 @@ def diagnose(
     json_file: Path | None,
     write: Path | None,
 ) -> None:
-    """Find the layers to blame where fp16, bf16 or int8 fails, and the fewest that have to stay in fp32.
+    """Find the layers that make fp16, bf16 or int8 fail, and the fewest that have to stay in fp32.
 
-    Each layer is lowered by itself on real inputs, rounded as a GPU rounds; int8 is the static one that TensorRT takes.
-    Then the worst are kept in fp32 until the answers pass the gate. It proposes, and changes nothing.
+    Each layer is lowered alone on real inputs, rounded as a GPU rounds; int8 is the static form, which TensorRT reads.
+    Then the worst layers are kept in fp32 until the answers pass the gate. The command only proposes.
 
     \b
     mechm export diagnose --bundle bundle --part text --precision int8 --write text-int8.json
@@ -72,7 +74,7 @@ def diagnose(
     from mechm.cli.options.progress import steps_progress
     from mechm_export.diagnose.report import print_diagnosis
     from mechm_export.diagnose.run import diagnose_file, diagnose_part
-    from mechm_export.gate.judge import shipped_check_set
+    from mechm_export.gate.check_set import shipped_check_set
     from mechm_runtime.bundle.location import default_bundle_path
     from mechm_runtime.system.atomic_write import write_atomically
 

@@ -1,4 +1,4 @@
-"""`mechm export engines`: TensorRT engines into a bundle."""
+"""`mechm export engines`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     type=click.Choice(["tensorrt-rtx", "tensorrt"]),
     default="tensorrt-rtx",
     show_default=True,
-    help="tensorrt-rtx builds anywhere, for GeForce and RTX GPUs; tensorrt on the GPU that the engines are for.",
+    help="tensorrt-rtx builds on any machine, for GeForce and RTX GPUs; tensorrt on the GPU that the engines are for.",
 )
 @click.option(
     "--part", "parts", multiple=True, metavar="NAME", help="A part to build; may be given several times. Default: all."
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     type=click.Choice(["fp32", "fp16", "bf16", "int8"]),
     default="fp16",
     show_default=True,
-    help="Of linear layers, convolutions and what is computed element by element; norms, softmax and sums are in fp32.",
+    help="Of linear layers, convolutions and element-wise operators; norms, softmax and sums stay in fp32.",
 )
 @click.option(
     "--sm",
@@ -57,10 +57,10 @@ if TYPE_CHECKING:
     type=click.Path(path_type=Path, exists=True, dir_okay=False),
     multiple=True,
     metavar="FILE",
-    help="Layers to leave in fp32, as mechm export diagnose --write found them; may be given several times.",
+    help="Layers to leave in fp32, as written by mechm export diagnose --write; may be given several times.",
 )
 @click.option(
-    "--accept-quality-loss", is_flag=True, help="Build what changes too many answers too; the bundle says so."
+    "--accept-quality-loss", is_flag=True, help="Also build parts that change too many answers; the bundle states so."
 )
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Engines built at once.")
 def engines(
@@ -75,10 +75,10 @@ def engines(
     accept_quality_loss: bool,
     jobs: int,
 ) -> None:
-    """Put TensorRT engines into a bundle, beside the ONNX that other machines build theirs from.
+    """Add TensorRT engines to a bundle, beside the ONNX from which other machines build theirs.
 
-    A part below fp32 is calibrated on the conversations and left out where it changes too many of their answers (fp32
-    of the same bundle is what it is compared with). An interrupted run goes on where it stopped.
+    A part below fp32 is calibrated on the conversations, and left out where it changes too many answers compared with
+    the same bundle in fp32. An interrupted run continues where it stopped.
 
     \b
     mechm export engines --bundle bundle --sm 89 --part text --part fusion
@@ -86,8 +86,8 @@ def engines(
     """
     require_packages()
     from mechm.cli.options.progress import steps_progress
-    from mechm_export.diagnose.run import keep_for
-    from mechm_export.gate.judge import shipped_check_set
+    from mechm_export.diagnose.run import read_fp32_layers
+    from mechm_export.gate.check_set import shipped_check_set
     from mechm_export.tensorrt.engines import EngineSettings, add_engines
     from mechm_export.tensorrt.report import print_engines
     from mechm_runtime.bundle.open import open_bundle
@@ -96,8 +96,8 @@ def engines(
     load_library(library)  # before anything that takes time
     folder = bundle_to_change(folder)
     checks = read_check_set(conversations, recordings) or shipped_check_set()
-    kept = keep_for(folder, precision, keeps)
-    settings = EngineSettings(library, precision, parts, capabilities, kept, accept_quality_loss, jobs)
+    fp32_nodes = read_fp32_layers(folder, precision, keeps)
+    settings = EngineSettings(library, precision, parts, capabilities, fp32_nodes, accept_quality_loss, jobs)
     with steps_progress() as on_progress:
         report = add_engines(folder, settings, checks, on_progress)
     bundle = open_bundle(folder, check_hashes=False)

@@ -1,1 +1,1 @@
-"""What happens to a bundle between its export and its service. Nothing here needs torch or an inference engine."""
+"""Packing and inspecting finished bundles. Nothing here needs torch or an inference engine."""

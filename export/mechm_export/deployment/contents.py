@@ -1,4 +1,4 @@
-"""A bundle's files on their way into something else: read once, and checked against the manifest as they are read."""
+"""Reading a bundle's files for a copy or a package: once, and checked against the manifest while they are read."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ CHUNK_BYTES = 1 << 20
 
 
 class Contents:
-    """The files of an opened bundle, in an order that is always the same: the manifest first.
+    """The files of an opened bundle, always in the same order, the manifest first.
 
-    doing: what progress is said to be. on_progress: called as bytes are read.
+    doing: description of the work, for `on_progress`. on_progress: called as bytes are read.
     """
 
     def __init__(self, bundle: Bundle, doing: str, on_progress: Progress | None = None) -> None:
-        """Raises: BundleError: what lies at the signature's place is none, or the manifest changed."""
+        """Raises: BundleError: the signature's file is not a signature, or the manifest changed."""
         self.bundle = bundle
-        self._small = {MANIFEST: manifest_bytes(bundle)}
+        self._in_memory = {MANIFEST: manifest_bytes(bundle)}
         if (signature := read_signature(bundle)) is not None:
-            self._small[SIGNATURE] = signature
+            self._in_memory[SIGNATURE] = signature
         self._doing = doing
         self._on_progress = on_progress
         self._done = 0
@@ -34,25 +34,25 @@ class Contents:
 
     @property
     def names(self) -> list[str]:
-        """Every file's name: the manifest, its signature where there is one, and the listed files."""
-        return [*self._small, *sorted(self.bundle.manifest["files"])]
+        """Names of all files: the manifest, its signature if there is one, and the listed files."""
+        return [*self._in_memory, *sorted(self.bundle.manifest["files"])]
 
     def size_bytes(self, name: str) -> int:
-        """A file's size."""
-        if name in self._small:
-            return len(self._small[name])
+        """A file's size in bytes."""
+        if name in self._in_memory:
+            return len(self._in_memory[name])
         return int(self.bundle.manifest["files"][name]["size_bytes"])
 
     def sha256(self, name: str) -> str:
         """A file's sha256, hexadecimal."""
-        if name in self._small:
-            return hashlib.sha256(self._small[name]).hexdigest()
+        if name in self._in_memory:
+            return hashlib.sha256(self._in_memory[name]).hexdigest()
         return str(self.bundle.manifest["files"][name]["sha256"])
 
     def chunks(self, name: str) -> Iterator[bytes]:
-        """A file's content, piece by piece.
+        """A file's content in chunks.
 
-        Raises: BundleError: at the end, where it was not what the manifest lists.
+        Raises: BundleError: at the end, if the file was not the one that the manifest lists.
         """
         for chunk in self._chunks(name):
             self._done += len(chunk)
@@ -61,7 +61,7 @@ class Contents:
             yield chunk
 
     def copy(self, name: str, target: Path) -> None:
-        """Copy a file to a path whose folders are made.
+        """Copy a file; missing folders of the target are made.
 
         Raises: BundleError: it changed since the bundle was opened.
         """
@@ -70,8 +70,8 @@ class Contents:
             file.writelines(self.chunks(name))
 
     def _chunks(self, name: str) -> Iterator[bytes]:
-        if name in self._small:
-            yield self._small[name]
+        if name in self._in_memory:
+            yield self._in_memory[name]
             return
         digest = hashlib.sha256()
         with inside(self.bundle.folder, name).open("rb") as file:

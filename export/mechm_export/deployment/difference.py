@@ -1,4 +1,4 @@
-"""How two bundles differ, by what their manifests say: equal manifests list equal files."""
+"""Comparison of two bundles by their manifests; equal manifests list equal files."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ SECTIONS = {
     "versions": ("versions", "schema_version"),
     "licences": ("licences",),
 }
-"""Section -> the manifest's entries in it; what belongs to none is in `other`."""
-KEYS_OF_LISTS = {
+"""Section -> the manifest's entries in it; all other entries are in the section `other`."""
+LIST_KEYS = {
     "inputs": ("name",),
     "outputs": ("name",),
     "values": ("part", "precision"),
     "task": ("split", "precision"),
 }
-"""Lists of objects that are told apart by these of their entries, so that one more does not shift all others."""
+"""Name of a list of objects -> the entries that identify an object, so that an added one does not shift all others."""
 ABSENT = "absent"
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """One value that differs. `before` and `after` are JSON values, or `ABSENT`."""
+    """A value that differs. before, after: JSON values, or ABSENT."""
 
     section: str
     name: str
@@ -39,12 +39,12 @@ class Difference:
 
 
 def compare_bundles(one: Bundle, other: Bundle) -> tuple[Difference, ...]:
-    """Every value of the manifests that differs, but the id, in the order of `SECTIONS`."""
+    """All values of the manifests that differ, except the id, in the order of SECTIONS."""
     section_of = {key: section for section, keys in SECTIONS.items() for key in keys}
     order = [*SECTIONS, "other"]
     found = [
         Difference(section_of.get(path[0], "other"), ".".join(path), before, after)
-        for path, before, after in _differences(_named(one.manifest), _named(other.manifest))
+        for path, before, after in _differences(_lists_to_dicts(one.manifest), _lists_to_dicts(other.manifest))
         if path != ("id",)
     ]
     return tuple(sorted(found, key=lambda difference: order.index(difference.section)))
@@ -58,10 +58,10 @@ def _differences(one: Any, other: Any, path: tuple[str, ...] = ()) -> Iterator[t
         yield path, one, other
 
 
-def _named(value: Any, key: str = "") -> Any:
-    """A JSON value with its lists of objects as dicts of them."""
+def _lists_to_dicts(value: Any, key: str = "") -> Any:
+    """Replace the lists of LIST_KEYS in a JSON value by dicts of their objects."""
     if isinstance(value, Mapping):
-        return {name: _named(inner, name) for name, inner in value.items()}
-    if key in KEYS_OF_LISTS and isinstance(value, Sequence):
-        return {" ".join(str(item[name]) for name in KEYS_OF_LISTS[key]): _named(item) for item in value}
+        return {name: _lists_to_dicts(inner, name) for name, inner in value.items()}
+    if key in LIST_KEYS and isinstance(value, Sequence):
+        return {" ".join(str(item[name]) for name in LIST_KEYS[key]): _lists_to_dicts(item) for item in value}
     return value

@@ -1,4 +1,4 @@
-"""What is in a bundle, from its manifest alone. It hashes nothing: `mechm bundle verify` does."""
+"""Description of a bundle from its manifest alone. It hashes nothing: `mechm bundle verify` does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mechm_runtime.bundle.signature import read_signature
 class Precision:
     """One graph of a part.
 
-    largest_difference, cosine: against torch on random inputs, None where the manifest does not say.
+    largest_difference, cosine: compared with torch on random inputs, None where the manifest lacks them.
     """
 
     name: str
@@ -27,7 +27,7 @@ class Precision:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A part: its graphs, inputs and outputs."""
+    """A part's graphs, inputs and outputs."""
 
     name: str
     precisions: tuple[Precision, ...]
@@ -37,13 +37,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Inspection:
-    """What a bundle says of itself; the field names are those of `mechm bundle inspect --json`.
+    """Contents of a bundle; the field names are those of `mechm bundle inspect --json`.
 
-    is_signed: whether there is a signature; whose it is, `mechm bundle verify --key` tells.
-    split_from: id of the bundle that this one was split from, an empty string where it was exported so.
-    modalities: that it has parts for. default_modalities: those that are read unless others are asked for.
-    llama: how the Llama is there: `onnx` for a graph, `served` for weights that a server loads.
-    scores: the answers' checks, as the manifest has them. accepted: graphs that were written although they failed.
+    is_signed: whether there is a signature; `mechm bundle verify --key` checks whose it is.
+    split_from: id of the bundle from which this one was split, an empty string for an exported one.
+    modalities: those that it has parts for. default_modalities: those that are read by default.
+    llama: forms of the Llama in the bundle: `onnx` for a graph, `served` for weights that a server loads.
+    scores: checks of the answers, as in the manifest. accepted: graphs that were written although they fail the gate.
     """
 
     id: str
@@ -63,14 +63,14 @@ class Inspection:
     card: Mapping[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
-        """As plain dicts and lists."""
+        """Convert to plain dicts and lists."""
         return asdict(self)
 
 
 def inspect_bundle(bundle: Bundle) -> Inspection:
     """Describe an opened bundle.
 
-    Raises: BundleError: what lies at the signature's place is none.
+    Raises: BundleError: the signature's file is not a signature.
     """
     manifest = bundle.manifest
     sizes = {name: int(facts["size_bytes"]) for name, facts in manifest["files"].items()}

@@ -1,9 +1,9 @@
-"""A bundle as an OCI image layout of the CNCF ModelPack specification, and back.
+"""Converting a bundle to an OCI image layout of the CNCF ModelPack specification, and back.
 
-`oras cp --from-oci-layout`, `skopeo copy oci:…` or `modctl` bring a layout to a registry. Every file of the bundle is a
+`oras cp --from-oci-layout`, `skopeo copy oci:…` or `modctl` copy a layout to a registry. Every file of the bundle is a
 layer of its own, neither archived nor compressed (the `.raw` media types), so a layer's digest is the file's sha256 in
-`bundle.json`, and files that bundles share are stored and sent once. Runtimes that mount images as volumes and know
-tar layers alone cannot mount it. Nothing is dated: equal bundles give equal layouts.
+`bundle.json`, and files that bundles share are stored and sent once. Runtimes that mount images as volumes, and support
+only tar layers, cannot mount it. The layout holds no dates: equal bundles give equal layouts.
 
 Formats: OCI image specification 1.1 (image-layout, index, manifest), CNCF ModelPack model-spec v1.
 """
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from mechm_export.deployment.contents import CHUNK_BYTES, Contents
-from mechm_export.staging import check_new, check_target, put_in_place, staged, written
+from mechm_export.staging import check_new, check_target, explain_write_errors, put_in_place, staging_folder
 from mechm_runtime.bundle.manifest import MANIFEST, SIGNATURE, Bundle, read_manifest
 from mechm_runtime.bundle.open import file_sha256, inside, open_bundle
 from mechm_runtime.errors import BundleError, InputError
@@ -36,16 +36,16 @@ INDEX_FILE = "index.json"
 
 FILEPATH = "org.cncf.model.filepath"
 TITLE = "org.opencontainers.image.title"
-"""What `oras pull` names a layer's file by."""
+"""Annotation with the file name that `oras pull` gives to a layer."""
 REFERENCE = "org.opencontainers.image.ref.name"
 
 WEIGHT_SUFFIXES = (".onnx", ".safetensors")
 INPUT_TYPES = {"text": "text", "audio": "audio", "face": "image", "scene": "image"}
-"""Modality -> what ModelPack calls what it reads."""
+"""Modality -> ModelPack's name of its input type."""
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 """OCI distribution specification 1.1, tags."""
 MAX_JSON_BYTES = 4 << 20
-AGAIN = "get the layout again"
+DOWNLOAD_AGAIN = "get the layout again"
 
 
 def write_layout(
@@ -53,9 +53,9 @@ def write_layout(
 ) -> str:
     """Write a bundle's layout: a folder, or one tar archive of it.
 
-    tag: what the manifest is called in the layout; None for the bundle's id.
+    tag: the manifest's tag in the layout; None for the bundle's id.
     Returns: the digest of the manifest.
-    Raises: InputError: no such tag is possible. BundleError: damaged, or `out` is in the way or cannot be written.
+    Raises: InputError: the tag is not valid. BundleError: damaged, or `out` exists or cannot be written.
     """
     out = out.absolute()
     check_new(out)
@@ -63,9 +63,9 @@ def write_layout(
     if not TAG.fullmatch(tag):
         raise InputError(f"{tag!r} is no tag", hint="letters, digits, _ . and -, at most 128: --tag")
     bundle = open_bundle(folder, on_progress=on_progress)
-    with written(out), staged(out) as staging:
+    with explain_write_errors(out), staging_folder(out) as staging:
         layout = staging / "layout"
-        digest = _fill(layout, Contents(bundle, "copying", on_progress), tag)
+        digest = _write_files(layout, Contents(bundle, "copying", on_progress), tag)
         if as_tar:
             archive = staging / "layout.tar"
             _archive(layout, archive)
@@ -76,22 +76,22 @@ def write_layout(
 
 
 def read_layout(layout: Path, out: Path, *, on_progress: Progress | None = None) -> Bundle:
-    """Take the bundle out of a layout's folder.
+    """Extract the bundle from a layout's folder.
 
-    Every digest is checked, and then the bundle as whenever one is opened. Names of files come from the bundle's own
-    manifest; what else the layout holds is left where it is.
-    Raises: BundleError: it is no layout, holds no bundle or several, or is damaged; or `out` is in the way.
+    Every digest is checked, and then the bundle as on every opening. Names of files come from the bundle's own
+    manifest; other files of the layout are ignored.
+    Raises: BundleError: it is not a layout, holds no bundle or several, or is damaged; or `out` is not a bundle.
     """
     out = out.absolute()
     check_target(out)
     layers = _layers(layout)
-    with written(out), staged(out) as staging:
+    with explain_write_errors(out), staging_folder(out) as staging:
         _extract(layout, layers, MANIFEST, staging)
         manifest = read_manifest(staging)
         try:
             listed = {str(name): int(facts["size_bytes"]) for name, facts in manifest["files"].items()}
         except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise BundleError(f"{MANIFEST} in {layout} is damaged", hint=AGAIN) from error
+            raise BundleError(f"{MANIFEST} in {layout} is damaged", hint=DOWNLOAD_AGAIN) from error
         done, total = 0, sum(listed.values())
         for name, size in {**({SIGNATURE: 0} if SIGNATURE in layers else {}), **listed}.items():
             _extract(layout, layers, name, staging)
@@ -104,7 +104,7 @@ def read_layout(layout: Path, out: Path, *, on_progress: Progress | None = None)
 
 
 def model_config(bundle: Bundle, digests: list[str]) -> dict[str, Any]:
-    """The ModelPack config of a bundle. It has no date.
+    """The ModelPack config of a bundle, without a date.
 
     digests: of the layers, in order.
     """
@@ -131,7 +131,7 @@ def model_config(bundle: Bundle, digests: list[str]) -> dict[str, Any]:
     }
 
 
-def _fill(layout: Path, contents: Contents, tag: str) -> str:
+def _write_files(layout: Path, contents: Contents, tag: str) -> str:
     layers = []
     for name in contents.names:
         digest = contents.sha256(name)
@@ -146,11 +146,11 @@ def _fill(layout: Path, contents: Contents, tag: str) -> str:
             "schemaVersion": 2,
             "mediaType": IMAGE_MANIFEST,
             "artifactType": ARTIFACT,
-            "config": _descriptor(CONFIG, _put(layout, config), len(config)),
+            "config": _descriptor(CONFIG, _write_blob(layout, config), len(config)),
             "layers": layers,
         }
     )
-    described = _descriptor(IMAGE_MANIFEST, _put(layout, manifest), len(manifest))
+    described = _descriptor(IMAGE_MANIFEST, _write_blob(layout, manifest), len(manifest))
     index = {
         "schemaVersion": 2,
         "mediaType": IMAGE_INDEX,
@@ -165,7 +165,7 @@ def _descriptor(media_type: str, sha256: str, size_bytes: int) -> dict[str, Any]
     return {"mediaType": media_type, "digest": f"sha256:{sha256}", "size": size_bytes}
 
 
-def _put(layout: Path, content: bytes) -> str:
+def _write_blob(layout: Path, content: bytes) -> str:
     digest = hashlib.sha256(content).hexdigest()
     _blob(layout, digest).write_bytes(content)
     return digest
@@ -180,7 +180,7 @@ def _json(value: object) -> bytes:
 
 
 def _archive(layout: Path, target: Path) -> None:
-    """A tar archive whose entries have no date and no owner, in an order that is always the same."""
+    """Write a tar archive whose entries have no date and no owner, always in the same order."""
     with tarfile.open(target, "w", format=tarfile.PAX_FORMAT) as archive:
         for path in sorted(path for path in layout.rglob("*") if path.is_file()):
             entry = tarfile.TarInfo(path.relative_to(layout).as_posix())
@@ -190,19 +190,19 @@ def _archive(layout: Path, target: Path) -> None:
 
 
 def _layers(layout: Path) -> Mapping[str, tuple[str, int]]:
-    """File name -> digest (hexadecimal) and size, of the only model in a layout."""
+    """Read the only model in a layout: file name -> digest (hexadecimal) and size of its layer."""
     if not (layout / LAYOUT_FILE).is_file():
         raise BundleError(
             f"{layout} is no OCI image layout", hint="give the folder that holds oci-layout; untar an archive"
         )
     try:
-        index = json.loads(_small(layout / INDEX_FILE))
+        index = json.loads(_read_limited(layout / INDEX_FILE))
         models = [one for one in index["manifests"] if one.get("artifactType", ARTIFACT) == ARTIFACT]
         if len(models) != 1:
             raise BundleError(f"{layout} holds {len(models)} models, not one", hint="copy one into a layout of its own")
-        content = _small(_blob(layout, _hexadecimal(models[0]["digest"])))
+        content = _read_limited(_blob(layout, _hexadecimal(models[0]["digest"])))
         if hashlib.sha256(content).hexdigest() != _hexadecimal(models[0]["digest"]):
-            raise BundleError(f"the manifest in {layout} was changed: its digest differs", hint=AGAIN)
+            raise BundleError(f"the manifest in {layout} was changed: its digest differs", hint=DOWNLOAD_AGAIN)
         manifest = json.loads(content)
         if manifest["artifactType"] != ARTIFACT:
             raise BundleError(f"{layout} holds no ModelPack model, but {manifest['artifactType']}")
@@ -213,10 +213,10 @@ def _layers(layout: Path) -> Mapping[str, tuple[str, int]]:
         }
     except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
         reason = f"{type(error).__name__}: {error}"[:200]
-        raise BundleError(f"{layout} is damaged: {reason}", hint=AGAIN) from error
+        raise BundleError(f"{layout} is damaged: {reason}", hint=DOWNLOAD_AGAIN) from error
 
 
-def _small(path: Path) -> bytes:
+def _read_limited(path: Path) -> bytes:
     with path.open("rb") as file:
         content = file.read(MAX_JSON_BYTES + 1)
     if len(content) > MAX_JSON_BYTES:
@@ -225,7 +225,7 @@ def _small(path: Path) -> bytes:
 
 
 def _hexadecimal(digest: str) -> str:
-    """The digits of a digest; nothing else may become part of a path."""
+    """The hexadecimal digits of a digest, checked since they become part of a path."""
     found = re.fullmatch(r"sha256:([0-9a-f]{64})", digest)
     if found is None:
         raise ValueError(f"digest {digest[:80]!r}")
@@ -234,15 +234,15 @@ def _hexadecimal(digest: str) -> str:
 
 def _extract(layout: Path, layers: Mapping[str, tuple[str, int]], name: str, staging: Path) -> None:
     if name not in layers:
-        raise BundleError(f"{layout} has no layer with {name}", hint=AGAIN)
+        raise BundleError(f"{layout} has no layer with {name}", hint=DOWNLOAD_AGAIN)
     digest, size = layers[name]
     blob, target = _blob(layout, digest), inside(staging, name)
     if not blob.is_file():
-        raise BundleError(f"{layout} lacks the blob of {name}", hint=AGAIN)
+        raise BundleError(f"{layout} lacks the blob of {name}", hint=DOWNLOAD_AGAIN)
     target.parent.mkdir(parents=True, exist_ok=True)
     read = 0
     with blob.open("rb") as source, target.open("wb") as file:
         while read <= size and (chunk := source.read(CHUNK_BYTES)):
             read += file.write(chunk)
     if read != size or file_sha256(target) != digest:
-        raise BundleError(f"the layer of {name} in {layout} was changed: its digest differs", hint=AGAIN)
+        raise BundleError(f"the layer of {name} in {layout} was changed: its digest differs", hint=DOWNLOAD_AGAIN)

@@ -1,13 +1,13 @@
-"""A bundle as a model repository of NVIDIA's Triton inference server.
+"""Writing a bundle as a model repository of NVIDIA's Triton inference server.
 
 Every part is a model of the onnxruntime backend, and `mechm` (`triton_model.py`, Python backend) chains them into an
-analysis. A Triton ensemble could not: between the graphs lie tokens, pooling over utterances and overlapping windows,
-which are no tensors to hand on. What can be batched across requests is said so in each `config.pbtxt`, and nothing
-else: a part whose first axes are all the batch, and in fp32, for int8 quantizes activations a tensor at a time, so that
-an answer would depend on whose requests came along.
+analysis. A Triton ensemble cannot do this: tokenizing, pooling over utterances and overlapping windows lie between the
+graphs, and an ensemble only passes tensors on. `config.pbtxt` allows batching across requests only for parts whose
+first axes are all the batch, and only in fp32: int8 quantizes whole tensors, so an answer would depend on the other
+requests in the batch.
 
-The repository was not run on a server where this was written; the configurations are checked against Triton's protobuf
-schema, and `mechm` against the runtime.
+The repository was not tried on a server; its configurations are checked against Triton's protobuf schema, and `mechm`
+against the runtime.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mechm_export.deployment.split import Deployment, split_bundle
-from mechm_export.staging import check_new, put_in_place, staged, written
+from mechm_export.staging import check_new, explain_write_errors, put_in_place, staging_folder
 from mechm_runtime.bundle.manifest import Bundle, PartFiles, Tensor
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.system.progress import Progress
 
 TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "bool": "TYPE_BOOL"}
-"""numpy dtype -> Triton's."""
+"""numpy dtype -> Triton's data type."""
 MODEL = Path(__file__).with_name("triton_model.py")
-"""The model that analyses. It is copied, not imported: the backend's own module exists on a server alone."""
+"""The model that analyses. It is copied, not imported, since the backend's own module exists only on a server."""
 BATCH = "batch"
 MAX_BATCH = 32
-"""Rows in a batch; the pipeline itself asks for eight at most."""
+"""Most rows in a batch; the pipeline itself sends eight at most."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,63}")
 
 
@@ -46,17 +46,17 @@ def write_repository(
 ) -> Bundle:
     """Write a bundle's model repository.
 
-    precision: of every part; None for the bundle's default, part by part. name: of the model that analyses, and what
-    the parts' names begin with. n_instances: conversations that are analysed at once.
-    Returns: the bundle that is in the repository.
-    Raises: InputError: the name is none, or onnxruntime does not run the precision. BundleError: damaged, or `out` is
-        in the way or cannot be written.
+    precision: of every part; None for each part's default. name: of the model that analyses; the names of the parts
+    begin with it. n_instances: conversations that are analysed at once.
+    Returns: the bundle in the repository.
+    Raises: InputError: the name is not valid, or onnxruntime does not run the precision. BundleError: damaged, or `out`
+        exists or cannot be written.
     """
     if not NAME.fullmatch(name):
         raise InputError(f"{name!r} is no name for a model", hint="letters, digits, _ . and -: --name")
     out = out.absolute()
     check_new(out)
-    with written(out), staged(out) as staging:
+    with explain_write_errors(out), staging_folder(out) as staging:
         version = staging / name / "1"
         version.mkdir(parents=True)
         deployment = Deployment(precision=precision)
@@ -73,7 +73,7 @@ def write_repository(
 
 
 def part_config(name: str, part: PartFiles, bundle_id: str) -> str:
-    """`config.pbtxt` of a part, in the precision that is its default."""
+    """`config.pbtxt` of a part in its default precision."""
     batched = all(tensor.axes[:1] == (BATCH,) for tensor in (*part.inputs, *part.outputs))
     return "\n".join(
         [
@@ -109,7 +109,7 @@ def _tensor(kind: str, tensor: Tensor, batched: bool) -> str:
     if tensor.dtype not in TYPES or not NAME.fullmatch(tensor.name):
         raise BundleError(f"Triton has no tensor {tensor.name[:80]!r} of {tensor.dtype[:80]}")
     axes: Sequence[int | str] = tensor.axes[1:] if batched else tensor.axes
-    # A tensor of the batch axis alone has no axis left, and Triton wants one.
+    # A tensor with the batch axis only has no axis left, and Triton requires one.
     reshape = "" if axes else " reshape { shape: [ ] }"
     dims = ", ".join(str(axis if isinstance(axis, int) else -1) for axis in axes or (1,))
     return f'{kind} {{ name: "{tensor.name}" data_type: {TYPES[tensor.dtype]} dims: [ {dims} ]{reshape} }}'
@@ -120,7 +120,7 @@ def _parameter(key: str, value: str) -> str:
 
 
 def _link(source: Path, target: Path) -> None:
-    """The same file under a second name where the file system has that, else a copy: graphs are large."""
+    """Hard-link a file, since graphs are large; copy it where the file system has no hard links."""
     try:
         os.link(source, target)
     except OSError:

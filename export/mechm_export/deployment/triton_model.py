@@ -1,10 +1,10 @@
 """The model `mechm` of a Triton model repository: a conversation as JSON in, its analysis as JSON out.
 
 `mechm bundle to-triton` copies this file there as `model.py`; Triton's Python backend runs it. The work between the
-graphs (tokenizing, pooling, windows, decision) is the runtime's own pipeline, whose graphs are the repository's other
-models, asked through the backend (business logic scripting), so that Triton batches what conversations ask at the same
-time. Text alone is read: no media is decoded and no file is opened for a request. The Python of the backend needs
-`pip install mechm`, without an inference engine.
+graphs (tokenizing, pooling, windows, decision) is done by the runtime's own pipeline. Its graphs are the repository's
+other models, called through the backend (business logic scripting), so that Triton batches the calls of simultaneous
+conversations. Only text is read: no media is decoded and no file is opened for a request. The Python of the backend
+needs `pip install mechm`, without an inference engine.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from mechm_runtime.readers import parse_conversation
 
 
 class TritonPart:
-    """A part that runs as another model of the same server, behind the runtime's interface."""
+    """Runs a part as another model of the same server, behind the runtime's interface."""
 
     def __init__(self, model: str, part: PartFiles) -> None:
         self._model = model
         self._part = part
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Arrays by input name to arrays by output name.
+        """Compute the outputs, by name, from the inputs, by name.
 
         Raises: TritonModelException: the model failed, or is not loaded.
         """
         given = [
-            # Triton has no tensor of a batch axis alone: config.pbtxt says [1] for one and takes it away again.
+            # Triton has no tensor with a batch axis only: config.pbtxt declares an axis of 1, and removes it again.
             pb_utils.Tensor(t.name, inputs[t.name][:, None] if t.axes == ("batch",) else inputs[t.name])
             for t in self._part.inputs
         ]
@@ -56,10 +56,10 @@ class TritonPart:
 
 
 class TritonPythonModel:
-    """What the Python backend loads; an instance answers one request after the other."""
+    """The class that the Python backend loads; an instance answers one request after the other."""
 
     def initialize(self, args: Mapping[str, str]) -> None:
-        """Load the bundle beside this file; the other models need not be loaded yet."""
+        """Load the bundle beside this file; the other models may be loaded later."""
         prefix = args["model_name"]
         bundle = open_bundle(Path(__file__).parent / "bundle")
         self._pipeline = Pipeline(
@@ -67,7 +67,7 @@ class TritonPythonModel:
         )
 
     def execute(self, requests: Sequence[Any]) -> list[Any]:
-        """Answer requests; one that cannot be answered fails alone, with the library's message."""
+        """Answer requests; one that cannot be answered fails by itself, with the library's message."""
         return [self._answer(request) for request in requests]
 
     def _answer(self, request: Any) -> Any:

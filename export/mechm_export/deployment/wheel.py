@@ -1,8 +1,8 @@
-"""Put a bundle into a wheel, for machines that get their software from wheels alone and no network.
+"""Packing a bundle into a wheel, for machines that install all software from wheels, without a network.
 
-The wheel holds a package with the bundle in it and names it under the entry point group where the runtime looks
-(`mechm_runtime.bundle.installed`). Files are stored, not deflated: weights hardly shrink, and other builds of zlib
-deflate otherwise. Equal bundles give equal bytes. Format: PEP 427, core metadata 2.1.
+The wheel holds a package with the bundle, and registers it under an entry point group that the runtime reads
+(`mechm_runtime.bundle.installed`). Files are stored, not deflated: weights hardly shrink, and the result of zlib
+depends on its build. Equal bundles give equal bytes. Format: PEP 427, core metadata 2.1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from packaging.utils import InvalidName, canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from mechm_export.deployment.contents import Contents
-from mechm_export.staging import check_new, staged, written
+from mechm_export.staging import check_new, explain_write_errors, staging_folder
 from mechm_runtime.bundle.installed import ENTRY_POINTS, FOLDER, SCHEME
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.bundle.open import open_bundle
@@ -29,12 +29,12 @@ from mechm_runtime.errors import InputError
 from mechm_runtime.system.progress import Progress
 
 EARLIEST = (1980, 1, 1, 0, 0, 0)
-"""The first time that a zip archive can state."""
+"""The earliest time that a zip archive can state."""
 
 
 @dataclass(frozen=True, slots=True)
 class WheelName:
-    """The names of a distribution: as pip shows it, as Python imports it, and its version."""
+    """Names of a distribution: for pip, for Python's import, and its version."""
 
     distribution: str
     package: str
@@ -52,11 +52,12 @@ class WheelName:
 
 
 def wheel_name(bundle: Bundle, name: str | None = None) -> WheelName:
-    """How a bundle's wheel is called.
+    """The names of a bundle's wheel.
 
-    name: of the distribution; None for `mechm-bundle-PRESET`. The version is the schema's with the bundle's hash as
-    PEP 440's local part, behind a letter since that drops leading zeros from numbers.
-    Raises: InputError: no distribution may be called so.
+    The version is the schema's, with the bundle's hash as the local part of PEP 440; the hash follows a letter, since
+    PEP 440 drops leading zeros from numbers.
+    name: of the distribution; None for `mechm-bundle-PRESET`.
+    Raises: InputError: the name is not valid for a distribution.
     """
     wanted = name or f"mechm-bundle-{bundle.preset}"
     try:
@@ -74,8 +75,9 @@ def write_wheel(folder: Path, out: Path, *, name: str | None = None, on_progress
     """Write a bundle's wheel.
 
     out: a folder, or the wheel's own path, whose name is then checked. name: as for `wheel_name`.
-    Returns: the wheel.
-    Raises: InputError: a name that no wheel can have. BundleError: damaged, or the wheel exists or cannot be written.
+    Returns: path of the wheel.
+    Raises: InputError: a name that is not valid for a wheel. BundleError: damaged, or the wheel exists or cannot be
+        written.
     """
     names = wheel_name(open_bundle(folder, check_hashes=False), name)
     if out.suffix == ".whl" and out.name != names.file:
@@ -83,21 +85,21 @@ def write_wheel(folder: Path, out: Path, *, name: str | None = None, on_progress
     path = (out if out.suffix == ".whl" else out / names.file).absolute()
     check_new(path)
     bundle = open_bundle(folder, on_progress=on_progress)
-    with written(path), staged(path) as staging:
-        made = staging / path.name
-        with zipfile.ZipFile(made, "w", zipfile.ZIP_STORED) as archive:
-            _fill(archive, names, Contents(bundle, "packing", on_progress))
-        made.replace(path)
+    with explain_write_errors(path), staging_folder(path) as staging:
+        wheel = staging / path.name
+        with zipfile.ZipFile(wheel, "w", zipfile.ZIP_STORED) as archive:
+            _write_files(archive, names, Contents(bundle, "packing", on_progress))
+        wheel.replace(path)
     return path
 
 
-def _fill(archive: zipfile.ZipFile, names: WheelName, contents: Contents) -> None:
+def _write_files(archive: zipfile.ZipFile, names: WheelName, contents: Contents) -> None:
     record: list[tuple[str, str, int]] = []
 
     def add(name: str, size: int, sha256: bytes, chunks: Iterable[bytes]) -> None:
         entry = zipfile.ZipInfo(name, EARLIEST)
         entry.external_attr = (stat.S_IFREG | 0o644) << 16
-        entry.create_system = 3  # Unix, wherever it is made
+        entry.create_system = 3  # Unix, on every system
         entry.file_size = size
         with archive.open(entry, "w") as file:
             for chunk in chunks:
@@ -142,5 +144,5 @@ def _metadata(names: WheelName, bundle: Bundle) -> str:
 
 
 def _line(text: str) -> str:
-    """Text that cannot end a line of the metadata."""
+    """Join text to one line of the metadata."""
     return " ".join(text.split())

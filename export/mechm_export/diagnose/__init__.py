@@ -1,1 +1,1 @@
-"""`mechm export diagnose`: which layers are to blame where fp16, bf16 or int8 fails, and which to keep in fp32."""
+"""`mechm export diagnose`: the layers that make fp16, bf16 or int8 fail, and which of them to keep in fp32."""

@@ -1,8 +1,8 @@
-"""A graph in which every layer can be lowered to another precision by itself, run by run, without building it again.
+"""A graph whose layers can each be switched to a lower precision for a run, without building the graph again.
 
-Each layer becomes a branch: exact, or with what goes in and comes out rounded as the lower precision would round it.
-Products themselves are computed in fp32, as GPUs add up products of 16 bits or less in 32. So it tells on any machine
-what fp16, bfloat16 or static int8 (`lowering`) do to the answers, layer by layer and all together.
+Each layer becomes a branch: exact, or with its inputs and results rounded as the lower precision would round them.
+Products are computed in fp32, since GPUs accumulate products of 16 bits or less in 32 bits. So any machine can measure
+what fp16, bfloat16 or static int8 (`precision.lower`) change in the answers, per layer and all together.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mechm_export.graphs.part import Arrays
 from mechm_export.precision.dynamic_int8 import MIN_SCALE
 from mechm_export.precision.half import ELEMENT_TYPES, half_nodes, round_to
 from mechm_export.precision.lower import LowerPrecision
@@ -27,26 +28,25 @@ from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import VerificationError
 
-Arrays = Mapping[str, npt.NDArray[np.generic]]
 FLAGS = "mechm_lowered"
-"""The input that says which layers are lowered: bool (layers,)."""
+"""The input that selects the layers in the lower precision: bool (layers,)."""
 
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer that can be lowered: its node's name and operator, and what goes in where it is a linear layer."""
+    """Name and operator of a layer that can be switched. source: its input tensor, None if it is not a linear layer."""
 
     name: str
     operator: str
     source: str | None
 
 
-class SwitchedGraph:
-    """A graph whose layers are lowered by name.
+class LayerSwitches:
+    """A graph whose layers are switched to a lower precision by name.
 
-    source: a graph in fp32, in one file. feeds: real inputs, which int8 takes its scales from. workspace: a folder for
-    the graph with its branches. `model` is the graph in fp32 that the layers' names belong to.
-    Raises: VerificationError: nothing can be lowered, or int8 without inputs.
+    source: a graph in fp32, in one file. feeds: real inputs, from which int8 takes its scales. workspace: a folder for
+    the graph with its branches. `model` is the graph in fp32 to which the layers' names belong.
+    Raises: VerificationError: the precision changes no layer, or int8 without inputs.
     """
 
     def __init__(self, source: Path, precision: LowerPrecision, feeds: Sequence[Arrays], workspace: Path) -> None:
@@ -63,41 +63,41 @@ class SwitchedGraph:
             raise VerificationError(f"{source.name} has nothing that {precision} would change")
         linear = {node.name: node.input[0] for node in linear_layers(self.model)}
         self.layers = tuple(Layer(node.name, node.op_type, linear.get(node.name)) for node in nodes)
-        path = workspace / f"{source.stem}.switched.onnx"
+        path = workspace / f"{source.stem}.switches.onnx"
         onnx.save_model(_with_branches(self.model, [layer.name for layer in self.layers], rounding), path)
         self._engine = OnnxRuntimeEngine(path, EngineConfig())
 
-    def lowered(self, names: Collection[str]) -> LoweredRunner:
-        """The graph with these layers lowered, behind the runtime's interface."""
+    def lower(self, names: Collection[str]) -> LoweredRunner:
+        """The graph with these layers in the lower precision, behind the runtime's interface."""
         return LoweredRunner(self._engine, np.array([layer.name in names for layer in self.layers]))
 
-    def all_but(self, kept: Collection[str]) -> LoweredRunner:
-        """The graph with all layers lowered but these."""
-        return self.lowered({layer.name for layer in self.layers} - set(kept))
+    def lower_all_except(self, fp32_nodes: Collection[str]) -> LoweredRunner:
+        """The graph with all layers but these in the lower precision."""
+        return self.lower({layer.name for layer in self.layers} - set(fp32_nodes))
 
 
 @dataclass(frozen=True, slots=True)
 class LoweredRunner:
-    """A choice of layers. flags: bool (layers,)."""
+    """Runs the graph with a choice of layers in the lower precision. flags: bool (layers,)."""
 
     engine: OnnxRuntimeEngine
     flags: npt.NDArray[np.bool_]
 
     def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
-        """Arrays by input name to arrays by output name."""
+        """Compute the outputs, by name, from the inputs, by name."""
         return self.engine.run({**inputs, FLAGS: self.flags})
 
 
 @dataclass
 class _Branch:
-    """A lowered layer under construction: the nodes of its branch, and constants that it adds to the graph."""
+    """The branch of a lowered layer under construction: its nodes, and the constants that it adds to the graph."""
 
     prefix: str
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def add(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
-        """A node with one output, whose name is returned."""
+        """Add a node with one output; returns the output's name."""
         name = f"{self.prefix}_{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, inputs, [name], name=name, **attributes))
         return name
@@ -105,17 +105,17 @@ class _Branch:
 
 @dataclass(frozen=True, slots=True)
 class _Rounding:
-    """How a precision rounds.
+    """Rounding as a precision does it.
 
-    16 bits: weights, what goes in and what comes out. int8: weights with a scale a column, and what goes in with one
-    scale. peaks: for int8, the largest magnitude that goes into a layer, by its name.
+    16 bits round weights, inputs and results. int8 rounds weights with one scale per column, and inputs with one scale
+    per tensor. peaks: for int8, layer -> largest magnitude of its input.
     """
 
     precision: LowerPrecision
     peaks: Mapping[str, float] = field(default_factory=dict)
 
     def weights(self, node: onnx.NodeProto, position: int, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """A constant input, rounded and in float32 again."""
+        """Round a constant input; returns float32."""
         if self.precision != "int8":
             return np.asarray(round_to(values, self.precision), np.float32)
         if position != 1:  # a bias stays in fp32
@@ -127,9 +127,9 @@ class _Rounding:
         return np.asarray(np.round(values / scale) * scale, np.float32)
 
     def activation(self, branch: _Branch, node: onnx.NodeProto, name: str) -> str:
-        """Round what goes in; returns the name of the rounded tensor."""
+        """Round an input; returns the name of the rounded tensor."""
         if self.precision != "int8":
-            return self._through(branch, name, ELEMENT_TYPES[self.precision])
+            return self._cast_and_back(branch, name, ELEMENT_TYPES[self.precision])
         if name != node.input[0]:
             return name
         scale, zero = f"{branch.prefix}_scale", f"{branch.prefix}_zero"
@@ -138,16 +138,16 @@ class _Rounding:
         return branch.add("DequantizeLinear", [rounded, scale, zero])
 
     def result(self, branch: _Branch, name: str) -> str:
-        """Round what comes out; returns the name of the rounded tensor."""
-        return name if self.precision == "int8" else self._through(branch, name, ELEMENT_TYPES[self.precision])
+        """Round a result; returns the name of the rounded tensor."""
+        return name if self.precision == "int8" else self._cast_and_back(branch, name, ELEMENT_TYPES[self.precision])
 
     @staticmethod
-    def _through(branch: _Branch, name: str, element_type: int) -> str:
+    def _cast_and_back(branch: _Branch, name: str, element_type: int) -> str:
         return branch.add("Cast", [branch.add("Cast", [name], to=element_type)], to=TensorProto.FLOAT)
 
 
 def _with_branches(model: onnx.ModelProto, names: Sequence[str], rounding: _Rounding) -> onnx.ModelProto:
-    """A copy of a graph in which each named node is a branch on its own flag."""
+    """Copy a graph, with each named node replaced by a branch on its own flag."""
     switched = onnx.ModelProto()
     switched.CopyFrom(model)
     graph = switched.graph
@@ -164,7 +164,7 @@ def _with_branches(model: onnx.ModelProto, names: Sequence[str], rounding: _Roun
         branch = _Branch(f"mechm_{numbers[node.name]}")
         flag, position = f"{branch.prefix}_flag", f"{branch.prefix}_position"
         branch.constants[position] = np.array(numbers[node.name], np.int64)
-        lowered = _lowered(node, branch, rounding, floats, constants)
+        lowered = _fill_branch(node, branch, rounding, floats, constants)
         exact = _copy(node, node.input, f"{branch.prefix}_exact")
         nodes += [
             helper.make_node("Gather", [FLAGS, position], [flag], name=flag),
@@ -182,14 +182,14 @@ def _with_branches(model: onnx.ModelProto, names: Sequence[str], rounding: _Roun
     return switched
 
 
-def _lowered(
+def _fill_branch(
     node: onnx.NodeProto,
     branch: _Branch,
     rounding: _Rounding,
     floats: Collection[str],
     constants: Mapping[str, onnx.TensorProto],
 ) -> str:
-    """Fill a branch with the lowered layer; returns the name of its result."""
+    """Fill a branch with the layer in the lower precision; returns the name of its result."""
     inputs = []
     for position, name in enumerate(node.input):
         if name not in floats:

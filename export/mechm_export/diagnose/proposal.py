@@ -1,4 +1,5 @@
-"""What a diagnosis proposes to keep in fp32, as a file: written by `diagnose`, read by `bundle` and `engines`."""
+"""The layers that a diagnosis proposes to keep in fp32, as a JSON file: written by `diagnose`, read by `bundle` and
+`engines`."""
 
 from __future__ import annotations
 
@@ -10,11 +11,12 @@ from mechm_runtime.errors import InputError
 from mechm_runtime.system.atomic_write import write_atomically
 
 MAX_BYTES = 4 << 20
+"""Largest size of a proposal's file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """Names of a part's nodes that stay in fp32 in a precision. onnx_sha256: of the fp32 graph that has them."""
+    """Names of a part's nodes that stay in fp32 in a precision. onnx_sha256: hash of the fp32 graph that has them."""
 
     part: str
     precision: str
@@ -22,15 +24,14 @@ class Proposal:
     kept: tuple[str, ...]
 
     def write(self, path: Path) -> None:
-        """As a JSON file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, json.dumps(asdict(self), indent=1) + "\n")
+        """Write a JSON file, whole or not at all."""
+        write_whole(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
 
 
 def read_proposal(path: Path) -> Proposal:
-    """What `Proposal.write` wrote.
+    """Read a file that `Proposal.write` wrote.
 
-    Raises: InputError: it is none.
+    Raises: InputError: it is not a proposal.
     """
     try:
         if path.stat().st_size > MAX_BYTES:
@@ -45,7 +46,7 @@ def read_proposal(path: Path) -> Proposal:
 
 
 def read_int8_proposals(paths: tuple[Path, ...]) -> list[Proposal]:
-    """Proposals for int8. Raises: InputError: one is none, or for another precision."""
+    """Read proposals for int8. Raises: InputError: one is not a proposal, or is for another precision."""
     proposals = [read_proposal(path) for path in paths]
     for path, proposal in zip(paths, proposals, strict=True):
         if proposal.precision != "int8":

@@ -1,4 +1,4 @@
-"""A diagnosis as people read it."""
+"""Printing of a diagnosis."""
 
 from __future__ import annotations
 
@@ -6,26 +6,26 @@ import sys
 
 import click
 
-from mechm_export.diagnose.run import Diagnosed
+from mechm_export.diagnose.run import DiagnosisReport
 from mechm_export.diagnose.search import Difference
 
-SHOWN = 20
+MAX_PRINTED_LAYERS = 20
 """Layers in the table; `--json` has all."""
 
 
-def print_diagnosis(diagnosed: Diagnosed) -> None:
-    """Print the layers, worst first, and what to keep."""
+def print_diagnosis(report: DiagnosisReport) -> None:
+    """Print the layers, worst first, and those to keep in fp32."""
     from rich.console import Console
     from rich.table import Table
 
-    found = diagnosed.diagnosis
+    found = report.diagnosis
     kept = set(found.kept)
-    table = Table(title=f"{diagnosed.subject} in {diagnosed.precision}: each layer lowered by itself, worst first")
+    table = Table(title=f"{report.subject} in {report.precision}: each layer lowered alone, worst first")
     table.add_column("layer")
     table.add_column("operator")
-    for heading in ("error", "cosine", "KL, nats", "loudest channel / median"):
+    for heading in ("error", "cosine", "KL, nats", "largest channel / median"):
         table.add_column(heading, justify="right")
-    for layer in found.layers[:SHOWN]:
+    for layer in found.layers[:MAX_PRINTED_LAYERS]:
         name = f"{layer.name} *" if layer.name in kept else layer.name
         outliers = "" if layer.outliers is None else f"{layer.outliers:.1f}"
         table.add_row(name, layer.operator, *_figures(layer.difference), outliers)
@@ -34,7 +34,7 @@ def print_diagnosis(diagnosed: Diagnosed) -> None:
     console = Console(width=None if sys.stdout.isatty() else 130)
     console.print(table)
     if not found.problem:
-        click.echo(f"{diagnosed.precision} passes as it is: there is nothing to keep in fp32")
+        click.echo(f"{report.precision} passes as it is: there is nothing to keep in fp32")
         return
     click.echo(f"fails: {found.problem}")
     if not found.solved:

@@ -1,4 +1,4 @@
-"""Diagnose a part of a bundle on conversations, or an ONNX file on saved inputs; and write down what was found."""
+"""Diagnosing a part of a bundle on conversations, or an ONNX file on saved inputs."""
 
 from __future__ import annotations
 
@@ -13,25 +13,27 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from mechm_export.diagnose.layer_switches import LoweredRunner, SwitchedGraph
+from mechm_export.diagnose.layer_switches import LayerSwitches, LoweredRunner
 from mechm_export.diagnose.proposal import Proposal, read_proposal
-from mechm_export.diagnose.search import Arrays, Diagnosis, Gate, compare_outputs, find_blame
+from mechm_export.diagnose.search import Diagnosis, Gate, compare_outputs, find_failing_layers
+from mechm_export.gate.check_set import CheckSet
 from mechm_export.gate.fp32_reference import Fp32Reference
-from mechm_export.gate.judge import CheckSet, problems_of
+from mechm_export.gate.run import problems_of
+from mechm_export.graphs.part import Arrays
 from mechm_export.precision.lower import LowerPrecision
-from mechm_runtime.bundle.open import file_sha256, open_bundle
+from mechm_runtime.bundle.open import Progress, file_sha256, open_bundle
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.system.progress import Progress
 
 MAX_INPUT_BYTES = 1 << 30
-"""Of one file of inputs."""
+"""Largest size of a file of inputs."""
 
 
 @dataclass(frozen=True, slots=True)
-class Diagnosed:
-    """A diagnosis, and of what: the part's name or the file's, and the ONNX' sha256."""
+class DiagnosisReport:
+    """A diagnosis and its subject. subject: name of the part or the file. onnx_sha256: sha256 of the ONNX file."""
 
     subject: str
     precision: LowerPrecision
@@ -39,7 +41,7 @@ class Diagnosed:
     diagnosis: Diagnosis
 
     def to_json(self) -> str:
-        """Everything as JSON text; what is not finite is null."""
+        """Everything as JSON text; values that are not finite are null."""
         values = asdict(self)
         for layer in (values["diagnosis"]["together"], *(one["difference"] for one in values["diagnosis"]["layers"])):
             if not np.isfinite(layer["relative_error"]):
@@ -53,10 +55,10 @@ class Diagnosed:
 
 def diagnose_part(
     folder: Path, part: str, precision: LowerPrecision, checks: CheckSet, on_progress: Progress | None = None
-) -> Diagnosed:
-    """Diagnose a part of a bundle; the gate is the task's answers (`gate.TaskCheck`).
+) -> DiagnosisReport:
+    """Diagnose a part of a bundle; the gate is the task's answers (`gate.comparison.TaskCheck`).
 
-    Raises: BundleError: damaged. InputError: no such part. VerificationError: the conversations never reach it.
+    Raises: BundleError: damaged. InputError: no such part. VerificationError: it is not run for the conversations.
     """
     bundle = open_bundle(folder)
     reference = Fp32Reference(bundle, checks, [part])
@@ -66,7 +68,7 @@ def diagnose_part(
         return "; ".join(problems_of(reference.check({part: runner}, precision)))
 
     source = bundle.path(bundle.parts[part].files["fp32"])
-    return _diagnosed(part, source, precision, feeds, gate, on_progress)
+    return _diagnose(part, source, precision, feeds, gate, on_progress)
 
 
 def diagnose_file(
@@ -75,11 +77,11 @@ def diagnose_file(
     inputs: Sequence[Path],
     min_cosine: float,
     on_progress: Progress | None = None,
-) -> Diagnosed:
+) -> DiagnosisReport:
     """Diagnose an ONNX file; the gate is the lowest cosine of its outputs with those in fp32.
 
-    inputs: npz files, each with one array an input of the graph, by name.
-    Raises: InputError: a file is no graph, holds no such arrays, or is too large.
+    inputs: npz files, each with one array per input of the graph, by name.
+    Raises: InputError: a file is not a graph, lacks the arrays, or is too large.
     """
     names = _input_names(source)
     feeds = [read_inputs(path, names) for path in inputs]
@@ -89,11 +91,11 @@ def diagnose_file(
         cosine = compare_outputs(exact, [runner.run(feed) for feed in feeds]).cosine
         return "" if cosine >= min_cosine else f"cosine {cosine:.4f}, less than {min_cosine}"
 
-    return _diagnosed(source.name, source, precision, feeds, gate, on_progress)
+    return _diagnose(source.name, source, precision, feeds, gate, on_progress)
 
 
 def read_inputs(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
-    """The arrays of an npz file, nothing else of it.
+    """Read arrays from an npz file, and nothing else in it.
 
     Raises: InputError: it cannot be read, is too large, or lacks an input.
     """
@@ -109,10 +111,10 @@ def read_inputs(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]
     return arrays
 
 
-def keep_for(folder: Path, precision: str, paths: Sequence[Path]) -> dict[str, tuple[str, ...]]:
-    """What proposals say to keep in fp32, by part.
+def read_fp32_layers(folder: Path, precision: str, paths: Sequence[Path]) -> dict[str, tuple[str, ...]]:
+    """Read proposals, and return the layers to keep in fp32 by part.
 
-    Raises: InputError: one is of another graph or precision than is to be built.
+    Raises: BundleError: one is for a part that the bundle lacks. InputError: one is for another graph or precision.
     """
     bundle = open_bundle(folder, check_hashes=False)
     kept = {}
@@ -120,7 +122,7 @@ def keep_for(folder: Path, precision: str, paths: Sequence[Path]) -> dict[str, t
         proposal = read_proposal(path)
         part = proposal.part
         if part not in bundle.parts:
-            raise BundleError(f"{path} speaks of a part {part}, which the bundle has not")
+            raise BundleError(f"{path} is for a part {part}, which the bundle does not have")
         exact = bundle.manifest["files"][bundle.parts[part].files["fp32"]]["sha256"]
         if proposal.onnx_sha256 != exact or proposal.precision != precision:
             raise InputError(
@@ -131,17 +133,19 @@ def keep_for(folder: Path, precision: str, paths: Sequence[Path]) -> dict[str, t
     return kept
 
 
-def _diagnosed(
+def _diagnose(
     subject: str,
     source: Path,
     precision: LowerPrecision,
     feeds: Sequence[Arrays],
     gate: Gate,
     on_progress: Progress | None,
-) -> Diagnosed:
+) -> DiagnosisReport:
     with tempfile.TemporaryDirectory(prefix="mechm.") as workspace:
-        graph = SwitchedGraph(source, precision, feeds, Path(workspace))
-        return Diagnosed(subject, precision, file_sha256(source), find_blame(graph, feeds, gate, on_progress))
+        graph = LayerSwitches(source, precision, feeds, Path(workspace))
+        return DiagnosisReport(
+            subject, precision, file_sha256(source), find_failing_layers(graph, feeds, gate, on_progress)
+        )
 
 
 def _input_names(source: Path) -> list[str]:

@@ -1,39 +1,39 @@
-"""Which layers are to blame where a lower precision fails, and the fewest that have to stay in fp32 for it to pass.
+"""Search for the layers that make a lower precision fail, and for the fewest that have to stay in fp32 for it to pass.
 
-Each layer is lowered by itself, on real inputs, and what that does to the graph's outputs is its error. Layers are then
-kept in fp32 from the worst on until the gate passes, and those that turn out not to be needed are lowered again. What
-the gate is, the caller says: the task's answers, or a distance.
+Each layer is lowered alone on real inputs; the change of the graph's outputs is its error. Layers are then kept in fp32
+from the worst on until the gate passes, and those that turn out not to be needed are lowered again. The caller gives
+the gate: the task's answers, or a distance.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from mechm_export.diagnose.layer_switches import LoweredRunner, SwitchedGraph
+from mechm_export.diagnose.layer_switches import LayerSwitches, LoweredRunner
+from mechm_export.graphs.part import Arrays
 from mechm_export.precision.smoothing import MIN_MAGNITUDE, channel_peaks
-
-Arrays = Mapping[str, npt.NDArray[np.generic]]
+from mechm_runtime.bundle.open import Progress
 
 Gate = Callable[[LoweredRunner], str]
-"""Why a lowered graph is not good enough, or an empty string."""
+"""Returns the reason why a lowered graph is not good enough, or an empty string."""
 
-RANKED_ON = 3
-"""Inputs that every layer is tried on by itself."""
-PRUNED_UP_TO = 24
-"""Kept layers of which each is tried once more without: every trial costs a run of the gate."""
+N_RANKING_INPUTS = 3
+"""Inputs on which every layer is lowered alone."""
+MAX_PRUNED_LAYERS = 24
+"""Most kept layers that are each tried in the lower precision again: every trial costs a run of the gate."""
 
 
 @dataclass(frozen=True, slots=True)
 class Difference:
-    """Lowered outputs against exact ones: the worst over outputs and inputs.
+    """Difference of lowered outputs from exact ones, the worst over outputs and inputs.
 
-    relative_error: root mean square difference as a share of the output's own size; infinite where something is not
-    finite. cosine: lowest. kl: nats, largest mean over positions, of outputs that are logits or log-probabilities; None
-    where there are none.
+    relative_error: root mean square difference, relative to the output's own; infinite where a value is not finite.
+    cosine: the lowest. kl: Kullback-Leibler divergence in nats, the largest mean over positions, of outputs that are
+    logits or log-probabilities; None where there are none.
     """
 
     relative_error: float
@@ -43,9 +43,9 @@ class Difference:
 
 @dataclass(frozen=True, slots=True)
 class LayerError:
-    """What lowering one layer alone does.
+    """Difference made by lowering one layer alone.
 
-    outliers: of a linear layer, the loudest channel that goes in, as a multiple of the median one; None of others.
+    outliers: the largest channel of a linear layer's input as a multiple of the median one; None for other layers.
     """
 
     name: str
@@ -56,10 +56,11 @@ class LayerError:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """layers: worst first. problem: why the graph fails with all of them lowered, an empty string where it passes.
+    """Errors of a graph's layers, and the layers to keep in fp32.
 
-    together: what lowering all of them does. kept: names of the layers to keep in fp32, none where it passes as it is.
-    solved: whether the gate passes with these kept.
+    layers: worst first. problem: the reason why the graph fails with all of them lowered, an empty string where it
+    passes. together: the difference with all of them lowered. kept: names of the layers to keep in fp32, none where it
+    passes with all lowered. solved: whether the gate passes with these kept.
     """
 
     layers: tuple[LayerError, ...]
@@ -69,41 +70,42 @@ class Diagnosis:
     solved: bool
 
 
-def find_blame(
-    graph: SwitchedGraph, feeds: Sequence[Arrays], gate: Gate, on_progress: Progress | None = None
+def find_failing_layers(
+    graph: LayerSwitches, feeds: Sequence[Arrays], gate: Gate, on_progress: Progress | None = None
 ) -> Diagnosis:
     """Rank a graph's layers and propose the fewest to keep in fp32.
 
-    feeds: real inputs, of which the first few are used. gate: judges a lowered graph.
+    feeds: real inputs, the first N_RANKING_INPUTS of which are used. gate: decides whether a lowered graph is good
+    enough.
     """
     step = on_progress or (lambda _doing, _done, _total: None)
-    tried = feeds[:RANKED_ON]
-    exact = [graph.lowered(()).run(feed) for feed in tried]
+    ranking_feeds = feeds[:N_RANKING_INPUTS]
+    exact = [graph.lower(()).run(feed) for feed in ranking_feeds]
 
     def difference(runner: LoweredRunner) -> Difference:
-        return compare_outputs(exact, [runner.run(feed) for feed in tried])
+        return compare_outputs(exact, [runner.run(feed) for feed in ranking_feeds])
 
-    outliers = _outliers(graph, tried)
+    outliers = _outliers(graph, ranking_feeds)
     layers = []
     for number, layer in enumerate(graph.layers):
-        step("lowering each layer by itself", number, len(graph.layers))
-        alone = difference(graph.lowered({layer.name}))
+        step("lowering each layer alone", number, len(graph.layers))
+        alone = difference(graph.lower({layer.name}))
         layers.append(LayerError(layer.name, layer.operator, alone, outliers.get(layer.source)))
     layers.sort(key=lambda one: -one.difference.relative_error)
-    step("judging with all layers lowered", 0, 0)
-    problem = gate(graph.all_but(()))
-    kept = _fewest(graph, [layer.name for layer in layers], gate, step) if problem else ()
+    step("running the gate with all layers lowered", 0, 0)
+    problem = gate(graph.lower_all_except(()))
+    kept = _fewest_layers(graph, [layer.name for layer in layers], gate, step) if problem else ()
     return Diagnosis(
         tuple(layers),
         problem,
-        difference(graph.all_but(())),
+        difference(graph.lower_all_except(())),
         kept or (),
         kept is not None,
     )
 
 
 def compare_outputs(exact: Sequence[Arrays], lowered: Sequence[Arrays]) -> Difference:
-    """Compare outputs of the same inputs, output by output. Places that are infinite in both count as equal."""
+    """Compare outputs for the same inputs, output by output. Values that are infinite in both count as equal."""
     errors, cosines = [0.0], [1.0]
     divergences: list[float] = []
     for one, other in zip(exact, lowered, strict=True):
@@ -122,13 +124,14 @@ def compare_outputs(exact: Sequence[Arrays], lowered: Sequence[Arrays]) -> Diffe
 
 
 def _divergence(expected: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) -> float:
-    """Mean Kullback-Leibler divergence of the last axis' distributions, in nats."""
-    p, q = log_softmax(expected), log_softmax(found)
+    """Mean Kullback-Leibler divergence of the distributions on the last axis, in nats."""
+    p, q = (x - x.max(-1, keepdims=True) for x in (expected, found))
+    p, q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (p, q))
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
-def _outliers(graph: SwitchedGraph, feeds: Sequence[Arrays]) -> dict[str | None, float]:
-    """The loudest channel of what goes into each linear layer, as a multiple of the median one, by the tensor."""
+def _outliers(graph: LayerSwitches, feeds: Sequence[Arrays]) -> dict[str | None, float]:
+    """The largest channel of each linear layer's input as a multiple of the median one, by the tensor's name."""
     sources = sorted({layer.source for layer in graph.layers if layer.source is not None})
     peaks = channel_peaks(graph.model, sources, feeds) if sources else {}
     return {
@@ -136,14 +139,16 @@ def _outliers(graph: SwitchedGraph, feeds: Sequence[Arrays]) -> dict[str | None,
     }
 
 
-def _fewest(graph: SwitchedGraph, worst_first: Sequence[str], gate: Gate, step: Progress) -> tuple[str, ...] | None:
-    """The layers to keep, worst first; None where even keeping all of them does not pass."""
+def _fewest_layers(
+    graph: LayerSwitches, worst_first: Sequence[str], gate: Gate, step: Progress
+) -> tuple[str, ...] | None:
+    """The fewest layers to keep in fp32, worst first; None where the gate fails even with all of them in fp32."""
     tried: dict[int, bool] = {}
 
     def passes(count: int) -> bool:
         if count not in tried:
-            step(f"judging with {count} layers in fp32", 0, 0)
-            tried[count] = not gate(graph.all_but(worst_first[:count]))
+            step(f"running the gate with {count} layers in fp32", 0, 0)
+            tried[count] = not gate(graph.lower_all_except(worst_first[:count]))
         return tried[count]
 
     enough = 1
@@ -159,9 +164,9 @@ def _fewest(graph: SwitchedGraph, worst_first: Sequence[str], gate: Gate, step: 
         else:
             too_few = middle
     kept = list(worst_first[:enough])
-    for name in reversed(kept[:-1] if enough <= PRUNED_UP_TO else []):
+    for name in reversed(kept[:-1] if enough <= MAX_PRUNED_LAYERS else []):
         fewer = [other for other in kept if other != name]
-        step(f"judging without {name}", 0, 0)
-        if not gate(graph.all_but(fewer)):
+        step(f"running the gate with {name} lowered again", 0, 0)
+        if not gate(graph.lower_all_except(fewer)):
             kept = fewer
     return tuple(kept)

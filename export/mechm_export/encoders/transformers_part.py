@@ -38,8 +38,7 @@ from mechm_export.encoders.trials import (
     trial_sizes,
     word_inputs,
 )
-from mechm_export.graphs.part import ExportPart, Feeds
-from mechm_export.graphs.part import Int8Recipe
+from mechm_export.graphs.part import ExportPart, Feeds, Int8Recipe
 from mechm_runtime.bundle.manifest import Tensor
 from mechm_runtime.errors import InputError, MechmError, WeightsError
 

@@ -1,12 +1,12 @@
-"""Compare exported parts with torch: values on random inputs of several sizes, then answers on conversations.
+"""Comparison of exported parts with torch: values on random inputs of several sizes, and answers on conversations.
 
-fp32 must agree in values. A lower precision may not, and is judged by the task: how many labels it keeps and what F1
-it reaches. It never decides what happens to a part that fails (`bundle`).
+fp32 must agree in values. A lower precision need not; it is measured on the task, by the labels it keeps and the F1 it
+reaches. What happens to a part that fails is decided by `bundle`, not here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,6 @@ import torch
 from mechm.evaluation import score_emotions, score_pairs
 from mechm_export.graphs.part import ExportPart
 from mechm_export.graphs.signature import check_signature
-from mechm_export.parts import ModelParts
 from mechm_export.precision.simulated import SimulatedHalfRunner
 from mechm_runtime.bundle.manifest import Bundle, PartFiles
 from mechm_runtime.bundle.precision import HALF, W8
@@ -30,21 +29,26 @@ from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import Analysis, Conversation, LabelledConversation
 
 FP32_ATOL = 1e-3
-"""Largest difference allowed in fp32; measured ones are below 1e-4."""
-LABELS_KEPT = 0.99
-F1_LOSS = 0.005
-FEW_LABELS = 2
-"""On a small set one utterance is more than a percent: this many labels may always differ."""
-PAIRS_KEPT = 0.9
-FEW_PAIRS = 8
-"""Every changed label moves a few pairs: this many may always differ. F1 decides once there are `ENOUGH_PAIRS`."""
-ENOUGH_PAIRS = 500
-"""Annotated pairs from which a difference in F1 says something."""
+"""Largest absolute difference from torch allowed in fp32; measured ones are below 1e-4."""
+MIN_LABELS_KEPT = 0.99
+"""Smallest share of utterances whose label has to stay the same."""
+MAX_F1_LOSS = 0.005
+ALLOWED_LABELS = 2
+"""Labels that may always differ: on a small set one utterance is more than a percent."""
+MIN_PAIRS_KEPT = 0.9
+"""Smallest share of pairs that has to stay the same, on sets with fewer than MIN_PAIRS_FOR_F1 annotated pairs."""
+ALLOWED_PAIRS = 8
+"""Pairs that may always differ: every changed label moves a few."""
+MIN_PAIRS_FOR_F1 = 500
+"""Annotated pairs from which on a difference in F1 is meaningful, and decides instead of the pairs."""
 
 
 @dataclass(frozen=True, slots=True)
 class ValueCheck:
-    """Exported against torch on random inputs: largest absolute difference and lowest cosine over outputs and sizes."""
+    """Values of an exported part and of torch on random inputs.
+
+    largest_difference, cosine: the largest absolute difference and the lowest cosine over all outputs and sizes.
+    """
 
     part: str
     precision: str
@@ -55,11 +59,12 @@ class ValueCheck:
 
 @dataclass(frozen=True, slots=True)
 class TaskCheck:
-    """A precision's answers against torch's on the same conversations.
+    """Answers of a precision compared with torch's on the same conversations.
 
-    split: which conversations. labels_kept: share of utterances with the same label; pairs_kept: pairs found by both
-    among the n_found found by either. weighted_f1, torch_weighted_f1: against the annotation, where there is one.
-    largest_difference: of an emotion's probability, to four decimals: more depends on the number of threads.
+    split: name of the conversations. labels_kept: share of utterances with the same label. pairs_kept: share of the
+    pairs found by both among the n_found pairs found by either. weighted_f1, torch_weighted_f1: against the annotation,
+    None without one. largest_difference: of an emotion's probability, to four decimals, since the others depend on the
+    number of threads. n_pairs: annotated pairs.
     """
 
     split: str
@@ -78,46 +83,46 @@ class TaskCheck:
 
     @property
     def changes(self) -> tuple[int, int, float]:
-        """Labels and pairs that differ from torch's, and the largest difference of a probability."""
+        """Number of labels and of pairs that differ from torch's, and the largest difference of a probability."""
         lost = round((1 - self.pairs_kept) * self.n_found)
         return round((1 - self.labels_kept) * self.n_utterances), lost, self.largest_difference
 
     @property
     def problem(self) -> str:
-        """Why the precision is not good enough, or an empty string."""
+        """The reason why the precision is not good enough; an empty string where it is."""
         changed, lost, _ = self.changes
-        if changed > max(FEW_LABELS, round((1 - LABELS_KEPT) * self.n_utterances, 6)):
+        if changed > max(ALLOWED_LABELS, round((1 - MIN_LABELS_KEPT) * self.n_utterances, 6)):
             return f"{changed} of {self.n_utterances} labels differ from torch on {self.split}"
-        if lost > max(FEW_PAIRS, round((1 - PAIRS_KEPT) * self.n_found, 6)) and self.n_pairs < ENOUGH_PAIRS:
+        if lost > max(ALLOWED_PAIRS, round((1 - MIN_PAIRS_KEPT) * self.n_found, 6)) and self.n_pairs < MIN_PAIRS_FOR_F1:
             return f"{lost} of {self.n_found} pairs differ from torch on {self.split}"
-        if self.weighted_f1 is not None and self.torch_weighted_f1 is not None and self.n_pairs >= ENOUGH_PAIRS:
+        if self.weighted_f1 is not None and self.torch_weighted_f1 is not None and self.n_pairs >= MIN_PAIRS_FOR_F1:
             loss = self.torch_weighted_f1 - self.weighted_f1
-            if loss > F1_LOSS:
+            if loss > MAX_F1_LOSS:
                 return f"weighted F1 falls by {loss:.4f} on {self.split}"
         return ""
 
 
 class TorchRunner:
-    """A part's torch module behind the runtime's interface."""
+    """Runs a part's torch module behind the runtime's interface."""
 
     def __init__(self, part: ExportPart) -> None:
         self._part = part
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        """Arrays by input name to arrays by output name."""
+        """Compute the outputs, by name, from the inputs, by name."""
         return self._part.reference(inputs)
 
 
 def check_values(part: ExportPart, path: Path, precision: str) -> ValueCheck:
-    """Compare a graph file with its module: on the engine that runs it, or, in 16 bits, rounded as a GPU rounds it.
+    """Compare a graph file with its module: run by its engine, or, in 16 bits, rounded as a GPU rounds.
 
-    fp16 is run by onnxruntime on the CPU besides.
+    fp16 is also run by onnxruntime on the CPU.
     Raises: VerificationError: names, axes or shapes differ, an output is not finite, or fp32 values differ by more than
         FP32_ATOL.
     """
     check_signature(part, path)
     runners: list[GraphRunner] = [SimulatedHalfRunner(path)] if precision in HALF else []
-    if precision != "bf16":  # of which onnxruntime has no kernels for CPUs
+    if precision != "bf16":  # onnxruntime has no bf16 kernels for CPUs
         runners.append(load_engine(path, replace(engine_for(precision), n_threads=1)))
     random = np.random.default_rng(0)
     largest, cosine = 0.0, 1.0
@@ -128,22 +133,25 @@ def check_values(part: ExportPart, path: Path, precision: str) -> ValueCheck:
         for runner in runners:
             answers = runner.run(feeds)
             for name, expected in reference.items():
-                difference, alike = compare_arrays(f"{path.name}: {name} at {dict(sizes)}", expected, answers[name])
-                largest, cosine = max(largest, difference), min(cosine, alike)
+                difference, similarity = compare_arrays(
+                    f"{path.name}: {name} at {dict(sizes)}", expected, answers[name]
+                )
+                largest, cosine = max(largest, difference), min(cosine, similarity)
     if precision == "fp32" and largest > FP32_ATOL:
         raise VerificationError(f"{path.name} differs from torch by {largest:.2e}, more than {FP32_ATOL:.0e}")
     return ValueCheck(part.name, precision, _significant(largest), round(cosine, 6), len(part.trial_sizes))
 
 
-def compare_arrays(what: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> tuple[float, float]:
-    """Largest absolute difference and cosine of two arrays; of float16, beyond what it cannot tell apart.
+def compare_arrays(label: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> tuple[float, float]:
+    """Largest absolute difference and cosine of two arrays.
 
+    For float16 outputs the difference that its precision cannot represent is subtracted.
     Raises: VerificationError: their shapes differ, or a value is not finite.
     """
     if actual.shape != expected.shape:
-        raise VerificationError(f"{what} is {actual.shape}, not {expected.shape}")
+        raise VerificationError(f"{label} is {actual.shape}, not {expected.shape}")
     if not (np.isfinite(actual).all() and np.isfinite(expected).all()):
-        raise VerificationError(f"{what} is not finite, here or in torch")
+        raise VerificationError(f"{label} is not finite, here or in torch")
     if not expected.size:
         return 0.0, 1.0
     rounding = _rounding(expected)
@@ -154,13 +162,13 @@ def compare_arrays(what: str, expected: npt.NDArray[Any], actual: npt.NDArray[An
 
 
 def _rounding(values: npt.NDArray[Any]) -> float:
-    """What float16 cannot tell apart at the largest of the values: they are compared in two last places."""
+    """The difference that float16 cannot represent at the largest of the values, two units in the last place."""
     return float(2 * np.spacing(np.abs(values).max())) if values.dtype == np.float16 else 0.0
 
 
 @contextmanager
 def one_torch_thread() -> Iterator[None]:
-    """Torch adds up in another order on other numbers of threads, and bundles are not to depend on that."""
+    """Run torch in one thread: its sums depend on the number of threads, and bundles must not."""
     n_threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -170,13 +178,13 @@ def one_torch_thread() -> Iterator[None]:
 
 
 def engine_for(precision: str) -> EngineConfig:
-    """What runs a precision where it is checked: the engine that it was made for."""
+    """The engine that a precision is made for, on which it is checked."""
     return EngineConfig(engine="openvino" if precision == W8 else "onnxruntime")
 
 
-def torch_pipeline(bundle: Bundle, model: ModelParts) -> Pipeline:
-    """The runtime's pipeline with every graph replaced by its torch module."""
-    modules = {part.name: part for part in model}
+def torch_pipeline(bundle: Bundle, parts: Iterable[ExportPart]) -> Pipeline:
+    """Build the runtime's pipeline with every graph replaced by its torch module."""
+    modules = {part.name: part for part in parts}
 
     def load(part: PartFiles) -> TorchRunner:
         return TorchRunner(modules[part.name])
@@ -194,7 +202,7 @@ def check_task(
 ) -> TaskCheck:
     """Compare a pipeline's answers with torch's.
 
-    reference: torch's answers for `conversations`. labelled: their annotation, for F1; may be empty.
+    reference: torch's answers for `conversations`. labelled: their annotation, for F1; empty for none.
     """
     answers = [candidate.analyze(conversation) for conversation in conversations]
     kept = total = common = either = 0

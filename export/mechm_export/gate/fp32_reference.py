@@ -1,7 +1,7 @@
-"""A bundle's own answers in fp32 on conversations, and every part's inputs on the way: what lower precisions are
-calibrated on and compared with.
+"""A bundle's own answers in fp32 on conversations, and the inputs of every part while they are computed.
 
-Inputs are real ones: what the runtime's pipeline hands to each part. They are kept in memory.
+Lower precisions are compared with these answers and calibrated on these inputs: those that the runtime's pipeline feeds
+to each part. They are kept in memory.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from mechm_export.gate.check_set import CheckSet
 from mechm_export.gate.comparison import TaskCheck, check_task
-from mechm_export.gate.judge import CheckSet
 from mechm_runtime.bundle.manifest import LLAMA, PROJECTOR, Bundle, PartFiles
 from mechm_runtime.engines.base import EngineConfig, GraphRunner
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
@@ -23,26 +23,27 @@ from mechm_runtime.llm.rescoring import Llm
 from mechm_runtime.pipeline import Pipeline
 
 MAX_INPUTS = 100
-"""Inputs kept of a part."""
+"""Most inputs that are kept per part."""
 
 
 @dataclass(slots=True)
 class _Recorder:
-    """Runs a graph and keeps what it is given."""
+    """Runs a graph and keeps copies of its first inputs."""
 
     engine: OnnxRuntimeEngine
-    kept: list[dict[str, npt.NDArray[np.generic]]] = field(default_factory=list)
+    inputs: list[dict[str, npt.NDArray[np.generic]]] = field(default_factory=list)
 
     def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
-        if len(self.kept) < MAX_INPUTS:
-            self.kept.append({name: np.array(value) for name, value in inputs.items()})
+        if len(self.inputs) < MAX_INPUTS:
+            self.inputs.append({name: np.array(value) for name, value in inputs.items()})
         return self.engine.run(inputs)
 
 
 class Fp32Reference:
-    """A bundle in fp32 on a check set.
+    """Answers of a bundle in fp32 on a check set, and its parts' inputs.
 
-    parts: those that are to be lowered. The Llama is asked only where it or its projector is among them.
+    parts: names of the parts to convert to a lower precision. The Llama is asked only where it or its projector is
+    among them.
     Raises: InputError: the bundle has no such part.
     """
 
@@ -58,25 +59,25 @@ class Fp32Reference:
         self._recorded = [pipeline.analyze(conversation) for conversation in checks.recorded]
 
     def reaches(self, part: str) -> bool:
-        """Whether the conversations reach a part at all."""
-        return part in self._recorders and bool(self._recorders[part].kept)
+        """Whether a part is run at all for these conversations."""
+        return part in self._recorders and bool(self._recorders[part].inputs)
 
     def inputs(self, part: str) -> list[dict[str, npt.NDArray[np.generic]]]:
-        """What a part was given, the first `MAX_INPUTS`.
+        """The first MAX_INPUTS inputs of a part.
 
-        Raises: VerificationError: the conversations never reach it.
+        Raises: VerificationError: the part is not run for these conversations.
         """
         if not self.reaches(part):
             raise VerificationError(
                 f"nothing in the conversations reaches the {part} part",
                 hint="add recordings with voice and picture: --recording MEDIA TRANSCRIPT",
             )
-        return self._recorders[part].kept
+        return self._recorders[part].inputs
 
     def check(self, runners: Mapping[str, GraphRunner], precision: str) -> list[TaskCheck]:
-        """Compare answers with some parts replaced with those in fp32, text first, recordings second.
+        """Compare answers with replaced parts to those in fp32, on text first and on recordings second.
 
-        runners: what runs a part instead of its graph in fp32.
+        runners: part -> the runner that replaces its graph in fp32.
         """
         candidate = self._pipeline(runners)
         conversations = [one.conversation for one in self.checks.labelled]

@@ -1,1 +1,1 @@
-"""The Llama as one graph that answers questions (`part`, `graph`), and as servers load it (`served`, `compressed`)."""
+"""The Llama of a bundle: as parts (`part`), as one ONNX graph (`graph`), and in 8 bits for servers (`compressed`)."""

@@ -1,4 +1,4 @@
-"""A small writer of ONNX graphs by hand, for the few that are not traced from torch."""
+"""Building ONNX graphs operator by operator, for graphs that are not traced from torch."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ IR_VERSION = 10
 
 
 class GraphBuilder:
-    """Collects nodes in the order of their calls; values are the names of tensors."""
+    """Collects nodes in the order of the calls; arguments and results are names of tensors."""
 
     def __init__(self) -> None:
         self._nodes: list[onnx.NodeProto] = []
         self._constants: dict[str, onnx.TensorProto] = {}
 
     def constant(self, name: str, values: npt.ArrayLike, dtype: npt.DTypeLike | None = None) -> str:
-        """A tensor of the graph; one that is there already under this name is used again."""
+        """Add a constant tensor; one that exists already under this name is used again."""
         if name not in self._constants:
             self._constants[name] = numpy_helper.from_array(np.ascontiguousarray(values, dtype), name)
         return name
 
     def integers(self, *values: int) -> str:
-        """A constant int64 (n,), as operators want axes and shapes."""
+        """Add a constant int64 (n,), the form in which operators take axes and shapes."""
         return self.constant("_".join(["integers", *map(str, values)]), np.array(values, np.int64))
 
     def op(self, operator: str, *inputs: str, output: str = "", domain: str = "", **attributes: Any) -> str:
-        """An operator's only output. output: its name, where it is one of the graph's."""
+        """Add an operator and return its only output. output: its name, where it is an output of the graph."""
         name = f"{operator}_{len(self._nodes)}"
         self._add(operator, name, inputs, [output or name], domain, attributes)
         return output or name
@@ -42,7 +42,7 @@ class GraphBuilder:
     def ops(
         self, operator: str, *inputs: str, n_outputs: int, skip: Sequence[int] = (), domain: str = "", **attributes: Any
     ) -> list[str]:
-        """An operator's outputs. skip: numbers of those that it does not have to compute, "" in what is returned."""
+        """Add an operator and return its outputs. skip: positions of outputs that are not needed; returned as ""."""
         name = f"{operator}_{len(self._nodes)}"
         outputs = ["" if i in skip else f"{name}_{i}" for i in range(n_outputs)]
         self._add(operator, name, inputs, outputs, domain, attributes)
@@ -51,7 +51,7 @@ class GraphBuilder:
     def model(
         self, graph: str, inputs: Sequence[Tensor], outputs: Sequence[Tensor], opset: int, own_operators: bool = False
     ) -> onnx.ModelProto:
-        """The graph with its signature. own_operators: whether it uses onnxruntime's."""
+        """Assemble the graph. own_operators: whether it uses onnxruntime's own operators."""
         opsets = [helper.make_opsetid("", opset), *([helper.make_opsetid(MICROSOFT, 1)] if own_operators else [])]
         return helper.make_model(
             helper.make_graph(

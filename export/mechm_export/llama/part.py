@@ -1,7 +1,7 @@
-"""The Llama as parts of a bundle: one graph, prefill only, many questions in a pass, and its soft tokens' projector.
+"""The Llama as parts of a bundle: a prefill-only graph for many questions per pass, and its soft tokens' projector.
 
-The adapter is merged into the base here, in memory and in fp32. What its scores mean beside the fusion's
-(`combination.json`) was fitted for certain fusion weights, so others are refused.
+The adapter is merged into the base here, in memory and in fp32. The combination of its scores with the fusion's
+(`combination.json`) was fitted for certain fusion weights; others are refused.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from mechm_runtime.types import EMOTIONS, Conversation
 
 @dataclass(frozen=True, slots=True)
 class LlamaSource:
-    """What the Llama's part is made from.
+    """Weights and settings from which the Llama's parts are made.
 
     scores: the merged Llama, fp32, in eval mode. tokenizer: its tokenizer file. adapter: the adapter's folder.
-    projector: what makes its soft tokens, None where it reads words alone.
+    projector: computes its soft tokens; None where it reads words only.
     """
 
     scores: AnswerScores
@@ -45,7 +45,7 @@ class LlamaSource:
 
 
 def llama_parts(source: LlamaSource) -> tuple[ExportPart, ...]:
-    """The Llama's graph, and that of its projector where it has one."""
+    """Describe the Llama's part, and before it its projector's where it has one."""
     if source.projector is None:
         return (_llama_part(source),)
     return _projector_part(source.projector), _llama_part(source)
@@ -73,7 +73,7 @@ def _llama_part(source: LlamaSource) -> ExportPart:
     n_layers, n_key_heads, _, head_dim = module.nothing_read().shape
 
     def packed(sizes: Mapping[str, int], random: np.random.Generator) -> Feeds:
-        """Random words: a conversation, then questions of equal length on it; some are soft tokens."""
+        """Random tokens: a conversation, then questions of equal length on it; some are soft tokens."""
         n_tokens, n_questions, n_soft, n_past = (sizes[name] for name in ("tokens", "questions", "soft", "past"))
         length = max(2, n_tokens // (2 * n_questions))
         prefix = n_tokens - length * n_questions
@@ -118,7 +118,7 @@ def _llama_part(source: LlamaSource) -> ExportPart:
 
 
 def question_inputs(source: LlamaSource, conversations: Sequence[Conversation]) -> list[Feeds]:
-    """The graph's inputs for every question on the first window of each conversation, of words alone."""
+    """The graph's inputs for every question on the first window of each conversation, without soft tokens."""
     tokenizer = QuestionTokenizer(source.tokenizer, source.questions)
     inputs = []
     for one in conversations:
@@ -132,9 +132,9 @@ def question_inputs(source: LlamaSource, conversations: Sequence[Conversation]) 
 def load_llama_source(base: Path, adapter: Path, fusion: Path) -> LlamaSource:
     """Merge a trained adapter into its base.
 
-    base: the base language model's folder. fusion: the trained fusion weights that the bundle will have.
-    Raises: WeightsError: base weights or files of the adapter are missing, or its combination was fitted to another
-        fusion.
+    base: the base language model's folder. fusion: the trained fusion weights of the bundle.
+    Raises: WeightsError: base weights or files of the adapter are missing, or its combination was fitted to other
+        fusion weights.
     """
     fitted = read_combination(adapter, fusion)
     projector = load_projector(adapter, fusion) if has_projector(adapter) else None

@@ -1,1 +1,1 @@
-"""TensorRT engines for a bundle's parts: shapes, memory, conversion, the gate, and what the manifest says of them."""
+"""TensorRT engines for a bundle's parts: conversion and building (`engines`), input shapes, and memory estimates."""

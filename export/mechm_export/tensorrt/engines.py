@@ -1,8 +1,9 @@
-"""Add TensorRT engines to a bundle: convert each part, judge it, build it, and put all of them in place at once.
+"""Adding TensorRT engines to a bundle: each part is converted, checked and built, and all are put in place at once.
 
-What is built is kept in a folder beside the bundle until the bundle has it, so that an interrupted run goes on where it
-stopped. A part whose answers change too much is left out. The ONNX that an engine was built from goes into the bundle
-with it: a machine with another GPU or version builds its engine from that (`mechm_runtime.engines.tensorrt.engine`).
+Built engines are kept in a folder beside the bundle until the bundle has them, so that an interrupted run continues
+where it stopped. A part whose answers change too much is left out. The ONNX from which an engine was built goes into
+the bundle too: a machine with another GPU or version builds its engine from that
+(`mechm_runtime.engines.tensorrt.engine`).
 """
 
 from __future__ import annotations
@@ -19,52 +20,55 @@ from pathlib import Path
 from typing import Any
 
 from mechm_export.bundle.manifest import file_facts, replace_manifest
-from mechm_export.diagnose.layer_switches import SwitchedGraph
+from mechm_export.diagnose.layer_switches import LayerSwitches
+from mechm_export.gate.check_set import CheckSet
 from mechm_export.gate.comparison import TaskCheck
 from mechm_export.gate.fp32_reference import Fp32Reference
-from mechm_export.gate.judge import CheckSet, problems_of
+from mechm_export.gate.run import problems_of
 from mechm_export.precision.lower import LowerPrecision, lower_graph
+from mechm_export.staging import explain_write_errors
 from mechm_export.tensorrt.memory import estimate_memory
 from mechm_export.tensorrt.shapes import shape_ranges
 from mechm_runtime.bundle.engine_file import EngineFile, EngineKey, EnginePrecision
-from mechm_runtime.bundle.manifest import ENGINES, Bundle
-from mechm_runtime.bundle.open import file_sha256, open_bundle
+from mechm_runtime.bundle.manifest import Bundle
+from mechm_runtime.bundle.open import ENGINES, Progress, file_sha256, open_bundle
 from mechm_runtime.engines.tensorrt.build import build_into
 from mechm_runtime.engines.tensorrt.engine import check_memory
 from mechm_runtime.engines.tensorrt.engine_store import EngineStore
 from mechm_runtime.engines.tensorrt.library import Gpu, Library, LibraryName, load_library, system_name, visible_gpu
-from mechm_runtime.errors import BundleError, InputError, MissingExtraError, ProviderError, VerificationError
-from mechm_runtime.system.progress import Progress
+from mechm_runtime.errors import InputError, MissingExtraError, ProviderError, VerificationError
 
 AMPERE = 80
-"""From this compute capability on TensorRT-RTX has all precisions. For Turing (75) it refuses products in fp32, and has
-no bfloat16 (its support matrix, and tried with 1.7.1)."""
+"""Lowest compute capability for which TensorRT-RTX has all precisions. For Turing (75) it refuses products in fp32, and
+has no bfloat16 (its support matrix, and tried with 1.7.1)."""
+
+DIAGNOSE_HINT = "mechm export diagnose finds the layers to keep in fp32, for --keep; or --accept-quality-loss"
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
-    """What is built.
+    """The engines to build.
 
-    library: which TensorRT. parts: names, or none for all. compute_capabilities: of the GPUs, as in `86`; none for
-    those the library can build for (from Ampere on), or that of the GPU at hand. kept: part -> nodes that stay in fp32.
-    accept_quality_loss: build what changes too many answers too. jobs: engines built at once.
+    library: TensorRT or TensorRT-RTX. parts: names, or none for all. compute_capabilities: of the GPUs, as in `86`;
+    none for those the library can build for (from Ampere on), or that of this machine's GPU. fp32_nodes: part -> nodes
+    that stay in fp32. accept_quality_loss: also build parts that change too many answers. jobs: engines built at once.
     """
 
     library: LibraryName
     precision: EnginePrecision = "fp16"
     parts: tuple[str, ...] = ()
     compute_capabilities: tuple[str, ...] = ()
-    kept: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    fp32_nodes: Mapping[str, Sequence[str]] = field(default_factory=dict)
     accept_quality_loss: bool = False
     jobs: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class EnginesReport:
-    """What the bundle has now, and why a part was left out.
+    """The engines that the bundle has now.
 
-    built: how many engines were built; others were as the bundle, or an interrupted run, already had them.
-    checks: part -> answers against fp32.
+    built: number of engines that were built; the bundle, or an interrupted run, had the others already.
+    checks: part -> its answers compared with fp32. refused: part -> the reason why it was left out.
     """
 
     engines: tuple[EngineFile, ...]
@@ -76,11 +80,11 @@ class EnginesReport:
 def add_engines(
     folder: Path, settings: EngineSettings, checks: CheckSet, on_progress: Progress | None = None
 ) -> EnginesReport:
-    """Build engines and put them into a bundle; others of the same part and library go.
+    """Build engines and put them into a bundle, in place of older ones of the same part and library.
 
-    Raises: MissingExtraError: the library is not installed. ProviderError: it refuses a graph, or the GPU at hand is
-        too small. InputError: a part or a compute capability that there is not. BundleError: damaged, or cannot be
-        written. VerificationError: nothing reaches a part that is to be lowered, or every part was left out.
+    Raises: MissingExtraError: the library is not installed. ProviderError: it refuses a graph, or this machine's GPU is
+        too small. InputError: an unknown part or compute capability. BundleError: damaged, or cannot be written.
+        VerificationError: a part is not run for the conversations, or every part was left out.
     """
     step = on_progress or (lambda _doing, _done, _total: None)
     library = load_library(settings.library)
@@ -88,12 +92,12 @@ def add_engines(
     capabilities = choose_capabilities(library, gpu, settings)
     bundle = open_bundle(folder)
     parts = settings.parts or tuple(bundle.parts)
-    if unknown := sorted({*parts, *settings.kept} - set(bundle.parts)):
+    if unknown := sorted({*parts, *settings.fp32_nodes} - set(bundle.parts)):
         raise InputError(f"the bundle has no part {unknown[0]}", hint=f"it has {', '.join(bundle.parts)}")
-    with _written(folder), _workspace(folder) as workspace:
+    with explain_write_errors(folder, "engines", hint=""), _workspace(folder) as workspace:
         sources, found, refused = _convert(bundle, parts, settings, checks, workspace.folder, step)
         if not sources:
-            raise VerificationError(f"no part is good enough: {'; '.join(refused.values())}", hint=DIAGNOSE)
+            raise VerificationError(f"no part is good enough: {'; '.join(refused.values())}", hint=DIAGNOSE_HINT)
         engines = [
             _describe(bundle, part, source, library, capabilities, settings.precision)
             for part, source in sources.items()
@@ -108,14 +112,11 @@ def add_engines(
     return EnginesReport(open_bundle(folder).engines, built, found, refused)
 
 
-DIAGNOSE = "mechm export diagnose finds the layers to keep in fp32, for --keep; or --accept-quality-loss"
-
-
 def choose_capabilities(library: Library, gpu: Gpu | None, settings: EngineSettings) -> tuple[str, ...]:
     """The compute capabilities to build for, sorted.
 
-    gpu: the one at hand, where the library needs one.
-    Raises: InputError: the library or the precision does not go with one.
+    gpu: this machine's, where the library needs one.
+    Raises: InputError: the library cannot build for one of them, or not in this precision.
     """
     asked = settings.compute_capabilities
     if gpu is not None and library.needs_gpu:
@@ -141,7 +142,7 @@ def choose_capabilities(library: Library, gpu: Gpu | None, settings: EngineSetti
 
 
 def _gpu_of(library: Library) -> Gpu | None:
-    """The GPU at hand.
+    """This machine's GPU, None if there is none and the library needs none.
 
     Raises: ProviderError: the library needs one, and there is none.
     """
@@ -161,7 +162,10 @@ def _convert(
     workspace: Path,
     step: Progress,
 ) -> tuple[dict[str, Path], dict[str, list[TaskCheck]], dict[str, str]]:
-    """Each part's ONNX in the wanted precision, the checks of those that are kept, and why others are not."""
+    """Convert parts to the wanted precision.
+
+    Returns: part -> its ONNX file, part -> its checks, and part -> the reason why it was left out.
+    """
     if settings.precision == "fp32":
         return {part: bundle.path(bundle.parts[part].files["fp32"]) for part in parts}, {}, {}
     precision: LowerPrecision = settings.precision
@@ -174,18 +178,18 @@ def _convert(
     for number, part in enumerate(parts):
         step(f"{part}: converting to {precision}", number, len(parts))
         exact = bundle.path(bundle.parts[part].files["fp32"])
-        kept = settings.kept.get(part, ())
-        # What is judged is rounded as a GPU rounds: onnxruntime on a CPU leaves out roundings of fp16, and has no bf16.
+        fp32_nodes = settings.fp32_nodes.get(part, ())
+        # Checked as a GPU rounds: onnxruntime on a CPU omits some roundings of fp16, and has no bf16.
         with tempfile.TemporaryDirectory(dir=workspace) as beside:
-            graph = SwitchedGraph(exact, precision, inputs[part], Path(beside))
-            judged = reference.check({part: graph.all_but(kept)}, precision)
-        problems = problems_of(judged)
+            graph = LayerSwitches(exact, precision, inputs[part], Path(beside))
+            tasks = reference.check({part: graph.lower_all_except(fp32_nodes)}, precision)
+        problems = problems_of(tasks)
         if problems and not settings.accept_quality_loss:
             refused[part] = problems[0]
             continue
-        found[part] = judged
+        found[part] = tasks
         lowered = workspace / f"{part}.{precision}.onnx"
-        lower_graph(exact, lowered, precision, inputs[part], kept)
+        lower_graph(exact, lowered, precision, inputs[part], fp32_nodes)
         sources[part] = lowered
     return sources, found, refused
 
@@ -214,9 +218,9 @@ def _build(
     jobs: int,
     step: Progress,
 ) -> int:
-    """Build what the workspace has not, each in a process of its own; returns how many that were."""
+    """Build the engines that the workspace lacks, each in a process of its own; returns their number."""
     missing = [engine for engine in engines if workspace.store.find(engine.key) is None]
-    # TensorRT has state of its own in a process, and a compiler that may take one down.
+    # TensorRT keeps global state in a process, and its compiler can crash one.
     with ProcessPoolExecutor(max_workers=jobs, mp_context=multiprocessing.get_context("spawn")) as pool:
         running = [
             pool.submit(build_into, workspace.store, library.name, sources[engine.part], engine.key)
@@ -244,7 +248,7 @@ def _put_in_place(
     checks: Mapping[str, Sequence[TaskCheck]],
     workspace: Workspace,
 ) -> None:
-    """Move files in, then replace the manifest that names them, then drop those that it no longer names."""
+    """Copy files in, then replace the manifest, then delete the files that it no longer names."""
     replaced = {(engine.part, engine.key.library) for engine in engines}
     kept = [one for one in bundle.engines if (one.part, one.key.library) not in replaced]
     named = sorted((*kept, *engines), key=lambda one: (one.part, one.key.library))
@@ -259,9 +263,9 @@ def _put_in_place(
             files[engine.source] = file_facts(bundle.folder / engine.source)
     wanted = {name for one in named for name in (one.file, one.source)}
     dropped = [name for name in files if name.startswith(f"{ENGINES}/") and name not in wanted]
-    # By the ONNX that was judged, so that they go with it.
-    judged = {one.source: [asdict(check) for check in checks[one.part]] for one in engines if one.part in checks}
-    known = {**bundle.manifest["checks"].get(ENGINES, {}), **judged}
+    # Named by the ONNX that was checked, so that they are dropped with it.
+    tasks = {one.source: [asdict(check) for check in checks[one.part]] for one in engines if one.part in checks}
+    known = {**bundle.manifest["checks"].get(ENGINES, {}), **tasks}
     replace_manifest(
         bundle,
         {
@@ -279,14 +283,14 @@ def _put_in_place(
 
 @dataclass(slots=True)
 class Workspace:
-    """A folder beside a bundle that outlives an interrupted run. done: whether it may go."""
+    """A folder beside a bundle that survives an interrupted run. done: whether it may be deleted."""
 
     folder: Path
     done: bool = False
 
     @property
     def store(self) -> EngineStore:
-        """Engines that are built and not yet in the bundle."""
+        """Engines that are built and not in the bundle yet."""
         return EngineStore(self.folder / "built")
 
 
@@ -298,19 +302,7 @@ def _workspace(bundle: Path) -> Iterator[Workspace]:
     try:
         yield workspace
     finally:
-        for left in folder.glob("*.onnx"):
-            left.unlink()
+        for graph in folder.glob("*.onnx"):
+            graph.unlink()
         if workspace.done or not any(folder.rglob("*.engine")):
             shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def _written(folder: Path) -> Iterator[None]:
-    """Say of the system's refusals (a full disk, a folder of somebody else) what they prevented.
-
-    Raises: BundleError.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise BundleError(f"engines cannot be written to {folder}: {error.strerror or error}") from error

@@ -1,4 +1,4 @@
-"""What an engine takes on a GPU, estimated from its graph before anything is built."""
+"""Estimate of an engine's memory on a GPU, from its graph, before anything is built."""
 
 from __future__ import annotations
 
@@ -16,22 +16,23 @@ from mechm_runtime.bundle.engine_file import ShapeRange
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes of weights, and of the activations that are alive at once at the largest shapes."""
+    """Bytes of weights, and of the activations that are needed at once at the largest shapes."""
 
     weights: int
     activations: int
 
     @property
     def total(self) -> int:
-        """Both."""
+        """Bytes of weights and activations together."""
         return self.weights + self.activations
 
 
 def estimate_memory(path: Path, shapes: Sequence[ShapeRange]) -> MemoryEstimate:
-    """Estimate as if every operator's result were written down. TensorRT fuses most of them, and attention's above all;
-    convolutions may want some megabytes of workspace that are not in it.
+    """Estimate the memory that an engine needs if every operator's result is stored.
 
-    path: an ONNX file. shapes: of all its inputs. A tensor whose shape cannot be told counts as the largest that can.
+    TensorRT fuses most operators, attention above all, and stores less. Convolutions may need some megabytes of
+    workspace, which the estimate leaves out. A tensor of unknown shape counts as the largest one of known shape.
+    path: an ONNX file. shapes: of all its inputs.
     """
     model = onnx.load(path)
     weights = sum(int(np.prod(i.dims)) * _bytes_of(i.data_type) for i in model.graph.initializer)
@@ -40,7 +41,7 @@ def estimate_memory(path: Path, shapes: Sequence[ShapeRange]) -> MemoryEstimate:
     for value in light.graph.input:
         for dim, size in zip(value.type.tensor_type.shape.dim, largest.get(value.name, ()), strict=False):
             dim.dim_value = size
-    del light.graph.value_info[:]  # they name axes, where sizes are wanted
+    del light.graph.value_info[:]  # it has names of axes where inference needs sizes
     for value in light.graph.output:
         value.type.tensor_type.ClearField("shape")
     graph = onnx.shape_inference.infer_shapes(light, data_prop=True).graph
@@ -49,28 +50,28 @@ def estimate_memory(path: Path, shapes: Sequence[ShapeRange]) -> MemoryEstimate:
         for v in (*graph.value_info, *graph.input, *graph.output)
         if (size := _size(v.type.tensor_type)) > 0
     }
-    return MemoryEstimate(weights, _alive_at_once(model.graph, sizes))
+    return MemoryEstimate(weights, _peak_activation_bytes(model.graph, sizes))
 
 
-def _alive_at_once(graph: onnx.GraphProto, sizes: dict[str, int]) -> int:
-    """Bytes of the results that are still to be read, at the worst moment; nodes run in order."""
+def _peak_activation_bytes(graph: onnx.GraphProto, sizes: dict[str, int]) -> int:
+    """Largest sum of bytes of the results that are still to be read, over a run of the nodes in order."""
     constants = {i.name for i in graph.initializer}
     names = {name for node in graph.node for name in node.output} | {v.name for v in graph.input}
     assumed = max((sizes[name] for name in names if name in sizes), default=0)
     last_read = {name: position for position, node in enumerate(graph.node) for name in node.input}
     last_read |= {output.name: len(graph.node) for output in graph.output}
     alive = {value.name: sizes.get(value.name, assumed) for value in graph.input if value.name not in constants}
-    worst = sum(alive.values())
+    peak = sum(alive.values())
     for position, node in enumerate(graph.node):
         alive |= {name: sizes.get(name, assumed) for name in node.output if name}
-        worst = max(worst, sum(alive.values()))
+        peak = max(peak, sum(alive.values()))
         for name in [name for name in alive if last_read.get(name, position) <= position]:
             del alive[name]
-    return worst
+    return peak
 
 
 def _size(tensor_type: onnx.TypeProto.Tensor) -> int:
-    """Bytes of a tensor, 0 where its shape is not known."""
+    """Bytes of a tensor, 0 if its shape is not known."""
     dims = [dim.dim_value if dim.HasField("dim_value") else -1 for dim in tensor_type.shape.dim]
     if not tensor_type.HasField("shape") or min(dims, default=1) < 0 or not tensor_type.elem_type:
         return 0

@@ -1,4 +1,4 @@
-"""Built engines as people read them."""
+"""Printing of the engines in a bundle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mechm_runtime.bundle.manifest import Bundle
 
 
 def print_engines(report: EnginesReport, bundle: Bundle) -> None:
-    """Print the bundle's engines, how their parts answer, and what was left out."""
+    """Print the bundle's engines, how their parts answer, and which parts were left out."""
     from rich.console import Console
     from rich.table import Table
 
@@ -34,8 +34,8 @@ def print_engines(report: EnginesReport, bundle: Bundle) -> None:
         checks.add_column("conversations, part")
         for heading in ("utterances", "labels kept", "pairs kept"):
             checks.add_column(heading, justify="right")
-        for part, judged in report.checks.items():
-            for check in judged:
+        for part, found in report.checks.items():
+            for check in found:
                 figures = (str(check.n_utterances), f"{check.labels_kept:.2%}", f"{check.pairs_kept:.2%}")
                 checks.add_row(f"{check.split}, {part}", *figures)
         console.print(checks)

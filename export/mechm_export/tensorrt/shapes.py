@@ -1,4 +1,4 @@
-"""The shapes that the runtime feeds each part: what an engine's optimisation profile has to hold."""
+"""The shapes that the runtime feeds to each part, which an engine's optimisation profile has to cover."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ Range = tuple[int, int, int]
 
 USUAL_TOKENS = 128
 USUAL_UTTERANCES = 12
-"""Of a conversation of ECF: 10 on average, about 130 tokens in the sentence encoder's words."""
+"""Utterances of a conversation: 10 on average in ECF, about 130 tokens of the sentence encoder."""
 USUAL_SECONDS = 3
-LONGEST_SECONDS = 30
-MOST_UTTERANCES = 1024
-"""That one conversation has, for the part that reads all of them at once."""
-QUESTION_TOKENS = 8
-"""A question of the Llama has at least so many."""
+MAX_SECONDS = 30
+MAX_UTTERANCES = 1024
+"""Utterances of one conversation, for the part that reads all of them at once."""
+MIN_QUESTION_TOKENS = 8
+"""Fewest tokens of a question for the Llama."""
 
 
 def shape_ranges(bundle: Bundle, part: str) -> tuple[ShapeRange, ...]:
-    """Ranges of all inputs of a part, from the bundle's own constants.
+    """Shape ranges of all inputs of a part, from the bundle's own constants.
 
-    Raises: InputError: an axis that this library's runtime does not feed.
+    Raises: InputError: an input has an axis that is unknown to the runtime.
     """
     axes = _axes(bundle, part)
     ranges = []
@@ -43,36 +43,37 @@ def shape_ranges(bundle: Bundle, part: str) -> tuple[ShapeRange, ...]:
 def _axes(bundle: Bundle, part: str) -> dict[str, Range]:
     sizes = bundle.fusion
     if part == "text":
-        return {"batch": (1, 1, TEXT_WINDOWS_PER_RUN), "tokens": _usual(1, USUAL_TOKENS, bundle.text.max_tokens)}
+        return {"batch": (1, 1, TEXT_WINDOWS_PER_RUN), "tokens": _range(1, USUAL_TOKENS, bundle.text.max_tokens)}
     if part == "audio":
         rate, hop = bundle.log_mel.sample_rate, bundle.log_mel.hop_length
         return {
             "batch": (1, 1, 1),
-            "frames": _usual(1, USUAL_SECONDS * rate // hop, MAX_MEL_FRAMES),
-            "samples": (MIN_SAMPLES, USUAL_SECONDS * rate, LONGEST_SECONDS * rate),
+            "frames": _range(1, USUAL_SECONDS * rate // hop, MAX_MEL_FRAMES),
+            "samples": (MIN_SAMPLES, USUAL_SECONDS * rate, MAX_SECONDS * rate),
         }
     if part == "scene":
         return {"batch": (1, sizes.n_frames, sizes.n_frames)}
     if part == "detector":
         side = -(-bundle.faces.detection_side // SIDE_MULTIPLE) * SIDE_MULTIPLE
-        usual = _usual(SIDE_MULTIPLE, side * 9 // 16 // SIDE_MULTIPLE * SIDE_MULTIPLE, side)
+        usual = _range(SIDE_MULTIPLE, side * 9 // 16 // SIDE_MULTIPLE * SIDE_MULTIPLE, side)
         return {"batch": (1, 1, 1), "height": usual, "width": (SIDE_MULTIPLE, side, side)}
     if part == "expression":
         return {"batch": (1, sizes.n_frames, sizes.n_frames * sizes.max_faces)}
     if part == "fusion":
-        return {"batch": (1, 1, WINDOWS_PER_RUN), "utterances": _usual(1, USUAL_UTTERANCES, sizes.window)}
+        return {"batch": (1, 1, WINDOWS_PER_RUN), "utterances": _range(1, USUAL_UTTERANCES, sizes.window)}
     if part == PROJECTOR:
-        return {"utterances": (1, USUAL_UTTERANCES, MOST_UTTERANCES)}
+        return {"utterances": (1, USUAL_UTTERANCES, MAX_UTTERANCES)}
     if part == LLAMA and bundle.llama is not None:
         config = bundle.llama.questions
-        most_soft = max(1, config.soft_tokens * config.max_tokens // QUESTION_TOKENS)
+        max_soft = max(1, config.soft_tokens * config.max_tokens // MIN_QUESTION_TOKENS)
         return {
-            "tokens": _usual(2, 4 * USUAL_TOKENS, config.max_tokens),
-            "questions": _usual(1, 4, config.max_tokens // QUESTION_TOKENS),
-            "soft": _usual(0, config.soft_tokens * USUAL_UTTERANCES, min(most_soft, config.max_tokens)),
+            "tokens": _range(2, 4 * USUAL_TOKENS, config.max_tokens),
+            "questions": _range(1, 4, config.max_tokens // MIN_QUESTION_TOKENS),
+            "soft": _range(0, config.soft_tokens * USUAL_UTTERANCES, min(max_soft, config.max_tokens)),
         }
     return {}
 
 
-def _usual(low: int, usual: int, high: int) -> Range:
-    return low, max(low, min(usual, high)), high
+def _range(smallest: int, usual: int, largest: int) -> Range:
+    """The range of an axis, with the usual size moved into it."""
+    return smallest, max(smallest, min(usual, largest)), largest

@@ -1,1 +1,1 @@
-"""The Llama as vLLM loads it, and the files that deploy a server."""
+"""The Llama in the layout that vLLM loads (`served`), and files for deploying a server (`deployment_files`)."""

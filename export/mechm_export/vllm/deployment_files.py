@@ -1,7 +1,7 @@
 """Files that run a bundle's Llama in containers: Docker Compose and Kubernetes, with vLLM's official image.
 
-The weights are not in an image of their own: the bundle's folder is mounted read-only. Nobody gets an answer without
-the API key, which is never written into these files.
+The weights are not packed into an image: the bundle's folder is mounted read-only. The server answers only requests
+with the API key, which is never written into these files.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ NAME = "mechm-llama"
 MOUNTED = PurePosixPath("/bundle")
 COMPOSE_FILE = "compose.yaml"
 KUBERNETES_FILE = "kubernetes.yaml"
-START_S = 600
-"""How long a server may take to read its weights before it counts as broken."""
+MAX_START_S = 600
+"""Seconds that a server may take to load its weights before it counts as broken."""
 
 
 def write_deployment(bundle: Bundle, config: ServeConfig, out: Path) -> tuple[Path, Path]:
-    """Write `compose.yaml` and `kubernetes.yaml` into a folder, which is made where it is missing.
+    """Write `compose.yaml` and `kubernetes.yaml` into a folder, which is made if it is missing.
 
-    config: gives `concurrency`, `gpu_memory` and `port`; containers run on GPUs and listen to their own network.
+    config: only `concurrency`, `gpu_memory` and `port` are used; containers run on GPUs, in their own network.
     Raises: BundleError: the bundle has no Llama for vLLM, or a file exists or cannot be written.
     """
     if bundle.llama is None or bundle.served is None:
@@ -39,14 +39,14 @@ def write_deployment(bundle: Bundle, config: ServeConfig, out: Path) -> tuple[Pa
     shape = read_shape(bundle.path(f"{bundle.served.folder}/config.json"))
     settings = engine_settings(shape, bundle.llama, bundle.served, inside, MOUNTED / bundle.served.folder)
     arguments = server_arguments(settings, inside)
-    written = {
+    documents_by_file = {
         COMPOSE_FILE: [_compose(bundle, arguments, config.port)],
         KUBERNETES_FILE: [_deployment(bundle, arguments), _service(config.port)],
     }
     check_deployment_target(out)
     try:
         out.mkdir(parents=True, exist_ok=True)
-        for name, documents in written.items():
+        for name, documents in documents_by_file.items():
             text = yaml.safe_dump_all(documents, sort_keys=False, width=110)  # type: ignore[no-untyped-call]
             (out / name).write_text(_heading(name) + text, encoding="utf-8")
     except OSError as error:
@@ -55,7 +55,7 @@ def write_deployment(bundle: Bundle, config: ServeConfig, out: Path) -> tuple[Pa
 
 
 def check_deployment_target(out: Path) -> None:
-    """Raises: BundleError: a file that would be written is there already."""
+    """Raises: BundleError: a file that would be written exists already."""
     for name in (COMPOSE_FILE, KUBERNETES_FILE):
         if (out / name).exists():
             raise BundleError(f"{out / name} exists", hint="remove it, or name another folder")
@@ -77,13 +77,13 @@ def _compose(bundle: Bundle, arguments: list[str], port: int) -> dict[str, Any]:
         "interval": "10s",
         "timeout": "5s",
         "retries": 3,
-        "start_period": f"{START_S}s",
+        "start_period": f"{MAX_START_S}s",
     }
     service = {
         "image": IMAGE,
         "command": arguments,
         "environment": {**QUIET, API_KEY: f"${{{API_KEY}:?set it to a secret}}"},
-        # Clients elsewhere need a proxy with TLS before this: the words of a conversation travel in the clear else.
+        # Clients on other machines need a proxy with TLS: without one, conversations travel unencrypted.
         "ports": [f"127.0.0.1:{port}:8000"],
         "volumes": [f"{bundle.folder.absolute()}:{MOUNTED}:ro"],
         "ipc": "host",
@@ -106,7 +106,7 @@ def _deployment(bundle: Bundle, arguments: list[str]) -> dict[str, Any]:
         ],
         "ports": [{"containerPort": 8000}],
         "resources": {"limits": {"nvidia.com/gpu": 1}},
-        "startupProbe": {**probe, "failureThreshold": START_S // 10},
+        "startupProbe": {**probe, "failureThreshold": MAX_START_S // 10},
         "readinessProbe": probe,
         "livenessProbe": {**probe, "failureThreshold": 6},
         "volumeMounts": [

@@ -1,8 +1,8 @@
-"""Put the Llama into a bundle as a server loads it: merged, in the Hugging Face layout, beside the graph of the edge.
+"""Adding the Llama to a bundle in the layout that vLLM loads: merged, as a Hugging Face folder, beside its ONNX graph.
 
-What is asked, the answers' tokens and how the answers are weighed are in the bundle already (`llama.part`), and hold
-for these weights too: they are merged from the adapter that the graph was made from. The old bundle stays valid until
-the new manifest is in place.
+The questions, the tokens of the answers and the weights of the answers are in the bundle already (`llama.part`). They
+hold for these weights too, which are merged from the same adapter as the graph. The old bundle stays valid until the
+new manifest is in place.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from mechm.model.build import DECISION_FILE
 from mechm.model.transformers_output import quiet_transformers
 from mechm_export.bundle.manifest import file_facts, replace_manifest
 from mechm_export.check_data import check_conversations
+from mechm_export.gate.check_set import SHIPPED_SPLIT
 from mechm_export.gate.comparison import TaskCheck, check_task
-from mechm_export.gate.judge import SHIPPED_SPLIT
-from mechm_export.llama.compressed import SCHEMES, SchemeName, even_out, round_layers, write_compressed
+from mechm_export.llama.compressed import SCHEMES, SchemeName, simulate_quantization, smooth_channels, write_compressed
+from mechm_export.staging import explain_write_errors
 from mechm_runtime.bundle.manifest import LLAMA, SERVED, Bundle, PartFiles, ServedLlama
 from mechm_runtime.bundle.open import file_sha256, open_bundle
 from mechm_runtime.engines.base import EngineConfig, GraphRunner
@@ -41,8 +42,8 @@ from mechm_runtime.types import Conversation
 
 SERVED_FOLDER = f"llm/{SERVED}"
 
-NOT_SERVED = (DECISION_FILE, COMBINATION_FILE, PROJECTOR_FOLDER)
-"""What a merged folder has for training and the bundle has elsewhere."""
+EXCLUDED_FILES = (DECISION_FILE, COMBINATION_FILE, PROJECTOR_FOLDER)
+"""Files and folders of a merged model that are for training, and that the bundle has elsewhere."""
 
 
 def add_served_llama(
@@ -58,11 +59,11 @@ def add_served_llama(
 ) -> tuple[MergeReport, TaskCheck | None]:
     """Merge the adapter of a bundle's Llama into its base and put the result into the bundle, whole or not at all.
 
-    quantization: of the linear layers; judged on the same conversations.
+    quantization: of the linear layers, None for none; its answers are checked on the same conversations.
     adapter, base, conversations, device, on_progress: as in `mechm.llm.merge.merge_adapter`.
-    Returns: what was merged, and how the bundle answers with the quantized weights where they are.
-    Raises: BundleError: the bundle has no Llama, or another than the adapter's, or cannot be written. WeightsError,
-        VerificationError: see `merge_adapter`; or quantized it changes too many answers.
+    Returns: the report of the merge, and the check of the quantized weights' answers, None without quantization.
+    Raises: BundleError: the bundle has no Llama, or one of another adapter, or cannot be written. WeightsError,
+        VerificationError: see `merge_adapter`; or the quantized Llama changes too many answers.
     """
     bundle = open_bundle(folder)
     check_adapter(bundle, adapter)
@@ -71,17 +72,16 @@ def add_served_llama(
         report = merge_adapter(
             adapter, base, made, dtype=dtype, conversations=conversations, device=device, on_progress=on_progress
         )
-        for name in NOT_SERVED:
+        for name in EXCLUDED_FILES:
             path = made / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         check = None
-        try:
+        with explain_write_errors(folder, "the Llama", hint="free some space"):
             if quantization is not None:
-                (on_progress or no_progress)(f"quantizing to {quantization}", 0, 0)
+                if on_progress is not None:
+                    on_progress(f"quantizing to {quantization}", 0, 0)
                 check = _quantize(bundle, made, quantization, DTYPES[dtype], conversations)
             _put_in_place(bundle, made, report, quantization or "none")
-        except OSError as error:
-            raise BundleError(f"cannot write {folder}: {error.strerror or error}", hint="free some space") from error
     return report, check
 
 
@@ -92,10 +92,10 @@ def _quantize(
     dtype: torch.dtype,
     given: tuple[str, Sequence[Conversation]] | None,
 ) -> TaskCheck:
-    """Quantize a merged folder in place, and judge the task's answers with it.
+    """Quantize a merged folder in place, and compare the task's answers with the bundle's in fp32.
 
-    given: a name and what to judge them on; None for the shipped conversations, which are annotated.
-    Raises: VerificationError: too many change.
+    given: name and conversations to compare on; None for the shipped ones, which are annotated.
+    Raises: VerificationError: too many answers change.
     """
     scheme = SCHEMES[quantization]
     checks = check_conversations() if given is None else ()
@@ -104,14 +104,14 @@ def _quantize(
         llama = load_llama(made, torch.float32).eval()
     tokenizer = _questions(bundle)
     scores = AnswerScores(llama, tokenizer)
-    even_out(llama, lambda: answer(scores, tokenizer, conversations))
+    smooth_channels(llama, lambda: answer(scores, tokenizer, conversations))
     write_compressed(llama, scheme, dtype, made)
-    round_layers(llama, scheme)
-    rounded = TorchLlama(scores)
+    simulate_quantization(llama, scheme)
+    quantized = TorchLlama(scores)
     exact = Pipeline(bundle, precisions=dict.fromkeys(bundle.parts, "fp32"), asked_below=1.0)
 
     def load(part: PartFiles) -> GraphRunner:
-        return rounded if part.name == LLAMA else OnnxRuntimeEngine(bundle.path(part.files["fp32"]), EngineConfig())
+        return quantized if part.name == LLAMA else OnnxRuntimeEngine(bundle.path(part.files["fp32"]), EngineConfig())
 
     expected = [exact.analyze(conversation) for conversation in conversations]
     found = Pipeline(bundle, load_part=load, asked_below=1.0)
@@ -128,7 +128,7 @@ def _questions(bundle: Bundle) -> QuestionTokenizer:
 
 
 def check_adapter(bundle: Bundle, adapter: Path) -> None:
-    """Raises: BundleError: the bundle's Llama is not this adapter's."""
+    """Raises: BundleError: the bundle's Llama was not made from this adapter."""
     if bundle.llama is None:
         raise BundleError(
             f"{bundle.folder} has no Llama", hint="mechm export bundle --llm DIR --out DIR makes one that has"
@@ -142,7 +142,7 @@ def check_adapter(bundle: Bundle, adapter: Path) -> None:
 
 
 def _put_in_place(bundle: Bundle, made: Path, report: MergeReport, quantization: str) -> None:
-    """Move the folder in and replace the manifest; the files of an older one go last."""
+    """Move the folder in and replace the manifest; an older folder is deleted last."""
     target = bundle.folder.joinpath(*SERVED_FOLDER.split("/"))
     target.parent.mkdir(exist_ok=True)
     with in_place(made, target):
@@ -150,10 +150,12 @@ def _put_in_place(bundle: Bundle, made: Path, report: MergeReport, quantization:
 
 
 def _write_manifest(bundle: Bundle, target: Path, served: ServedLlama) -> None:
-    kept = {name: facts for name, facts in bundle.manifest["files"].items() if not name.startswith(f"{SERVED_FOLDER}/")}
+    others = {
+        name: facts for name, facts in bundle.manifest["files"].items() if not name.startswith(f"{SERVED_FOLDER}/")
+    }
     added = {
         f"{SERVED_FOLDER}/{path.relative_to(target).as_posix()}": file_facts(path)
         for path in target.rglob("*")
         if path.is_file()
     }
-    replace_manifest(bundle, {"files": dict(sorted({**kept, **added}.items())), SERVED: asdict(served)})
+    replace_manifest(bundle, {"files": dict(sorted({**others, **added}.items())), SERVED: asdict(served)})

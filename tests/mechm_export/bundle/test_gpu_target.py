@@ -15,8 +15,10 @@ from onnx import TensorProto, helper, numpy_helper
 from mechm.cli import cli
 from mechm.model.build import build_network, save_trained
 from mechm.model.config import TINY
-from mechm_export.bundle.half_parts import CUDA_LACKS, write_half
-from mechm_export.bundle.write import BundleReport, export_bundle, verify_bundle
+from mechm_export.bundle.half_parts import MISSING_CUDA_KERNELS, write_half
+from mechm_export.bundle.report import BundleReport
+from mechm_export.bundle.verify import verify_bundle
+from mechm_export.bundle.write import export_bundle
 from mechm_export.check_data import check_conversations
 from mechm_export.deployment.split import Deployment, split_bundle
 from mechm_export.parts import build_parts
@@ -88,7 +90,7 @@ def test_callers_see_fp32_and_sums_stay_in_it(name: str, made: BundleReport) -> 
         kinds = {types[value] for value in (*node.input, *node.output) if value in types}
         if node.op_type in IN_FP32:
             assert TensorProto.FLOAT16 not in kinds, node.name
-        if node.op_type in CUDA_LACKS["fp16"]:
+        if node.op_type in MISSING_CUDA_KERNELS["fp16"]:
             assert TensorProto.FLOAT16 not in kinds, node.name
     products = [node for node in half.graph.node if node.op_type in ("MatMul", "Gemm", "Conv")]
     assert any(types[node.output[0]] == TensorProto.FLOAT16 for node in products)

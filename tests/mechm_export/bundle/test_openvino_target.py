@@ -14,7 +14,9 @@ from onnx import numpy_helper
 
 from mechm.cli import cli
 from mechm_export.bundle.calibration import recorded_inputs
-from mechm_export.bundle.write import BundleReport, export_bundle, verify_bundle
+from mechm_export.bundle.report import BundleReport
+from mechm_export.bundle.verify import verify_bundle
+from mechm_export.bundle.write import export_bundle
 from mechm_export.check_data import check_conversations, check_recordings
 from mechm_export.deployment.split import Deployment, split_bundle
 from mechm_runtime.bundle.manifest import LLAMA

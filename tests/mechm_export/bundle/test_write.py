@@ -22,13 +22,15 @@ from onnx import numpy_helper
 from mechm.cli import cli
 from mechm.model.build import build_network, save_trained
 from mechm.model.config import preset_config
-from mechm_export.bundle import half_parts as cuda
-from mechm_export.bundle.write import BundleReport, Target, export_bundle, verify_bundle
+from mechm_export.bundle import half_parts
+from mechm_export.bundle.report import BundleReport
+from mechm_export.bundle.verify import verify_bundle
+from mechm_export.bundle.write import Target, export_bundle
 from mechm_export.check_data import check_conversations
 from mechm_export.diagnose.proposal import Proposal
-from mechm_export.gate import judge as judging
+from mechm_export.gate import run as gate_run
+from mechm_export.gate.check_set import CheckSet, shipped_check_set
 from mechm_export.gate.comparison import TaskCheck
-from mechm_export.gate.judge import CheckSet, shipped_check_set
 from mechm_export.staging import check_target, put_in_place
 from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.bundle.manifest import ACCEPTED, MANIFEST, manifest_id
@@ -210,10 +212,10 @@ def test_what_was_written_verifies(report: BundleReport, trained: Path) -> None:
 
 def test_the_tiny_bundle_was_judged_fairly(tiny_bundle: Path, tiny_parts: Any, sharp: DecisionConfig) -> None:
     bundle = open_bundle(tiny_bundle)
-    tasks, refused = judging.judge(bundle, judging.ask_torch(bundle, tiny_parts, shipped_check_set()))
+    tasks, refused = gate_run.run_gate(bundle, gate_run.torch_reference(bundle, tiny_parts, shipped_check_set()))
     assert (refused, [task.problem for task in tasks]) == ({}, ["", ""])
     sharper = replace(bundle, decision=sharp)
-    tasks, refused = judging.judge(sharper, judging.ask_torch(sharper, tiny_parts, shipped_check_set()))
+    tasks, refused = gate_run.run_gate(sharper, gate_run.torch_reference(sharper, tiny_parts, shipped_check_set()))
     assert ("fusion", "int8") in refused
     assert [task.problem for task in tasks] == ["", ""]
 
@@ -246,9 +248,9 @@ def test_the_parts_to_blame_are_found_and_no_others(
         yield TaskCheck("made-up", "int8" if "int8" in precisions.values() else "fp32", 12, 132,
                         round(1 - n_changed / 132, 5), 1.0, 0.0)  # fmt: skip
 
-    monkeypatch.setattr(judging, "compare", compare)
-    nothing = judging.Reference(shipped_check_set(), (), ())
-    tasks, refused = judging.judge(open_bundle(tiny_bundle, check_hashes=False), nothing)
+    monkeypatch.setattr(gate_run, "compare", compare)
+    nothing = gate_run.TorchReference(shipped_check_set(), (), ())
+    tasks, refused = gate_run.run_gate(open_bundle(tiny_bundle, check_hashes=False), nothing)
     assert refused.keys() == {(name, "int8") for name in expected}
     assert all(refused[name, "int8"].startswith(words) for name, words in expected.items()), refused
     assert [task.precision for task in tasks] == (["fp32"] if len(refused) == 6 else ["fp32", "int8"])
@@ -257,9 +259,9 @@ def test_the_parts_to_blame_are_found_and_no_others(
 def test_a_wrong_fp32_graph_is_never_left_in(folder: Path, tiny_parts: Any, sharp: DecisionConfig) -> None:
     plant(folder / "onnx/fusion.fp32.onnx", 1.0)
     bundle = replace(open_bundle(rewrite(folder, lambda _manifest: None)), decision=sharp)
-    reference = judging.ask_torch(bundle, tiny_parts, shipped_check_set())
+    reference = gate_run.torch_reference(bundle, tiny_parts, shipped_check_set())
     with pytest.raises(VerificationError, match=r"^fp32: \d+ of 132 labels differ"):
-        judging.judge(bundle, reference)
+        gate_run.run_gate(bundle, reference)
 
 
 # Failures on the way
@@ -452,18 +454,18 @@ def test_sixteen_bits_that_change_answers_are_accepted_too(tmp_path: Path, monke
         name = "fp16" if "fp16" in precisions.values() else "fp32"
         yield TaskCheck("made-up", name, 12, 132, round(1 - n_changed / 132, 5), 1.0, 0.0)
 
-    monkeypatch.setattr(judging, "compare", compare)
-    monkeypatch.setattr(cuda, "compare", compare)
+    monkeypatch.setattr(gate_run, "compare", compare)
+    monkeypatch.setattr(half_parts, "compare", compare)
     targets: tuple[Target, ...] = ("onnxruntime-gpu",)
     strict, lenient = (
         export_bundle("tiny", tmp_path / str(accepts), trained=None, targets=targets, accept_quality_loss=accepts)
         for accepts in (False, True)
     )
     reason = "9 of 132 labels differ from torch on made-up"
-    assert (strict.refused, strict.accepted) == ({("fusion", "fp16"): reason}, {})
-    assert (lenient.refused, lenient.accepted) == ({}, {("fusion", "fp16"): reason})
-    assert ENGINES["onnxruntime-gpu"].default_precision(strict.bundle.parts["fusion"]) == "bf16"
-    assert ENGINES["onnxruntime-gpu"].default_precision(lenient.bundle.parts["fusion"]) == "fp16"
+    assert (strict.refused, strict.accepted_losses) == ({("fusion", "fp16"): reason}, {})
+    assert (lenient.refused, lenient.accepted_losses) == ({}, {("fusion", "fp16"): reason})
+    assert strict.bundle.parts["fusion"].precision_on("onnxruntime-gpu") == "bf16"
+    assert lenient.bundle.parts["fusion"].precision_on("onnxruntime-gpu") == "fp16"
     assert [task.problem for task in lenient.tasks] == ["", reason]
     assert lenient.problems == []
     lossy = tuple(replace(task, precision="w8") for task in lenient.tasks)

@@ -14,11 +14,10 @@ from typing import Any
 import pytest
 
 from mechm.cli import main
-from mechm_export.bundle.write import BundleReport
-from mechm_export.cli.bundle import _print
+from mechm_export.bundle.report import BundleReport, print_report
 from mechm_export.cli.options import read_check_set
+from mechm_export.gate.check_set import shipped_check_set
 from mechm_export.gate.comparison import TaskCheck, ValueCheck
-from mechm_export.gate.judge import shipped_check_set
 from mechm_runtime.bundle.manifest import MANIFEST, manifest_id
 from mechm_runtime.bundle.open import open_bundle
 
@@ -206,7 +205,7 @@ def test_what_was_left_out_is_printed(tiny_bundle: Path, capsys: pytest.CaptureF
         (TaskCheck("dev", "fp32", 12, 132, 0.9924, 0.95, 0.01, 0.3421, 0.3425, 0.36, 0.6, 866, 900),),
         {("text", "int8"): "17 of 132 labels differ from torch on dev"},
     )
-    _print(report)
+    print_report(report)
     printed = " ".join(capsys.readouterr().out.split())
     assert "text: int8 was left out: 17 of 132 labels differ from torch on dev" in printed
     for words in ("fp32 *", "1.5e-06", "99.24%", "95.00%", "0.3421", "0.3425"):

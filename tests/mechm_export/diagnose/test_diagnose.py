@@ -13,10 +13,10 @@ from click.testing import CliRunner
 from onnx import TensorProto, helper, numpy_helper
 
 from mechm.cli import cli
-from mechm_export.diagnose.layer_switches import SwitchedGraph
-from mechm_export.diagnose.run import diagnose_file, diagnose_part, keep_for
+from mechm_export.diagnose.layer_switches import LayerSwitches
+from mechm_export.diagnose.run import diagnose_file, diagnose_part, read_fp32_layers
 from mechm_export.diagnose.search import compare_outputs
-from mechm_export.gate.judge import CheckSet, shipped_check_set
+from mechm_export.gate.check_set import CheckSet, shipped_check_set
 from mechm_export.precision.lower import LowerPrecision, lower_graph
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.engines.base import EngineConfig
@@ -145,13 +145,13 @@ def test_a_gate_that_nothing_passes_is_said_to_be_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
 def test_the_switched_graph_rounds_as_the_converted_file_does(precision: LowerPrecision, tmp_path: Path) -> None:
     source, _ = written(1.0, tmp_path)
-    graph = SwitchedGraph(source, precision, feeds(), tmp_path)
+    graph = LayerSwitches(source, precision, feeds(), tmp_path)
     exact = [OnnxRuntimeEngine(source, EngineConfig()).run(feed) for feed in feeds()]
-    none = compare_outputs(exact, [graph.lowered(()).run(feed) for feed in feeds()])
+    none = compare_outputs(exact, [graph.lower(()).run(feed) for feed in feeds()])
     assert none.relative_error < 1e-6
     lower_graph(source, tmp_path / "file.onnx", precision, feeds())
     file = [OnnxRuntimeEngine(tmp_path / "file.onnx", EngineConfig()).run(feed) for feed in feeds()]
-    together = [graph.all_but(()).run(feed) for feed in feeds()]
+    together = [graph.lower_all_except(()).run(feed) for feed in feeds()]
     apart = compare_outputs(exact, together).relative_error
     assert apart > 1e-5
     assert compare_outputs(file, together).relative_error < apart
@@ -217,12 +217,12 @@ def test_a_part_is_diagnosed_on_what_the_pipeline_feeds_it(tiny_bundle: Path, tm
     readers = {name: node.input[0] for node in graph.node for name in [node.name]}
     assert not {"face", "audio", "scene"} & {readers[name] for name in names}, "words alone leave those at zero"
     found.write_kept(tmp_path / "kept.json")
-    assert keep_for(tiny_bundle, "int8", [tmp_path / "kept.json"]) == {"fusion": ()}
+    assert read_fp32_layers(tiny_bundle, "int8", [tmp_path / "kept.json"]) == {"fusion": ()}
     with pytest.raises(InputError, match="another graph or precision"):
-        keep_for(tiny_bundle, "fp16", [tmp_path / "kept.json"])
+        read_fp32_layers(tiny_bundle, "fp16", [tmp_path / "kept.json"])
     (tmp_path / "kept.json").write_text("[]")
     with pytest.raises(InputError, match="no list of layers"):
-        keep_for(tiny_bundle, "int8", [tmp_path / "kept.json"])
+        read_fp32_layers(tiny_bundle, "int8", [tmp_path / "kept.json"])
     with pytest.raises(VerificationError, match="nothing in the conversations reaches the audio part"):
         diagnose_part(tiny_bundle, "audio", "int8", few_checks())
     with pytest.raises(InputError, match="no part mouth"):

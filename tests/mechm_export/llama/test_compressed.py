@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 from mechm.cli import cli
 from mechm.llm.comparison import Answers, answer
 from mechm.llm.scorer import AnswerScores, load_llama
-from mechm_export.bundle.write import BundleReport
+from mechm_export.bundle.report import BundleReport
 from mechm_export.check_data import check_conversations
-from mechm_export.llama.compressed import SCHEMES, SchemeName, even_out, round_layers, write_compressed
+from mechm_export.llama.compressed import SCHEMES, SchemeName, simulate_quantization, smooth_channels, write_compressed
 from mechm_export.staging import check_target
 from mechm_export.vllm.served import add_served_llama
 from mechm_runtime.bundle.open import open_bundle
@@ -77,7 +77,7 @@ def apart(some: list[Answers], others: list[Answers]) -> float:
 
 def test_evening_out_changes_no_answer(scores: AnswerScores, base: Path) -> None:
     before = {name: values.clone() for name, values in scores.llama.state_dict().items()}
-    answered = even_out(scores.llama, lambda: ask(scores, base))
+    answered = smooth_channels(scores.llama, lambda: ask(scores, base))
     after = scores.llama.state_dict()
     changed = {name.split(".", 3)[-1] for name, values in after.items() if not torch.equal(values, before[name])}
     assert {"self_attn.q_proj.weight", "self_attn.o_proj.weight", "mlp.down_proj.weight"} <= changed
@@ -88,12 +88,12 @@ def test_evening_out_changes_no_answer(scores: AnswerScores, base: Path) -> None
 def test_evened_out_it_loses_less_by_rounding(name: SchemeName, base: Path, scores: AnswerScores) -> None:
     exact = ask(scores, base)
     weights = {key: values.clone() for key, values in scores.llama.state_dict().items()}
-    round_layers(scores.llama, SCHEMES[name])
+    simulate_quantization(scores.llama, SCHEMES[name])
     plain = apart(ask(scores, base), exact)
     even = AnswerScores(load_llama(base, torch.float32).eval(), QuestionTokenizer(base / "tokenizer.json"))
     even.llama.load_state_dict(weights)
-    even_out(even.llama, lambda: ask(even, base))
-    round_layers(even.llama, SCHEMES[name])
+    smooth_channels(even.llama, lambda: ask(even, base))
+    simulate_quantization(even.llama, SCHEMES[name])
     lost = apart(ask(even, base), exact)
     assert 0 < lost < 0.1
     # Floating point loses little to outliers in the first place.
@@ -110,7 +110,7 @@ def test_what_is_written_is_what_was_rounded(
     stored = load_file(tmp_path / "served" / "model.safetensors")
     config = json.loads((tmp_path / "served" / "config.json").read_text())["quantization_config"]
     assert (config["format"], config["ignore"]) == (scheme.layout, ["lm_head"])
-    round_layers(scores.llama, scheme)
+    simulate_quantization(scores.llama, scheme)
     for key, values in scores.llama.state_dict().items():
         if key == "lm_head.weight" and key not in stored:
             assert scores.llama.config.tie_word_embeddings
@@ -134,7 +134,7 @@ def folder(report: BundleReport, tmp_path_factory: pytest.TempPathFactory) -> Pa
 def test_the_command_writes_it_and_says_what_it_keeps(
     folder: Path, adapter: Path, llama_base: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mechm_export.gate.comparison.FEW_LABELS", 6)  # random weights answer with near ties
+    monkeypatch.setattr("mechm_export.gate.comparison.ALLOWED_LABELS", 6)  # random weights answer with near ties
     arguments = ["export", "llm", "--bundle", folder, "--adapter", adapter, "--base", llama_base, "--quantize", "int8"]
     done = CliRunner().invoke(cli, list(map(str, arguments)))
     assert done.exit_code == 0, done.output
@@ -157,7 +157,7 @@ def test_what_changes_answers_is_not_put_in_place(
         for layer in llama.model.layers:
             torch.nn.init.normal_(layer.mlp.down_proj.weight, std=10.0)
 
-    monkeypatch.setattr("mechm_export.vllm.served.round_layers", ruined)
+    monkeypatch.setattr("mechm_export.vllm.served.simulate_quantization", ruined)
     with pytest.raises(VerificationError, match=r"the Llama in int8: \d+ of \d+ "):
         add_served_llama(folder, adapter, llama_base, quantization="int8")
     assert open_bundle(folder).id == before

@@ -11,7 +11,7 @@ import onnx
 import pytest
 
 from mechm.llm.packed import PackedLlama, TorchLlama
-from mechm_export.bundle.write import BundleReport
+from mechm_export.bundle.report import BundleReport
 from mechm_export.check_data import check_conversations
 from mechm_export.graphs.part import ExportPart
 from mechm_export.llama.graph import check_architecture, write_llama_graph

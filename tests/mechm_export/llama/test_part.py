@@ -20,7 +20,8 @@ from mechm.llm.combination import LLAMA_FOLDER, is_adapter, read_combination
 from mechm.llm.packed import TorchLlama
 from mechm.model.build import build_network, pretrained_folder, save_trained
 from mechm.model.config import TINY
-from mechm_export.bundle.write import BundleReport, verify_bundle
+from mechm_export.bundle.report import BundleReport
+from mechm_export.bundle.verify import verify_bundle
 from mechm_export.check_data import check_conversations
 from mechm_export.llama.part import load_llama_source
 from mechm_runtime.bundle.config import DecisionConfig

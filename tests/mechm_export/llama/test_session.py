@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mechm_export.bundle.write import BundleReport
+from mechm_export.bundle.report import BundleReport
 from mechm_runtime import EMOTIONS, Pipeline, Utterance
 from mechm_runtime.bundle.manifest import LLAMA, PartFiles
 from mechm_runtime.engines.base import EngineConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mechm_export.bundle.write import BundleReport
+from mechm_export.bundle.report import BundleReport
 from mechm_export.vllm.deployment_files import write_deployment
 from mechm_runtime.bundle.manifest import Bundle, ServedLlama
 from mechm_runtime.errors import BundleError

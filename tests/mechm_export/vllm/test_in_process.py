@@ -17,7 +17,7 @@ from mechm.llm.merge import merge_adapter
 from mechm.llm.packed import TorchLlama
 from mechm.llm.scorer import AnswerScores, load_merged
 from mechm.model.build import pretrained_folder
-from mechm_export.bundle.write import BundleReport
+from mechm_export.bundle.report import BundleReport
 from mechm_export.check_data import check_conversations
 from mechm_export.vllm.served import _put_in_place, add_served_llama
 from mechm_runtime.bundle.config import QuestionConfig
@@ -139,7 +139,7 @@ def test_it_multiplies_in_8_bits(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("mechm_export.gate.comparison.FEW_LABELS", 6)  # random weights answer with near ties
+    monkeypatch.setattr("mechm_export.gate.comparison.ALLOWED_LABELS", 6)  # random weights answer with near ties
     folder = tmp_path / "bundle"
     shutil.copytree(report.bundle.folder, folder)
     add_served_llama(folder, adapter, llama_base, quantization="int8")

@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner
 
 from mechm.cli import cli
-from mechm_export.bundle.write import BundleReport
+from mechm_export.bundle.report import BundleReport
 from mechm_export.check_data import check_conversations
 from mechm_export.deployment.split import Deployment, split_bundle
 from mechm_export.staging import check_target
