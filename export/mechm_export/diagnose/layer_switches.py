@@ -17,11 +17,12 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from mechm_export.graphs.nodes import set_nodes
 from mechm_export.graphs.part import Arrays
 from mechm_export.precision.dynamic_int8 import MIN_SCALE
 from mechm_export.precision.half import ELEMENT_TYPES, half_nodes, round_to
 from mechm_export.precision.lower import LowerPrecision
-from mechm_export.precision.smoothing import linear_layers, set_nodes
+from mechm_export.precision.smoothing import linear_layers
 from mechm_export.precision.static_int8 import load_smoothed, quantizable_nodes
 from mechm_export.precision.tensor_types import known_types
 from mechm_runtime.engines.base import EngineConfig

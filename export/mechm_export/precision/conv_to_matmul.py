@@ -15,8 +15,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from mechm_export.precision.half import drop_unused_constants
-from mechm_export.precision.smoothing import set_nodes
+from mechm_export.graphs.nodes import drop_unused_constants, set_nodes
 
 END = np.iinfo(np.int64).max
 MIN_CHANNELS = 64

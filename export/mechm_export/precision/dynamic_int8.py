@@ -19,9 +19,10 @@ from onnx import helper, numpy_helper
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from mechm_export.graphs.files import has_large_weights, save_graph, strip_provenance
+from mechm_export.graphs.nodes import set_nodes
 from mechm_export.graphs.part import Arrays, Int8Recipe
 from mechm_export.precision.conv_to_matmul import convert_convolutions
-from mechm_export.precision.smoothing import linear_layers, scale_tokens, set_nodes, smooth
+from mechm_export.precision.smoothing import linear_layers, scale_tokens, smooth
 from mechm_runtime.errors import VerificationError
 
 MIN_SCALE = 1e-12

@@ -19,7 +19,7 @@ import numpy.typing as npt
 import onnx
 from onnx import TensorProto, defs, helper, numpy_helper
 
-from mechm_export.precision.smoothing import set_nodes
+from mechm_export.graphs.nodes import captured_names, drop_unused_constants, set_nodes
 from mechm_export.precision.tensor_types import known_types, precision_sensitive
 from mechm_runtime.errors import VerificationError
 
@@ -184,16 +184,6 @@ def round_to(values: npt.NDArray[np.float32], precision: HalfPrecision) -> npt.N
     return np.asarray(np.clip(values, -largest, largest).astype(DTYPES[precision]))
 
 
-def drop_unused_constants(model: onnx.ModelProto) -> None:
-    """Remove initializers that no node reads, in place."""
-    used = {name for node in model.graph.node for name in (*node.input, *_captured(node))}
-    used |= {output.name for output in model.graph.output}
-    constants = model.graph.initializer
-    for index in reversed(range(len(constants))):
-        if constants[index].name not in used:
-            del constants[index]
-
-
 def _half_nodes(model: onnx.ModelProto, precision: HalfPrecision, types: Mapping[str, int]) -> list[onnx.NodeProto]:
     sensitive = precision_sensitive(model, types)
     constants = {i.name for i in model.graph.initializer}
@@ -246,14 +236,7 @@ def _read_in_fp32(graph: onnx.GraphProto, half: Collection[str]) -> set[str]:
     """Names of the tensors that nodes in fp32, subgraphs or the caller read."""
     read = {output.name for output in graph.output}
     for node in graph.node:
-        read.update(_captured(node))
+        read.update(captured_names(node))
         if not set(half).intersection(node.output):
             read.update(node.input)
     return read
-
-
-def _captured(node: onnx.NodeProto) -> set[str]:
-    """Names that the bodies of a node's branches or loops read from outside."""
-    bodies = [body for a in node.attribute for body in ([a.g] if a.type == a.GRAPH else a.graphs)]
-    read = {name for body in bodies for inner in body.node for name in (*inner.input, *_captured(inner))}
-    return read | {output.name for body in bodies for output in body.output}

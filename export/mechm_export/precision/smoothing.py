@@ -22,6 +22,7 @@ import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
+from mechm_export.graphs.nodes import set_nodes
 from mechm_export.graphs.part import Arrays
 from mechm_runtime.errors import VerificationError
 
@@ -98,14 +99,6 @@ def scale_tokens(model: onnx.ModelProto) -> None:
     model.graph.initializer.append(numpy_helper.from_array(np.array([-1], np.int64), "token_axis"))
     model.graph.initializer.append(numpy_helper.from_array(np.array(MIN_MAGNITUDE, np.float32), "token_floor"))
     set_nodes(model, nodes)
-
-
-def set_nodes(model: onnx.ModelProto, nodes: Iterable[onnx.NodeProto]) -> None:
-    """Replace a graph's nodes; some of the new ones may be nodes of the graph itself."""
-    # Copies, since clearing the list deletes the graph's own nodes.
-    copies = [onnx.NodeProto.FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
 
 
 def channel_peaks(

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from mechm.cli import cli
 from mechm_export.gate.check_set import CheckSet, shipped_check_set
-from mechm_export.precision.smoothing import set_nodes
+from mechm_export.graphs.nodes import set_nodes
 from mechm_export.tensorrt import engines as engines_module
 from mechm_export.tensorrt.engines import EngineSettings, add_engines, choose_capabilities
 from mechm_export.tensorrt.memory import estimate_memory
