@@ -22,7 +22,7 @@ from mechm.model.preprocessing import fusion_windows
 from mechm.weights import weights_path
 from mechm_export.graphs.part import STATIC_INT8, WEIGHT_ONLY_INT8, ExportPart, Feeds, Int8Recipe
 from mechm_export.llama.part import LlamaSource, llama_parts, load_llama_source
-from mechm_runtime.bundle.config import FusionWindows
+from mechm_runtime.bundle.config import DecisionConfig, FusionWindows
 from mechm_runtime.bundle.manifest import Tensor
 from mechm_runtime.errors import WeightsError
 from mechm_runtime.types import EMOTIONS

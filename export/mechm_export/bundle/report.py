@@ -8,8 +8,7 @@ from dataclasses import dataclass, field
 
 from mechm_export.gate.comparison import TaskCheck, ValueCheck
 from mechm_export.gate.run import Graph, problems_of
-from mechm_runtime.bundle.manifest import Bundle
-from mechm_runtime.bundle.open import ACCEPTED
+from mechm_runtime.bundle.manifest import ACCEPTED, Bundle
 
 PIPED_WIDTH = 130
 """Columns of piped output, which has no width of its own: the tables need them to keep a row on one line."""

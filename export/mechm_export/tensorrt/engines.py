@@ -30,8 +30,8 @@ from mechm_export.staging import explain_write_errors
 from mechm_export.tensorrt.memory import estimate_memory
 from mechm_export.tensorrt.shapes import shape_ranges
 from mechm_runtime.bundle.engine_file import EngineFile, EngineKey, EnginePrecision
-from mechm_runtime.bundle.manifest import Bundle
-from mechm_runtime.bundle.open import ENGINES, Progress, file_sha256, open_bundle
+from mechm_runtime.bundle.manifest import ENGINES, Bundle
+from mechm_runtime.bundle.open import Progress, file_sha256, open_bundle
 from mechm_runtime.engines.tensorrt.build import build_into
 from mechm_runtime.engines.tensorrt.engine import check_memory
 from mechm_runtime.engines.tensorrt.engine_store import EngineStore
