@@ -1,17 +1,17 @@
-"""Writing folders whole or not at all: they are made beside their target, and renamed when they are complete.
+"""Checking the target of a command before anything is written, and explaining errors of writing.
 
-An existing target is checked before (`check_target`, `check_new`) and kept until the new folder is in place.
+The new folder is made beside its target, which is kept until the new one is moved there (`system.atomic_write`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from mechm_runtime.bundle.manifest import foreign_files, read_manifest
 from mechm_runtime.errors import BundleError
+from mechm_runtime.system.atomic_write import staged_folder
 
 
 def check_target(out: Path) -> None:
@@ -41,29 +41,6 @@ def check_new(out: Path) -> None:
 
 
 @contextlib.contextmanager
-def staging_folder(out: Path) -> Iterator[Path]:
-    """Make a folder beside the target, which is deleted afterwards unless it was renamed. Makes missing parents too."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.parent, ignore_cleanup_errors=True) as folder:
-        staging = Path(folder) / out.name
-        staging.mkdir()
-        yield staging
-
-
-def put_in_place(staging: Path, out: Path) -> None:
-    """Rename the new folder to the target; an old folder there is deleted only once the new one is in place."""
-    old = staging.parent / "replaced"
-    if out.exists():
-        out.rename(old)
-    try:
-        staging.rename(out)
-    except BaseException:
-        if old.exists():
-            old.rename(out)
-        raise
-
-
-@contextlib.contextmanager
 def explain_write_errors(out: Path, subject: str = "the bundle", hint: str = "give another --out") -> Iterator[None]:
     """Turn the system's errors (a full disk, a missing permission) into an error that names the file or folder.
 
@@ -74,3 +51,15 @@ def explain_write_errors(out: Path, subject: str = "the bundle", hint: str = "gi
         yield
     except OSError as error:
         raise BundleError(f"{subject} cannot be written to {out}: {error.strerror or error}", hint=hint) from error
+
+
+@contextlib.contextmanager
+def staging_folder(out: Path) -> Iterator[Path]:
+    """Make an empty folder beside the target, which is deleted afterwards unless it was moved; parents are made too.
+
+    Raises: BundleError: the system refuses to write there, now or inside the context.
+    """
+    with explain_write_errors(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with staged_folder(out) as staging:
+            yield staging

@@ -126,10 +126,9 @@ def replace_manifest(bundle: Bundle, changes: Mapping[str, Any]) -> None:
     manifest: dict[str, Any] = json.loads(json.dumps({**bundle.manifest, **changes}))
     manifest["id"] = manifest_id(bundle.preset, manifest)
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
-    beside = bundle.folder / f".{MANIFEST}.tmp"
-    beside.write_text(text, encoding="utf-8")
-    (bundle.folder / SIGNATURE).unlink(missing_ok=True)  # it is for the old manifest
-    beside.replace(bundle.folder / MANIFEST)
+    with replaced_file(bundle.folder / MANIFEST) as beside:
+        beside.write_text(text, encoding="utf-8")
+        (bundle.folder / SIGNATURE).unlink(missing_ok=True)  # it is for the old manifest
 
 
 def llama_files(model: ModelParts) -> LlamaFiles | None:

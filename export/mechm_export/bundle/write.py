@@ -29,11 +29,14 @@ from mechm_export.graphs.trace import export_graph
 from mechm_export.parts import ModelParts, build_parts
 from mechm_export.precision.dynamic_int8 import matching_layers, quantize_int8, quantize_weights
 from mechm_export.precision.static_int8 import quantize_static_int8
-from mechm_export.staging import check_target, explain_write_errors, put_in_place, staging_folder
-from mechm_runtime.bundle.manifest import LLAMA, TOKENIZER_FILE
+from mechm_export.staging import check_target, staging_folder
+from mechm_runtime.bundle.manifest import TOKENIZER_FILE
+from mechm_runtime.bundle.manifest import LLAMA
 from mechm_runtime.bundle.open import file_sha256, open_bundle
-from mechm_runtime.bundle.precision import GPU_ENGINE, W8
+from mechm_runtime.bundle.precision import W8
+from mechm_runtime.engines.spec import GPU_ENGINE
 from mechm_runtime.errors import InputError, MissingExtraError
+from mechm_runtime.system.atomic_write import put_in_place
 
 Target = Literal["onnxruntime", "onnxruntime-gpu", "openvino"]
 """An engine that a bundle's graphs are for; engines of TensorRT are added later (`tensorrt.engines`)."""
@@ -85,7 +88,7 @@ def export_bundle(
     step("loading weights")
     model = build_parts(preset, trained, adapter, llm_base)
     proposals = _proposals_by_part(model, keep)
-    with explain_write_errors(out), staging_folder(out) as staging:
+    with staging_folder(out) as staging:
         export = _Export(model, staging, step, accept_quality_loss)
         export.run(targets, check_set or shipped_check_set(), proposals)
         open_bundle(staging)

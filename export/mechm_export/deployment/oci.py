@@ -19,10 +19,11 @@ from pathlib import Path
 from typing import Any
 
 from mechm_export.deployment.contents import CHUNK_BYTES, Contents
-from mechm_export.staging import check_new, check_target, explain_write_errors, put_in_place, staging_folder
+from mechm_export.staging import check_new, check_target, staging_folder
 from mechm_runtime.bundle.manifest import MANIFEST, SIGNATURE, Bundle, read_manifest
 from mechm_runtime.bundle.open import file_sha256, inside, open_bundle
 from mechm_runtime.errors import BundleError, InputError
+from mechm_runtime.system.atomic_write import put_in_place
 from mechm_runtime.system.progress import Progress
 
 ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
@@ -63,7 +64,7 @@ def write_layout(
     if not TAG.fullmatch(tag):
         raise InputError(f"{tag!r} is no tag", hint="letters, digits, _ . and -, at most 128: --tag")
     bundle = open_bundle(folder, on_progress=on_progress)
-    with explain_write_errors(out), staging_folder(out) as staging:
+    with staging_folder(out) as staging:
         layout = staging / "layout"
         digest = _write_files(layout, Contents(bundle, "copying", on_progress), tag)
         if as_tar:
@@ -85,7 +86,7 @@ def read_layout(layout: Path, out: Path, *, on_progress: Progress | None = None)
     out = out.absolute()
     check_target(out)
     layers = _layers(layout)
-    with explain_write_errors(out), staging_folder(out) as staging:
+    with staging_folder(out) as staging:
         _extract(layout, layers, MANIFEST, staging)
         manifest = read_manifest(staging)
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mechm_export.deployment.contents import Contents
-from mechm_export.staging import check_target, explain_write_errors, put_in_place, staging_folder
+from mechm_export.staging import check_target, staging_folder
 from mechm_runtime.bundle.manifest import (
     ACCEPTED,
     LLAMA,
@@ -30,6 +30,7 @@ from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.precision import HALF, W8
 from mechm_runtime.engines.spec import ENGINES, EngineName
 from mechm_runtime.errors import BundleError, InputError
+from mechm_runtime.system.atomic_write import put_in_place
 from mechm_runtime.system.progress import Progress
 
 LlamaForm = Literal["none", "onnx", "vllm"]
@@ -66,7 +67,7 @@ def split_bundle(folder: Path, out: Path, deployment: Deployment, *, on_progress
     check_target(out)
     manifest = split_manifest(open_bundle(folder, check_hashes=False), deployment)
     bundle = open_bundle(folder, on_progress=on_progress)
-    with explain_write_errors(out), staging_folder(out) as staging:
+    with staging_folder(out) as staging:
         contents = Contents(bundle, "copying", on_progress)
         for name in manifest["files"]:
             contents.copy(name, staging / name)

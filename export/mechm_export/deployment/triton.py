@@ -19,10 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mechm_export.deployment.split import Deployment, split_bundle
-from mechm_export.staging import check_new, explain_write_errors, put_in_place, staging_folder
+from mechm_export.staging import check_new, staging_folder
 from mechm_runtime.bundle.manifest import Bundle, PartFiles, Tensor
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.errors import BundleError, InputError
+from mechm_runtime.system.atomic_write import put_in_place
 from mechm_runtime.system.progress import Progress
 
 TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "bool": "TYPE_BOOL"}
@@ -56,7 +57,7 @@ def write_repository(
         raise InputError(f"{name!r} is no name for a model", hint="letters, digits, _ . and -: --name")
     out = out.absolute()
     check_new(out)
-    with explain_write_errors(out), staging_folder(out) as staging:
+    with staging_folder(out) as staging:
         version = staging / name / "1"
         version.mkdir(parents=True)
         deployment = Deployment(precision=precision)

@@ -21,7 +21,7 @@ from packaging.utils import InvalidName, canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from mechm_export.deployment.contents import Contents
-from mechm_export.staging import check_new, explain_write_errors, staging_folder
+from mechm_export.staging import check_new, staging_folder
 from mechm_runtime.bundle.installed import ENTRY_POINTS, FOLDER, SCHEME
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.bundle.open import open_bundle
@@ -85,7 +85,7 @@ def write_wheel(folder: Path, out: Path, *, name: str | None = None, on_progress
     path = (out if out.suffix == ".whl" else out / names.file).absolute()
     check_new(path)
     bundle = open_bundle(folder, on_progress=on_progress)
-    with explain_write_errors(path), staging_folder(path) as staging:
+    with staging_folder(path) as staging:
         wheel = staging / path.name
         with zipfile.ZipFile(wheel, "w", zipfile.ZIP_STORED) as archive:
             _write_files(archive, names, Contents(bundle, "packing", on_progress))

@@ -13,12 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from mechm_export.graphs.nodes import set_nodes
-from mechm_export.graphs.part import Arrays
 from mechm_export.precision.dynamic_int8 import MIN_SCALE
 from mechm_export.precision.half import ELEMENT_TYPES, half_nodes, round_to
 from mechm_export.precision.lower import LowerPrecision
@@ -28,6 +26,7 @@ from mechm_export.precision.tensor_types import known_types
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import VerificationError
+from mechm_runtime.system.arrays import Array, Arrays, BoolArray, Float32Array
 
 FLAGS = "mechm_lowered"
 """The input that selects the layers in the lower precision: bool (layers,)."""
@@ -82,9 +81,9 @@ class LoweredRunner:
     """Runs the graph with a choice of layers in the lower precision. flags: bool (layers,)."""
 
     engine: OnnxRuntimeEngine
-    flags: npt.NDArray[np.bool_]
+    flags: BoolArray
 
-    def run(self, inputs: Arrays) -> dict[str, npt.NDArray[Any]]:
+    def run(self, inputs: Arrays) -> dict[str, Array]:
         """Compute the outputs, by name, from the inputs, by name."""
         return self.engine.run({**inputs, FLAGS: self.flags})
 
@@ -95,7 +94,7 @@ class _Branch:
 
     prefix: str
     nodes: list[onnx.NodeProto] = field(default_factory=list)
-    constants: dict[str, npt.NDArray[Any]] = field(default_factory=dict)
+    constants: dict[str, Array] = field(default_factory=dict)
 
     def add(self, operator: str, inputs: Sequence[str], **attributes: Any) -> str:
         """Add a node with one output; returns the output's name."""
@@ -115,7 +114,7 @@ class _Rounding:
     precision: LowerPrecision
     peaks: Mapping[str, float] = field(default_factory=dict)
 
-    def weights(self, node: onnx.NodeProto, position: int, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def weights(self, node: onnx.NodeProto, position: int, values: Float32Array) -> Float32Array:
         """Round a constant input; returns float32."""
         if self.precision != "int8":
             return np.asarray(round_to(values, self.precision), np.float32)

@@ -25,7 +25,8 @@ class Proposal:
 
     def write(self, path: Path) -> None:
         """Write a JSON file, whole or not at all."""
-        write_whole(path, (json.dumps(asdict(self), indent=1) + "\n").encode())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, json.dumps(asdict(self), indent=1) + "\n")
 
 
 def read_proposal(path: Path) -> Proposal:

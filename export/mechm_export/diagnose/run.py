@@ -7,10 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 
 from mechm_export.diagnose.layer_switches import LayerSwitches, LoweredRunner
@@ -19,12 +17,12 @@ from mechm_export.diagnose.search import Diagnosis, Gate, compare_outputs, find_
 from mechm_export.gate.check_set import CheckSet
 from mechm_export.gate.fp32_reference import Fp32Reference
 from mechm_export.gate.run import problems_of
-from mechm_export.graphs.part import Arrays
 from mechm_export.precision.lower import LowerPrecision
-from mechm_runtime.bundle.open import Progress, file_sha256, open_bundle
+from mechm_runtime.bundle.open import file_sha256, open_bundle
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import BundleError, InputError
+from mechm_runtime.system.arrays import Array, Arrays
 from mechm_runtime.system.progress import Progress
 
 MAX_INPUT_BYTES = 1 << 30
@@ -94,7 +92,7 @@ def diagnose_file(
     return _diagnose(source.name, source, precision, feeds, gate, on_progress)
 
 
-def read_inputs(path: Path, names: Sequence[str]) -> dict[str, npt.NDArray[Any]]:
+def read_inputs(path: Path, names: Sequence[str]) -> dict[str, Array]:
     """Read arrays from an npz file, and nothing else in it.
 
     Raises: InputError: it cannot be read, is too large, or lacks an input.

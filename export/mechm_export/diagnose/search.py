@@ -11,12 +11,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from mechm_export.diagnose.layer_switches import LayerSwitches, LoweredRunner
-from mechm_export.graphs.part import Arrays
 from mechm_export.precision.smoothing import MIN_MAGNITUDE, channel_peaks
-from mechm_runtime.bundle.open import Progress
+from mechm_runtime.system.arrays import Arrays, Float64Array, log_softmax
+from mechm_runtime.system.progress import Progress, no_progress
 
 Gate = Callable[[LoweredRunner], str]
 """Returns the reason why a lowered graph is not good enough, or an empty string."""
@@ -78,7 +77,7 @@ def find_failing_layers(
     feeds: real inputs, the first N_RANKING_INPUTS of which are used. gate: decides whether a lowered graph is good
     enough.
     """
-    step = on_progress or (lambda _doing, _done, _total: None)
+    step = on_progress or no_progress
     ranking_feeds = feeds[:N_RANKING_INPUTS]
     exact = [graph.lower(()).run(feed) for feed in ranking_feeds]
 
@@ -123,10 +122,9 @@ def compare_outputs(exact: Sequence[Arrays], lowered: Sequence[Arrays]) -> Diffe
     return Difference(max(errors), min(cosines), max(divergences, default=None))
 
 
-def _divergence(expected: npt.NDArray[np.float64], found: npt.NDArray[np.float64]) -> float:
+def _divergence(expected: Float64Array, found: Float64Array) -> float:
     """Mean Kullback-Leibler divergence of the distributions on the last axis, in nats."""
-    p, q = (x - x.max(-1, keepdims=True) for x in (expected, found))
-    p, q = (x - np.log(np.exp(x).sum(-1, keepdims=True)) for x in (p, q))
+    p, q = log_softmax(expected), log_softmax(found)
     return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 

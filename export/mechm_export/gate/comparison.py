@@ -6,14 +6,12 @@ reaches. What happens to a part that fails is decided by `bundle`, not here.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from mechm.evaluation import score_emotions, score_pairs
@@ -26,6 +24,7 @@ from mechm_runtime.engines.base import EngineConfig, GraphRunner
 from mechm_runtime.engines.load import load_engine
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.pipeline import Pipeline
+from mechm_runtime.system.arrays import Array, Arrays
 from mechm_runtime.types import Analysis, Conversation, LabelledConversation
 
 FP32_ATOL = 1e-3
@@ -108,7 +107,7 @@ class TorchRunner:
     def __init__(self, part: ExportPart) -> None:
         self._part = part
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def run(self, inputs: Arrays) -> dict[str, Array]:
         """Compute the outputs, by name, from the inputs, by name."""
         return self._part.reference(inputs)
 
@@ -142,7 +141,7 @@ def check_values(part: ExportPart, path: Path, precision: str) -> ValueCheck:
     return ValueCheck(part.name, precision, _significant(largest), round(cosine, 6), len(part.trial_sizes))
 
 
-def compare_arrays(label: str, expected: npt.NDArray[Any], actual: npt.NDArray[Any]) -> tuple[float, float]:
+def compare_arrays(label: str, expected: Array, actual: Array) -> tuple[float, float]:
     """Largest absolute difference and cosine of two arrays.
 
     For float16 outputs the difference that its precision cannot represent is subtracted.
@@ -161,7 +160,7 @@ def compare_arrays(label: str, expected: npt.NDArray[Any], actual: npt.NDArray[A
     return difference, float((expected * actual).sum() / max(float(norms), 1e-12))
 
 
-def _rounding(values: npt.NDArray[Any]) -> float:
+def _rounding(values: Array) -> float:
     """The difference that float16 cannot represent at the largest of the values, two units in the last place."""
     return float(2 * np.spacing(np.abs(values).max())) if values.dtype == np.float16 else 0.0
 

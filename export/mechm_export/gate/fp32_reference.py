@@ -8,10 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mechm_export.gate.check_set import CheckSet
 from mechm_export.gate.comparison import TaskCheck, check_task
@@ -21,6 +19,7 @@ from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import InputError, VerificationError
 from mechm_runtime.llm.rescoring import Llm
 from mechm_runtime.pipeline import Pipeline
+from mechm_runtime.system.arrays import Array, Arrays
 
 MAX_INPUTS = 100
 """Most inputs that are kept per part."""
@@ -31,9 +30,9 @@ class _Recorder:
     """Runs a graph and keeps copies of its first inputs."""
 
     engine: OnnxRuntimeEngine
-    inputs: list[dict[str, npt.NDArray[np.generic]]] = field(default_factory=list)
+    inputs: list[dict[str, Array]] = field(default_factory=list)
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
+    def run(self, inputs: Arrays) -> dict[str, Array]:
         if len(self.inputs) < MAX_INPUTS:
             self.inputs.append({name: np.array(value) for name, value in inputs.items()})
         return self.engine.run(inputs)
@@ -62,7 +61,7 @@ class Fp32Reference:
         """Whether a part is run at all for these conversations."""
         return part in self._recorders and bool(self._recorders[part].inputs)
 
-    def inputs(self, part: str) -> list[dict[str, npt.NDArray[np.generic]]]:
+    def inputs(self, part: str) -> list[dict[str, Array]]:
         """The first MAX_INPUTS inputs of a part.
 
         Raises: VerificationError: the part is not run for these conversations.

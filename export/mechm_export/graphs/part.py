@@ -11,16 +11,14 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 
 from mechm_runtime.bundle.manifest import Tensor
+from mechm_runtime.system.arrays import Array, Arrays
 
-Feeds = dict[str, npt.NDArray[np.generic]]
+Feeds = dict[str, Array]
 """Inputs of a graph, by name."""
-Arrays = Mapping[str, npt.NDArray[np.generic]]
-"""Inputs or outputs of a graph, by name, read only."""
 
 PortableInt8 = Literal["weights", "static"]
 """The two int8 schemes in plain ONNX operators. A bundle stores either under the precision name `w8`.
@@ -109,7 +107,7 @@ class ExportPart:
                 feeds[tensor.name] = random.normal(0.0, 1.0, shape).astype(np.float32)
         return feeds
 
-    def reference(self, feeds: Arrays) -> dict[str, npt.NDArray[np.generic]]:
+    def reference(self, feeds: Arrays) -> dict[str, Array]:
         """The torch module's outputs for these inputs, by name."""
         with torch.inference_mode():
             answer = self.module(*(torch.from_numpy(np.ascontiguousarray(feeds[t.name])) for t in self.inputs))

@@ -20,10 +20,11 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from mechm_export.graphs.files import has_large_weights, save_graph, strip_provenance
 from mechm_export.graphs.nodes import set_nodes
-from mechm_export.graphs.part import Arrays, Int8Recipe
+from mechm_export.graphs.part import Int8Recipe
 from mechm_export.precision.conv_to_matmul import convert_convolutions
 from mechm_export.precision.smoothing import linear_layers, scale_tokens, smooth
 from mechm_runtime.errors import VerificationError
+from mechm_runtime.system.arrays import Arrays, Float32Array
 
 MIN_SCALE = 1e-12
 """Scale of values that are all zeros."""
@@ -108,7 +109,7 @@ def quantize_weights(source: Path, target: Path, recipe: Int8Recipe, feeds: Sequ
     onnx.save_model(model, target)
 
 
-def quantize_rows(rows: npt.NDArray[np.float32]) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
+def quantize_rows(rows: Float32Array) -> tuple[npt.NDArray[np.int8], Float32Array]:
     """Quantize rows, float32 (n, m), to int8 in [-127, 127]; also returns one scale per row, float32 (n,)."""
     scale = np.maximum(np.abs(rows).max(1) / 127, MIN_SCALE).astype(np.float32)
     return np.clip(np.round(rows / scale[:, None]), -127, 127).astype(np.int8), scale

@@ -15,13 +15,13 @@ from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
-import numpy.typing as npt
 import onnx
 from onnx import TensorProto, defs, helper, numpy_helper
 
 from mechm_export.graphs.nodes import captured_names, drop_unused_constants, set_nodes
 from mechm_export.precision.tensor_types import known_types, precision_sensitive
 from mechm_runtime.errors import VerificationError
+from mechm_runtime.system.arrays import Array, Float32Array
 
 HalfPrecision = Literal["fp16", "bf16"]
 
@@ -175,7 +175,7 @@ def _insert_casts(
     set_nodes(model, nodes)
 
 
-def round_to(values: npt.NDArray[np.float32], precision: HalfPrecision) -> npt.NDArray[Any]:
+def round_to(values: Float32Array, precision: HalfPrecision) -> Array:
     """Round values to a 16-bit type; those beyond its range, infinite ones too, become its largest finite value.
 
     A mask holds the lowest float32 or minus infinity. The lowest finite value masks as well, and 0 times it is 0.

@@ -10,9 +10,9 @@ import onnx
 from onnx.external_data_helper import load_external_data_for_model
 
 from mechm_export.graphs.files import save_graph, strip_provenance
-from mechm_export.graphs.part import Arrays
 from mechm_export.precision.half import to_half
 from mechm_export.precision.static_int8 import quantize_static_int8
+from mechm_runtime.system.arrays import Arrays
 
 LowerPrecision = Literal["fp16", "bf16", "int8"]
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import TensorProto, helper
@@ -23,6 +22,7 @@ from mechm_export.graphs.nodes import set_nodes
 from mechm_export.precision.half import ELEMENT_TYPES
 from mechm_export.precision.tensor_types import element_types
 from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.system.arrays import Array
 
 
 class SimulatedHalfRunner:
@@ -38,7 +38,7 @@ class SimulatedHalfRunner:
             onnx.save_model(simulate_half(model), simulated)
             self._session = onnxruntime.InferenceSession(simulated, options, providers=["CPUExecutionProvider"])
 
-    def run(self, inputs: Any) -> dict[str, npt.NDArray[Any]]:
+    def run(self, inputs: Any) -> dict[str, Array]:
         """Compute the outputs, by name, from the inputs, by name."""
         feeds = {one.name: inputs[one.name] for one in self._session.get_inputs()}
         names = [one.name for one in self._session.get_outputs()]

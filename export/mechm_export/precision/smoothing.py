@@ -17,14 +17,13 @@ import math
 from collections.abc import Iterable
 
 import numpy as np
-import numpy.typing as npt
 import onnx
 import onnxruntime
 from onnx import helper, numpy_helper
 
 from mechm_export.graphs.nodes import set_nodes
-from mechm_export.graphs.part import Arrays
 from mechm_runtime.errors import VerificationError
+from mechm_runtime.system.arrays import Arrays, Float32Array
 
 MIN_MAGNITUDE = 1e-5
 """Lower limit of magnitudes, so that a channel that is never active gives no infinite factor."""
@@ -101,9 +100,7 @@ def scale_tokens(model: onnx.ModelProto) -> None:
     set_nodes(model, nodes)
 
 
-def channel_peaks(
-    model: onnx.ModelProto, names: list[str], feeds: Iterable[Arrays]
-) -> dict[str, npt.NDArray[np.float32]]:
+def channel_peaks(model: onnx.ModelProto, names: list[str], feeds: Iterable[Arrays]) -> dict[str, Float32Array]:
     """Largest magnitude of each channel of the named tensors, by name: float32 (channels,), channels on the last axis.
 
     A tensor whose last axis has different sizes for different inputs has no channels there: float32 (1,).
@@ -114,7 +111,7 @@ def channel_peaks(
     probe.graph.output.extend(helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, None) for name in names)
     session = onnxruntime.InferenceSession(probe.SerializeToString(), providers=["CPUExecutionProvider"])
     inputs = [i.name for i in session.get_inputs()]
-    peaks: dict[str, npt.NDArray[np.float32]] = {}
+    peaks: dict[str, Float32Array] = {}
     for feed in feeds:
         values = session.run(names, {name: feed[name] for name in inputs})
         for name, value in zip(names, values, strict=True):

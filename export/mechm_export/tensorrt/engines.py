@@ -31,12 +31,13 @@ from mechm_export.tensorrt.memory import estimate_memory
 from mechm_export.tensorrt.shapes import shape_ranges
 from mechm_runtime.bundle.engine_file import EngineFile, EngineKey, EnginePrecision
 from mechm_runtime.bundle.manifest import ENGINES, Bundle
-from mechm_runtime.bundle.open import Progress, file_sha256, open_bundle
+from mechm_runtime.bundle.open import file_sha256, open_bundle
 from mechm_runtime.engines.tensorrt.build import build_into
 from mechm_runtime.engines.tensorrt.engine import check_memory
 from mechm_runtime.engines.tensorrt.engine_store import EngineStore
 from mechm_runtime.engines.tensorrt.library import Gpu, Library, LibraryName, load_library, system_name, visible_gpu
 from mechm_runtime.errors import InputError, MissingExtraError, ProviderError, VerificationError
+from mechm_runtime.system.progress import Progress, no_progress
 
 AMPERE = 80
 """Lowest compute capability for which TensorRT-RTX has all precisions. For Turing (75) it refuses products in fp32, and
@@ -86,7 +87,7 @@ def add_engines(
         too small. InputError: an unknown part or compute capability. BundleError: damaged, or cannot be written.
         VerificationError: a part is not run for the conversations, or every part was left out.
     """
-    step = on_progress or (lambda _doing, _done, _total: None)
+    step = on_progress or no_progress
     library = load_library(settings.library)
     gpu = _gpu_of(library)
     capabilities = choose_capabilities(library, gpu, settings)

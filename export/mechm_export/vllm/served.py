@@ -37,7 +37,7 @@ from mechm_runtime.errors import BundleError, VerificationError
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.system.atomic_write import in_place
-from mechm_runtime.system.progress import Progress, no_progress
+from mechm_runtime.system.progress import Progress
 from mechm_runtime.types import Conversation
 
 SERVED_FOLDER = f"llm/{SERVED}"

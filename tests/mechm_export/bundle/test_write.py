@@ -31,7 +31,7 @@ from mechm_export.diagnose.proposal import Proposal
 from mechm_export.gate import run as gate_run
 from mechm_export.gate.check_set import CheckSet, shipped_check_set
 from mechm_export.gate.comparison import TaskCheck
-from mechm_export.staging import check_target, put_in_place
+from mechm_export.staging import check_target
 from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.bundle.manifest import ACCEPTED, MANIFEST, manifest_id
 from mechm_runtime.bundle.open import file_sha256, open_bundle
@@ -39,6 +39,7 @@ from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.spec import ENGINES
 from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError
 from mechm_runtime.pipeline import Pipeline
+from mechm_runtime.system.atomic_write import put_in_place
 from mechm_runtime.types import EMOTIONS
 
 CARD = {"data": "none", "licence": "none"}
