@@ -210,6 +210,8 @@ def build_bundle(folder: Path, manifest: Mapping[str, Any]) -> Bundle:
     if manifest["id"] != manifest_id(preset, manifest):
         raise BundleError(f"{MANIFEST} was changed after it was written", hint=REBUILD)
     parts = {name: _part(name, part) for name, part in manifest["parts"].items()}
+    if "expression" in parts and "detector" not in parts:
+        raise BundleError("the bundle has no face detector: older ones left that to OpenCV", hint=REBUILD)
     listed = set(manifest["files"])
     for part in parts.values():
         unlisted = sorted(set(part.files.values()) - listed)
