@@ -1,4 +1,4 @@
-"""Recordings in, samples and frames out: decoding in a process of its own, with caps on everything."""
+"""Decode recordings to audio samples and video frames, in a separate process with limits on every resource."""
 
 from mechm_runtime.media.limits import MediaLimits
 from mechm_runtime.media.reader import MediaReader, probe, read_segments

@@ -1,6 +1,7 @@
-"""How much of a hostile or broken recording is let in: caps that are checked before anything is decoded.
+"""Limits on recordings, which may be hostile or broken; they are checked before anything is decoded.
 
-It holds numbers only; `worker` and `decode` enforce them inside the process that decodes, `reader` around it.
+This module holds the numbers. `worker`, `recording`, `source`, `audio` and `video` enforce them inside the decoding
+process, `reader` and `exchange` outside of it.
 """
 
 from __future__ import annotations
@@ -15,25 +16,25 @@ from mechm_runtime.media.segments import MAX_SIDE
 
 GIB = 1 << 30
 
-LEAST_MEMORY_BYTES = 256 << 20
-"""The decoding process takes 120 MiB of address space before its first recording, and pillow some more."""
+MIN_MEMORY_BYTES = 256 << 20
+"""The decoding process takes 120 MiB of address space before its first recording, and Pillow some more."""
 
 
 @dataclass(frozen=True, slots=True)
 class MediaLimits:
-    """Caps for one recording. A recording above one of them is refused with a `MediaError` that names it.
+    """Limits for one recording. A recording above one of them is refused with a `MediaError` that names the limit.
 
     max_bytes: size of the file.
     max_pixels: width times height of one frame, before scaling; the default lets 8K through.
-    max_side: pixels of a frame's longer side; larger frames are scaled down to it, none is refused.
+    max_side: pixels of a frame's longer side; larger frames are scaled down to it and not refused.
     max_duration_s: length of the recording and end of its last requested span.
     max_sample_rate: samples per second and channel.
     max_channels: channels of the audio track.
-    max_frames: video frames decoded in one call, wanted ones and those on the way to them.
+    max_frames: video frames decoded in one call, including those between the requested ones.
     max_spans: spans in one call.
     max_result_bytes: samples and frames that `read_segments` may hold at once; `iter_segments` holds one segment.
     timeout_s: seconds spent waiting for the decoder in one call, after which its process is killed.
-    memory_bytes: address space of the decoding process (where the system can limit it), at least `LEAST_MEMORY_BYTES`.
+    memory_bytes: address space of the decoding process (where the system can limit it), at least `MIN_MEMORY_BYTES`.
 
     Raises: InputError: a limit that is not a finite number above zero, or too little memory.
     """
@@ -54,18 +55,18 @@ class MediaLimits:
         for name, value in self.to_dict().items():
             if not (math.isfinite(value) and value > 0):
                 raise InputError(f"MediaLimits.{name} is {value}, but a limit is a finite number above zero")
-        if self.memory_bytes < LEAST_MEMORY_BYTES:
+        if self.memory_bytes < MIN_MEMORY_BYTES:
             raise InputError(
-                f"MediaLimits.memory_bytes is {self.memory_bytes:,}, but it takes {LEAST_MEMORY_BYTES:,} to start"
+                f"MediaLimits.memory_bytes is {self.memory_bytes:,}, but it takes {MIN_MEMORY_BYTES:,} to start"
             )
 
     def to_dict(self) -> dict[str, int | float]:
-        """The caps by name, as plain JSON numbers."""
+        """The limits by name, as plain JSON numbers."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, int | float]) -> MediaLimits:
-        """The inverse of `to_dict`.
+        """Limits from the result of `to_dict`.
 
         Raises: InputError: a value out of range.
         """

@@ -1,11 +1,11 @@
-"""The bytes between the reader and the decoding process: a length, a JSON header, then raw arrays.
+"""Messages between the reader and the decoding process: a length, a JSON header, then raw arrays.
 
     uint32 big endian   length of the header
     header              JSON object; `arrays` lists {"dtype", "shape"} of what follows
     arrays              raw little-endian values in C order, in the order of the list
 
-Nothing is unpickled, and the receiver decides before it allocates: a header has a size limit, an array an allowed
-dtype and a product of its shape below a cap. This module needs the standard library only, since both sides import it.
+Nothing is unpickled, and the receiver checks sizes before it allocates memory: the length of a header, the dtype and
+the shape of an array. This module needs the standard library only, since both sides import it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ MAX_REPLY_BYTES = 64 << 10
 """A reply's header names shapes and reasons; it comes from a process that decodes hostile data."""
 
 ITEM_BYTES = {"float32": 4, "uint8": 1}
-"""The dtypes that travel, and the bytes of one value."""
+"""Bytes per value of each dtype that is sent."""
 
 Raw = bytes | memoryview
-"""Bytes; a view of them is not copied before it is sent."""
+"""Bytes to send; a memoryview is not copied first."""
 
 _LENGTH = struct.Struct(">I")
 
@@ -39,7 +39,7 @@ class ProtocolError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class ArraySpec:
-    """What an array will be, before a byte of it is read."""
+    """Dtype and shape of an array whose values follow the header."""
 
     dtype: str
     shape: tuple[int, ...]
@@ -55,8 +55,8 @@ def write_message(
 ) -> None:
     """Write one message and flush.
 
-    arrays: what travels with the header, each in one piece or more, together as long as their spec says.
-    Raises: OSError: the other side is gone.
+    arrays: sent after the header, each as one piece or more, which together have the length that the spec states.
+    Raises: OSError: the other side is gone. ProtocolError: the pieces of an array have another length.
     """
     listed = [{"dtype": spec.dtype, "shape": list(spec.shape)} for spec, _ in arrays]
     encoded = json.dumps({**header, "arrays": listed}).encode("ascii")
@@ -97,9 +97,9 @@ def read_header(stream: BufferedIOBase, *, max_bytes: int) -> dict[str, Any] | N
 
 
 def array_spec(listed: object, *, dtype: str, max_shape: tuple[int, ...]) -> ArraySpec:
-    """Check one entry of a header's `arrays` against what the receiver is ready to hold.
+    """Check one entry of a header's `arrays` against what the receiver accepts.
 
-    max_shape: as many axes as the array must have, each at most this long and not empty.
+    max_shape: the largest length of each axis; the array must have as many axes, none of them empty.
     Raises: ProtocolError: another dtype, another number of axes, an axis out of range.
     """
     if not isinstance(listed, dict) or listed.get("dtype") != dtype:
@@ -108,7 +108,7 @@ def array_spec(listed: object, *, dtype: str, max_shape: tuple[int, ...]) -> Arr
     if not isinstance(shape, list) or len(shape) != len(max_shape):
         raise ProtocolError(f"an array that does not have {len(max_shape)} axes")
     for length, most in zip(shape, max_shape, strict=True):
-        # bool is an int to isinstance, and JSON has no other way to smuggle one in.
+        # isinstance counts bool as an int, and JSON's true would pass as 1.
         if not isinstance(length, int) or isinstance(length, bool) or not 1 <= length <= most:
             raise ProtocolError(f"an array axis of {length!r}, where 1 to {most} are allowed")
     return ArraySpec(dtype, tuple(shape))

@@ -1,4 +1,4 @@
-"""Decoding processes that are kept between conversations: starting one costs as much as decoding a short clip."""
+"""Keeps decoding processes between conversations, since starting one costs as much as decoding a short clip."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from mechm_runtime.system.after_fork import tell_after_fork
 
 
 class ReaderPool:
-    """Hands out readers, each to one user at a time.
+    """Lends readers, each to one user at a time.
 
-    limits: on recordings; None for the defaults. max_idle: processes that are kept when nobody uses them.
+    limits: on recordings; None for the defaults. max_idle: processes that are kept while they are unused.
     """
 
     def __init__(self, limits: MediaLimits | None, max_idle: int) -> None:
@@ -28,7 +28,7 @@ class ReaderPool:
 
     @contextmanager
     def reader(self) -> Iterator[MediaReader]:
-        """A reader whose process is started or has been. After an error it is not used again.
+        """A reader whose process has been started. It is closed and not lent again after an error.
 
         Raises: MissingExtraError: without the `media` extra.
         """
@@ -47,12 +47,12 @@ class ReaderPool:
         reader.close()
 
     def close(self) -> None:
-        """End the processes that nobody uses."""
+        """End the unused processes."""
         with self._lock:
             _close(self._idle)
 
     def after_fork(self) -> None:
-        """Leave the processes to the one that started them."""
+        """Forget the processes, which belong to the parent process."""
         self._lock = threading.Lock()
         self._idle.clear()
 

@@ -1,4 +1,4 @@
-"""What comes out of a recording: its facts, and the samples and frames of the spans that were asked for."""
+"""Result types of decoding: the facts of a recording, and the samples and frames of its requested spans."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SAMPLE_RATE = 16_000
 
 MAX_SIDE = 640
 """Pixels of a frame's longer side, unless `MediaLimits` says otherwise; larger frames are scaled down, smaller ones are
-left alone."""
+kept."""
 
 MIN_SAMPLES = SAMPLE_RATE * 25 // 1000
 """Fewer samples than one 25 ms analysis window hold no frame of a spectrogram, and count as missing."""
@@ -26,9 +26,9 @@ class MediaInfo:
     """The facts of one recording, as its own container and first frames state them.
 
     container: FFmpeg's name of the format, for example `mov,mp4,m4a,3gp,3g2,mj2`; `image` for a still picture.
-    duration_s: None for a still picture, and where nothing in the file tells.
+    duration_s: None for a still picture, and where the file does not state it.
     has_audio, has_video: a track is there and its first frame decodes. A cover picture in a music file is no video.
-    audio_missing, video_missing: why not, where there is none; empty otherwise.
+    audio_missing, video_missing: the reason where there is none; empty otherwise.
     width, height: pixels as shown, upright and with square pixels, before scaling; None without video.
     rotation_degrees: clockwise turn (0, 90, 180, 270) from the stored to the shown picture; a mirrored picture
         is turned first and then mirrored left to right (`mirrored`).
@@ -52,13 +52,13 @@ class MediaInfo:
 
 @dataclass(frozen=True, slots=True)
 class Segment:
-    """What one span of a recording holds.
+    """Samples and frames of one span of a recording.
 
-    start_s, end_s: the span as asked for, in seconds from the recording's start.
+    start_s, end_s: the span as requested, in seconds from the recording's start.
     samples: float32 (n_samples,), mono, 16 kHz, in [-1, 1]; shorter than the span where the recording is shorter.
     frames: uint8 (n, height, width, 3), RGB, upright, longer side at most `max_side`, in order of time. n is lower
-        than asked for where the span holds fewer different frames.
-    missing: `audio` and `video` -> why `samples` or `frames` is None.
+        than requested where the span holds fewer different frames.
+    missing: `audio` or `video` -> the reason why `samples` or `frames` is None.
     """
 
     start_s: float
@@ -72,7 +72,7 @@ class Segment:
 class MediaSegments:
     """One segment per span, in the order of the spans.
 
-    notes: one line per fact about the recording that its reader should know, such as damaged data.
+    notes: one line each about the recording as a whole, such as damaged data.
     """
 
     info: MediaInfo

@@ -1,9 +1,9 @@
-"""Opening one local file as media, inside the decoding process: what is let in, and what is said of the rest.
+"""Opens one local file as media, inside the decoding process, and refuses files that are not accepted.
 
-Only a regular file is opened, once, and FFmpeg gets its bytes and never its name: no demuxer can follow a name in the
-data to another file or host. Demuxers and decoders come from lists of what recordings of people are made with, so that
-playlists (HLS, DASH, concat), image sequences, subtitles and game formats are refused by design. Nothing is decoded
-here except what FFmpeg needs to learn a stream's parameters.
+Only a regular file is opened, and FFmpeg gets its bytes and never its name, so that no demuxer can follow a name in the
+data to another file or host. Demuxers and decoders come from lists of formats in which people are recorded; playlists
+(HLS, DASH, concat), image sequences, subtitles and game formats are refused by design. Nothing is decoded here except
+what FFmpeg needs to find a stream's parameters.
 
 Runs inside `worker`, which has av; never imported by the reader.
 """
@@ -61,7 +61,7 @@ def open_regular(path: str, limits: MediaLimits) -> BinaryIO:
     Raises: MediaError: missing, not allowed to read, not a regular file, empty or above `max_bytes`.
     """
     flags = os.O_RDONLY
-    for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY"):  # which of these exist depends on the system
+    for name in ("O_BINARY", "O_CLOEXEC", "O_NONBLOCK", "O_NOCTTY"):  # not every system has all of these
         flags |= getattr(os, name, 0)
     try:
         check_regular(Path(path).stat(), limits)
@@ -70,7 +70,7 @@ def open_regular(path: str, limits: MediaLimits) -> BinaryIO:
         raise unreadable(error) from error
     file = os.fdopen(descriptor, "rb")
     try:
-        check_regular(os.fstat(file.fileno()), limits)  # the name may point elsewhere since
+        check_regular(os.fstat(file.fileno()), limits)  # the name may point to another file by now
     except MediaError:
         file.close()
         raise
@@ -78,9 +78,9 @@ def open_regular(path: str, limits: MediaLimits) -> BinaryIO:
 
 
 def check_regular(status: os.stat_result, limits: MediaLimits) -> None:
-    """Refuse what is not a regular file of a fair size.
+    """Refuse anything but a regular file that is neither empty nor too large.
 
-    Raises: MediaError.
+    Raises: MediaError: it is not one.
     """
     if stat.S_ISDIR(status.st_mode):
         raise MediaError("is a folder, not a recording", hint=ACCEPTED)
@@ -105,7 +105,7 @@ def unreadable(error: OSError) -> MediaError:
 
 
 def image_format(file: BinaryIO) -> str | None:
-    """Pillow's name of the still picture format that the file starts like, or None."""
+    """Pillow's name of the picture format by the file's first bytes; None where it is no picture."""
     file.seek(0)
     head = file.read(16)
     file.seek(0)
@@ -116,10 +116,10 @@ def image_format(file: BinaryIO) -> str | None:
 
 @contextmanager
 def open_container(path: str, limits: MediaLimits) -> Iterator[InputContainer]:
-    """A regular file as a container of the allowed kinds, closed afterwards.
+    """Open a regular file as a container of one of the `DEMUXERS`, and close it afterwards.
 
-    Raises: MediaError: see `open_regular`; not media, a kind that is not read, an mp4 without its index, or longer
-        than `max_duration_s`.
+    Raises: MediaError: see `open_regular`; not media, a format that is not read, an mp4 without its index, or
+        longer than `max_duration_s`.
     """
     with open_regular(path, limits) as file:
         options = {
@@ -132,7 +132,7 @@ def open_container(path: str, limits: MediaLimits) -> Iterator[InputContainer]:
         except MemoryError:
             raise
         except (av.FFmpegError, ValueError) as error:
-            raise refusal(file) from error
+            raise not_media(file) from error
         with container:
             duration_s = stated_duration_s(container)
             if duration_s is not None and duration_s > limits.max_duration_s:
@@ -140,8 +140,8 @@ def open_container(path: str, limits: MediaLimits) -> Iterator[InputContainer]:
             yield container
 
 
-def refusal(file: BinaryIO) -> MediaError:
-    """The error for a file that FFmpeg does not open as one of `DEMUXERS`; says so where an mp4 lacks its index."""
+def not_media(file: BinaryIO) -> MediaError:
+    """The error for a file that FFmpeg does not open as one of `DEMUXERS`; names an mp4 without its index."""
     file.seek(0)
     if file.read(8)[4:] in (b"ftyp", b"mdat", b"free", b"wide") and not has_index(file):
         return MediaError(
@@ -152,7 +152,7 @@ def refusal(file: BinaryIO) -> MediaError:
 
 
 def has_index(file: BinaryIO) -> bool:
-    """Whether an mp4's top-level boxes include a whole `moov`."""
+    """Whether an mp4's top-level boxes include a complete `moov`."""
     size = file.seek(0, os.SEEK_END)
     position = 0
     while position + 8 <= size:
@@ -160,7 +160,7 @@ def has_index(file: BinaryIO) -> bool:
         length, kind = struct.unpack(">I4s", file.read(8))
         if length == 1 and position + 16 <= size:
             (length,) = struct.unpack(">Q", file.read(8))
-        if length < 8:  # 0 reaches to the end of the file, 2 to 7 are impossible
+        if length < 8:  # 0 means up to the end of the file, 2 to 7 are impossible
             return False
         if kind == b"moov":
             return position + int(length) <= size
@@ -169,26 +169,26 @@ def has_index(file: BinaryIO) -> bool:
 
 
 def stated_duration_s(container: InputContainer) -> float | None:
-    """The container's own duration in seconds; None where it states none, or only guesses it from the bit rate."""
+    """The duration that the container states, in seconds; None where it states none or FFmpeg guesses it."""
     if container.duration is None or container.duration <= 0 or container.format.name in GUESSED_DURATION:
         return None
     return container.duration / av.time_base
 
 
 def start_s(container: InputContainer) -> float:
-    """The container's time stamp that is zero on the recording's timeline."""
+    """The container's time stamp in seconds at which the recording's time is 0."""
     return 0.0 if container.start_time is None else container.start_time / av.time_base
 
 
 def stated_end_s(container: InputContainer, stream: AudioStream | VideoStream) -> float | None:
-    """Where a track's own header says that it ends, on the recording's timeline; None where it does not say."""
+    """The end of a track by its own header, in seconds from the recording's start; None where it is not stated."""
     if stream.duration is None or stream.time_base is None or container.format.name in GUESSED_DURATION:
         return None
     return float(((stream.start_time or 0) + stream.duration) * stream.time_base) - start_s(container)
 
 
 def measured_duration_s(path: str, limits: MediaLimits) -> float | None:
-    """The end of the last packet, by reading all packets and decoding none; None where they bear no times.
+    """Seconds at which the last packet ends, by reading all packets and decoding none; None without time stamps.
 
     Raises: MediaError: longer than `max_duration_s`.
     """
@@ -203,7 +203,7 @@ def measured_duration_s(path: str, limits: MediaLimits) -> float | None:
                     if end_s > limits.max_duration_s:
                         raise too_long(end_s, limits)
         except av.FFmpegError:
-            pass  # damaged towards its end: what was read so far is the recording
+            pass  # damaged towards its end: the recording ends where reading failed
         return end_s
 
 
@@ -216,7 +216,7 @@ def too_long(duration_s: float, limits: MediaLimits) -> MediaError:
 
 
 def audio_stream(container: InputContainer, limits: MediaLimits) -> AudioStream | str:
-    """The audio track to read, or why there is none.
+    """The audio track to read, or the reason why there is none.
 
     Raises: MediaError: its rate or its channels are above the limits.
     """
@@ -241,7 +241,7 @@ def audio_stream(container: InputContainer, limits: MediaLimits) -> AudioStream 
 
 
 def video_stream(container: InputContainer, limits: MediaLimits) -> VideoStream | str:
-    """The video track to read, or why there is none; a cover picture in a music file is none.
+    """The video track to read, or the reason why there is none; a cover picture in a music file is no video.
 
     Raises: MediaError: its frames are above the limit.
     """
@@ -252,14 +252,14 @@ def video_stream(container: InputContainer, limits: MediaLimits) -> VideoStream 
     if context is None or not stream.time_base or context.codec.canonical_name not in VIDEO_CODECS:
         return "undecodable: a video format that is not read"
     check_pixels(context.width, context.height, limits)
-    # The decoder checks every frame against this before it allocates: a stream may change its size midway.
+    # The decoder checks this limit for every frame before it allocates: the size may change within a stream.
     context.options = {"max_pixels": str(limits.max_pixels)}
     context.thread_count = 1
     return stream
 
 
-def read_only(container: InputContainer, stream: AudioStream | VideoStream) -> None:
-    """Let the demuxer pass over every other track, so that reading the sound of a film does not read the film."""
+def select_only(container: InputContainer, stream: AudioStream | VideoStream) -> None:
+    """Make the demuxer skip every other track, so that the video is not read for its audio."""
     for other in container.streams:
         other.discard = Discard.default if other.index == stream.index else Discard.all
 
@@ -267,7 +267,7 @@ def read_only(container: InputContainer, stream: AudioStream | VideoStream) -> N
 def check_pixels(width: int, height: int, limits: MediaLimits) -> None:
     """Refuse a frame above `max_pixels`.
 
-    Raises: MediaError.
+    Raises: MediaError: it is above it.
     """
     if width * height > limits.max_pixels:
         raise MediaError(

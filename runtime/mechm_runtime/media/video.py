@@ -1,8 +1,9 @@
-"""One video track, or a still picture, as upright RGB frames by time, inside the decoding process.
+"""Reads frames of one video track by time, or one still picture, as RGB, inside the decoding process.
 
-The frame of a moment is the one a player shows then: the last whose presentation time is not later. Frames are never
-picked by their number, so a variable frame rate needs no special case. Between distant moments it seeks to the key
-frame before the next one. Turning is left to the reader (three flags travel instead), scaling is libswscale's.
+The frame at a time is the one that a player shows then: the last whose presentation time is not later. Frames are never
+selected by number, so a variable frame rate needs no special case. Over long gaps between requested times it seeks to
+the key frame before the next one. libswscale scales frames. Turning them upright is left to the reader, which gets
+three flags.
 
 Runs inside `worker`; returns bytes, since that process does without numpy.
 """
@@ -24,31 +25,35 @@ from av.video.stream import VideoStream
 
 from mechm_runtime.errors import MediaError
 from mechm_runtime.media.limits import MediaLimits
-from mechm_runtime.media.packet_lookahead import PacketsAhead
+from mechm_runtime.media.packet_lookahead import PacketLookahead
 from mechm_runtime.media.protocol import Raw
-from mechm_runtime.media.source import check_pixels, read_only, start_s, too_long
+from mechm_runtime.media.source import check_pixels, select_only, start_s, too_long
 
 SEEK_AHEAD_S = 1.0
-"""Below this the frames in between are decoded: a seek lands on the key frame before and seldom saves anything."""
+"""Over shorter gaps the frames in between are decoded: a seek goes to the key frame before and seldom saves work."""
 
 EARLY_S = 0.5
-"""A first frame that comes this little late (edit lists, capture start) also stands for the moments before it."""
+"""A first frame that comes at most this late (edit lists, start of capture) is also shown before its time."""
 
-RETREATS_S = (0.2, 2.0, 10.0, 60.0, float("inf"))
-"""How far before a moment to seek, in turn, until the first frame decoded is not after it: a container's index holds
-decoding times, and with reordered frames a key frame is shown later than it is decoded, usually by less than 0.2 s."""
+SEEK_MARGINS_S = (0.2, 2.0, 10.0, 60.0, float("inf"))
+"""Margins before the requested time to seek to, one after the other, until the first decoded frame is not later than it:
+a container's index holds decoding times, and with reordered frames a key frame is shown later than it is decoded,
+usually by less than 0.2 s."""
 
 EXIF_ORIENTATION = 0x0112
-QUARTER_TURNED = 5  # this value of the EXIF tag and those above it swap width and height
+MIN_TRANSPOSED_ORIENTATION = 5  # this value of the EXIF tag and those above it swap width and height
 
 MAX_DAMAGED_PACKETS = 10_000
-USUAL_FRAME_S = 0.04
-USUAL_KEY_FRAMES_S = 5.0
+DEFAULT_FRAME_S = 0.04
+"""Assumed duration of a frame that states none, in a stream without a frame rate."""
+
+DEFAULT_KEY_FRAME_INTERVAL_S = 5.0
+"""Assumed distance of key frames in a container without an index."""
 
 
 @dataclass(frozen=True, slots=True)
 class Orientation:
-    """How to turn a stored frame upright: swap its axes first, then mirror."""
+    """Operations that turn a stored frame upright: swap its axes first, then mirror."""
 
     transpose: bool = False
     flip_x: bool = False
@@ -57,7 +62,7 @@ class Orientation:
 
 @dataclass(frozen=True, slots=True)
 class Picture:
-    """A frame as it is stored: `rgb` holds height * width * 3 bytes, rows from the top, still to be turned."""
+    """A frame in its stored orientation: `rgb` holds height * width * 3 bytes, rows from the top."""
 
     width: int
     height: int
@@ -65,7 +70,7 @@ class Picture:
 
 
 class VideoTrack:
-    """Reads frames of one video track by time; cheapest when the times rise.
+    """Reads frames of one video track by time; fastest where the requested times increase.
 
     damaged: packets that did not decode.
     """
@@ -76,9 +81,9 @@ class VideoTrack:
         self.stream = stream
         self._limits = limits
         self._zero_s = start_s(container)
-        read_only(container, stream)
+        select_only(container, stream)
         self._time_base = Fraction(stream.time_base or 1)
-        self._packets = PacketsAhead(container, stream)
+        self._packets = PacketLookahead(container, stream)
         self._reformatter = VideoReformatter()
         self._n_decoded = 0
         self._frames = self._decoded()
@@ -89,30 +94,30 @@ class VideoTrack:
 
     def prime(self) -> VideoFrame | None:
         """Decode the first frame; None where the track has none."""
-        self._take_first()
+        self._decode_first_two()
         self._at_start = True
         return None if self._current is None else self._current[1]
 
     @property
     def end_s(self) -> float | None:
-        """Seconds at which the last frame ceases to be shown; None while that has not been reached."""
+        """Seconds at which the last frame ends; None while that has not been reached."""
         return self._end_s
 
-    def frame_at(self, moment_s: float) -> VideoFrame | None:
-        """The frame shown at a moment; None before the first and after the last."""
-        if self._current is None or (self._end_s is not None and moment_s >= self._end_s):
+    def frame_at(self, time_s: float) -> VideoFrame | None:
+        """The frame shown at a time; None before the first frame and after the last."""
+        if self._current is None or (self._end_s is not None and time_s >= self._end_s):
             return None
-        self._packets.toward(self._offset(moment_s))
-        self._move_near(moment_s, self._current[0])
-        while self._following is not None and self._following[0] <= moment_s:
+        self._packets.set_target(self._offset(time_s))
+        self._move_near(time_s, self._current[0])
+        while self._following is not None and self._following[0] <= time_s:
             self._current = self._following
             self._at_start = False
             self._following = next(self._frames, None)
             if self._following is None:
                 self._find_end()
-        if self._end_s is not None and moment_s >= self._end_s:
+        if self._end_s is not None and time_s >= self._end_s:
             return None
-        return self._shown(moment_s)
+        return self._shown(time_s)
 
     def picture(self, frame: VideoFrame) -> Picture:
         """A frame as RGB with square pixels, longer side at most `max_side`."""
@@ -129,71 +134,71 @@ class VideoTrack:
             return Picture(width, height, stored[: row * height])
         return Picture(width, height, b"".join(bytes(stored[y * stride : y * stride + row]) for y in range(height)))
 
-    def _shown(self, moment_s: float) -> VideoFrame | None:
-        """The current frame, unless it comes after the moment."""
-        if self._current is None or self._current[0] > moment_s + EARLY_S:
+    def _shown(self, time_s: float) -> VideoFrame | None:
+        """The current frame, unless it is later than the requested time."""
+        if self._current is None or self._current[0] > time_s + EARLY_S:
             return None
         return self._current[1]
 
-    def _move_near(self, moment_s: float, reached_s: float) -> None:
-        """Seek where the moment lies behind, or so far ahead that a key frame may be nearer."""
-        ahead = moment_s >= reached_s
-        if ahead and moment_s <= (reached_s if self._following is None else self._following[0]) + SEEK_AHEAD_S:
+    def _move_near(self, time_s: float, reached_s: float) -> None:
+        """Seek where the requested time lies behind, or so far ahead that a key frame may be nearer."""
+        ahead = time_s >= reached_s
+        if ahead and time_s <= (reached_s if self._following is None else self._following[0]) + SEEK_AHEAD_S:
             return
-        if ahead and (self._end_s is not None or self._key_frame_s(moment_s) <= reached_s):
+        if ahead and (self._end_s is not None or self._key_frame_s(time_s) <= reached_s):
             return
-        if not ahead and moment_s >= reached_s - EARLY_S and self._at_start:
+        if not ahead and time_s >= reached_s - EARLY_S and self._at_start:
             return
-        for retreat_s in RETREATS_S:
-            target_s = max(moment_s - retreat_s, 0.0)
+        for margin_s in SEEK_MARGINS_S:
+            target_s = max(time_s - margin_s, 0.0)
             if not self._seek(target_s):
-                return  # a format that cannot seek: what lies ahead is decoded, what lies behind is not found
-            self._take_first()
-            if self._current is not None and (self._current[0] <= moment_s or target_s == 0.0):
+                return  # a format that cannot seek: later frames are decoded up to, earlier ones are not found
+            self._decode_first_two()
+            if self._current is not None and (self._current[0] <= time_s or target_s == 0.0):
                 return
 
-    def _take_first(self) -> None:
-        """Decode the first two frames from here, where there are that many."""
+    def _decode_first_two(self) -> None:
+        """Decode the next two frames, where there are that many, as the current and the following one."""
         self._current = next(self._frames, None)
         self._following = next(self._frames, None)
         if self._following is None:
             self._find_end()
 
-    def _key_frame_s(self, moment_s: float) -> float:
-        """Time of the key frame before a moment by the container's index, or a guess where it has none."""
+    def _key_frame_s(self, time_s: float) -> float:
+        """Seconds of the key frame before a time by the container's index; a guess where it has none."""
         entries = self.stream.index_entries
         if not entries or len(entries) < 2:
-            return moment_s - USUAL_KEY_FRAMES_S
-        index = entries.search_timestamp(self._offset(moment_s - RETREATS_S[0]), backward=True)
+            return time_s - DEFAULT_KEY_FRAME_INTERVAL_S
+        index = entries.search_timestamp(self._offset(time_s - SEEK_MARGINS_S[0]), backward=True)
         return float(entries[index].timestamp * self._time_base) - self._zero_s if index >= 0 else 0.0
 
-    def _offset(self, moment_s: float) -> int:
-        return int((moment_s + self._zero_s) / self._time_base)
+    def _offset(self, time_s: float) -> int:
+        return int((time_s + self._zero_s) / self._time_base)
 
-    def _seek(self, moment_s: float) -> bool:
+    def _seek(self, time_s: float) -> bool:
         try:
-            self.container.seek(self._offset(max(moment_s, 0.0)), stream=self.stream)
+            self.container.seek(self._offset(max(time_s, 0.0)), stream=self.stream)
         except av.FFmpegError:
             return False
         self._end_s = None
-        self._at_start = moment_s <= 0.0
+        self._at_start = time_s <= 0.0
         self._packets.restart()
         self._frames = self._decoded()
         return True
 
     def _find_end(self) -> None:
-        """Set the end from the last frame's own duration, the track's, or its frame rate."""
+        """Set the end of the track from the last frame's own duration, or from the frame rate."""
         if self._current is None:
             return
         time_s, frame = self._current
         rate = self.stream.average_rate
         lasts_s = float(frame.duration * frame.time_base) if frame.duration and frame.time_base else 0.0
         if not 0.0 < lasts_s < self._limits.max_duration_s:
-            lasts_s = 1.0 / float(rate) if rate else USUAL_FRAME_S
+            lasts_s = 1.0 / float(rate) if rate else DEFAULT_FRAME_S
         self._end_s = time_s + lasts_s
 
     def _decoded(self) -> Iterator[tuple[float, VideoFrame]]:
-        """Frames with their times from the container's position on; damaged packets are counted and passed."""
+        """Yield frames with their times from the container's position on; damaged packets are counted and skipped."""
         last_s = 0.0
         try:
             for packet in self._packets:
@@ -207,8 +212,8 @@ class VideoTrack:
                         return
                     continue
                 for frame in frames:
-                    self._count(frame)
-                    time_s = last_s + USUAL_FRAME_S if frame.time is None else frame.time - self._zero_s
+                    self._check_limits(frame)
+                    time_s = last_s + DEFAULT_FRAME_S if frame.time is None else frame.time - self._zero_s
                     if time_s > self._limits.max_duration_s:
                         raise too_long(time_s, self._limits)
                     last_s = time_s
@@ -218,10 +223,10 @@ class VideoTrack:
         except av.FFmpegError:
             self.damaged += 1
 
-    def _count(self, frame: VideoFrame) -> None:
-        """Hold a decoded frame against the limits.
+    def _check_limits(self, frame: VideoFrame) -> None:
+        """Compare a decoded frame with the limits.
 
-        Raises: MediaError: too large, or too many decoded.
+        Raises: MediaError: it is too large, or too many frames were decoded.
         """
         check_pixels(frame.width, frame.height, self._limits)
         self._n_decoded += 1
@@ -233,7 +238,7 @@ class VideoTrack:
 
 
 class StillPicture:
-    """A picture file: the one frame of every moment. Its EXIF orientation is applied here, by pillow."""
+    """A picture file, shown at every time. Pillow applies its EXIF orientation here."""
 
     def __init__(self, file: BinaryIO, kind: str, limits: MediaLimits) -> None:
         """Decode the picture.
@@ -242,16 +247,16 @@ class StillPicture:
         """
         from PIL import Image, ImageOps
 
-        # Pillow's own bomb check warns and raises at other sizes; `check_pixels` has the say, before any decoding.
+        # Pillow's own check of sizes warns and raises at other limits; `check_pixels` decides, before any decoding.
         Image.MAX_IMAGE_PIXELS = None
         largest = (limits.max_side, limits.max_side)
         try:
             with Image.open(file, formats=[kind]) as opened:
                 check_pixels(opened.width, opened.height, limits)
                 sides = opened.size
-                opened.draft("RGB", largest)  # a jpeg decodes at a fraction of its size, never below this
+                opened.draft("RGB", largest)  # a jpeg is decoded at a fraction of its size, never below this
                 upright = ImageOps.exif_transpose(opened)
-                turned = opened.getexif().get(EXIF_ORIENTATION, 1) >= QUARTER_TURNED
+                turned = opened.getexif().get(EXIF_ORIENTATION, 1) >= MIN_TRANSPOSED_ORIENTATION
                 upright = upright.convert("RGB")
         except (OSError, SyntaxError, ValueError, EOFError, struct.error) as error:
             raise MediaError("is a picture that cannot be decoded", hint="save the picture again") from error
@@ -261,24 +266,24 @@ class StillPicture:
 
 
 def shown_size(frame: VideoFrame, stream: VideoStream) -> tuple[int, int]:
-    """Width and height of a frame with square pixels, still unturned."""
+    """Width and height of a frame with square pixels, in its stored orientation."""
     ratio = stream.sample_aspect_ratio
     width, height = frame.width, frame.height
-    # Outside of these bounds the ratio is an error in the file: anamorphic video stays within 1:2 and 2:1.
+    # A ratio outside of these bounds is an error in the file: anamorphic video stays within 1:2 and 2:1.
     if ratio and 0.4 <= ratio <= 2.5:
         width = max(1, round(width * float(ratio)))
     return width, height
 
 
 def orientation_of(frame: VideoFrame) -> Orientation:
-    """How to turn a frame upright, from its display matrix; to the nearest quarter turn.
+    """Operations that turn a frame upright, from its display matrix, to the nearest quarter turn.
 
     The matrix maps a stored point (p, q) to (a p + c q, b p + d q), with y pointing down (libavutil/display.h).
     """
     try:
         side_data = frame.side_data.get("DISPLAYMATRIX")
     except ValueError:
-        # av 18.1 raises where any side data is of a kind that it does not know; a mirrored frame stays mirrored then.
+        # av 18.1 raises where any side data is of a kind that it does not know; a mirrored frame then stays mirrored.
         return {
             90: Orientation(transpose=True, flip_y=True),
             180: Orientation(flip_x=True, flip_y=True),
