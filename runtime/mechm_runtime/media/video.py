@@ -36,8 +36,8 @@ EARLY_S = 0.5
 """A first frame that comes at most this late (edit lists, start of capture) is also shown before its time."""
 
 SEEK_MARGINS_S = (0.2, 2.0, 10.0, 60.0, float("inf"))
-"""Margins before the requested time to seek to, one after the other, until the first decoded frame is not later than it:
-a container's index holds decoding times, and with reordered frames a key frame is shown later than it is decoded,
+"""Margins before the requested time to seek to, one after the other, until the first decoded frame is not later.
+A container's index holds decoding times, and with reordered frames a key frame is shown later than it is decoded,
 usually by less than 0.2 s."""
 
 EXIF_ORIENTATION = 0x0112

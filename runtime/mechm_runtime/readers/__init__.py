@@ -1,7 +1,7 @@
-"""Readers: from transcripts and folders of clips to conversations.
+"""Read transcripts and folders of clips into conversations.
 
-What there is: SRT, WebVTT, STM, RTTM, ECF / SemEval JSON and MECPE text. They open text files only, with the standard
-library alone; recordings are the business of `mechm_runtime.media`.
+Formats: SRT, WebVTT, STM, RTTM, ECF / SemEval JSON and MECPE text. Only text files are opened, with the standard library
+alone; `mechm_runtime.media` opens recordings.
 """
 
 from mechm_runtime.readers.clips import clips_for, conversation_from_media

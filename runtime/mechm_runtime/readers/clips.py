@@ -1,7 +1,6 @@
 """Attach recordings to conversations: a clip per utterance, or a recording without a transcript.
 
-Folders are listed once, file names are compared, and nothing is opened: whether a clip can be decoded is found out
-where it is decoded.
+Folders are listed once and file names are compared; no clip is opened, so a broken clip is found when it is decoded.
 """
 
 from __future__ import annotations
@@ -18,13 +17,13 @@ from mechm_runtime.readers.text_file import quote
 from mechm_runtime.types import Conversation, Utterance
 
 CLIP_SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi", ".wav", ".flac", ".mp3", ".m4a", ".ogg", ".opus")
-"""What a clip's name may end with, the first that exists winning."""
+"""Suffixes of clips; where several exist, the first of this list is used."""
 
 MAX_UTTERANCE_S = 30.0
-"""A longer recording without a transcript is not one utterance."""
+"""Longest recording in seconds that is accepted as one utterance where there is no transcript."""
 
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]{0,99}")
-# The folders of MELD.Raw, by split.
+# Split -> folder of MELD.Raw.
 _MELD_FOLDERS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 
 
@@ -33,9 +32,10 @@ def clips_for(
 ) -> tuple[Conversation, ...]:
     """Give each utterance its own clip from a folder.
 
-    An utterance's clip is the file that `names` says (with or without its suffix), or else `dia{N}utt{M}` with the
-    conversation's and the utterance's ids. A MELD name, `train_dia559_utt0`, is also looked for as MELD stores it:
-    `train_splits/dia559_utt0.mp4` below the folder. An utterance without a clip keeps `media` None: the caller tells.
+    An utterance's clip is the file that `names` gives (with or without its suffix), or else `dia{N}utt{M}` with the
+    conversation's and the utterance's ids. A MELD name, `train_dia559_utt0`, is also searched as MELD stores it:
+    `train_splits/dia559_utt0.mp4` below the folder. An utterance without a clip keeps `media` None; the caller reports
+    it.
 
     names: (conversation id, utterance id) -> clip name, as `clip_names` reads them from a transcript.
 
@@ -64,11 +64,11 @@ def clips_for(
 
 
 def conversation_from_media(path: Path, duration_s: float) -> Conversation:
-    """A recording without a transcript, as one utterance of which the words are unknown.
+    """A conversation of one utterance with unknown words, for a recording without a transcript.
 
     duration_s: the recording's duration in seconds.
 
-    Raises: InputError: longer than `MAX_UTTERANCE_S`, so that it must be more than one utterance; or no duration.
+    Raises: InputError: longer than `MAX_UTTERANCE_S`. MediaError: the duration is not a positive number.
     """
     if not math.isfinite(duration_s) or duration_s <= 0:
         raise MediaError(f"{path.name}: the recording has no duration")
@@ -81,7 +81,7 @@ def conversation_from_media(path: Path, duration_s: float) -> Conversation:
 
 
 def _listing(folder: Path) -> dict[str, Path]:
-    """File name -> path; a subfolder's name ends in a slash."""
+    """File name -> path of a folder's entries; a subfolder's name ends with a slash."""
     try:
         with os.scandir(folder) as entries:
             return {f"{entry.name}/" if entry.is_dir() else entry.name: Path(entry.path) for entry in entries}

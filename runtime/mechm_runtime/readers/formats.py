@@ -1,7 +1,7 @@
 """Read a transcript of any supported format.
 
-The format is told by the content, and by the suffix only where the content does not say: a WebVTT file named .srt is
-read as WebVTT. It does not open recordings: their duration, where it is known, comes from the caller.
+The format is detected by the content, and by the suffix only where the content is ambiguous: a WebVTT file named .srt is
+read as WebVTT. Recordings are not opened: the caller gives their duration where it is known.
 """
 
 from __future__ import annotations
@@ -11,18 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mechm_runtime.errors import TranscriptError
-from mechm_runtime.readers import mecpe, semeval, subtitles
-from mechm_runtime.readers import nist as turns
-from mechm_runtime.readers.text_file import (
-    DEFAULT_MAX_BYTES,
-    Draft,
-    Source,
-    build_conversation,
-    build_labelled,
-    check_unique_ids,
-    quote,
-    read_source,
-)
+from mechm_runtime.readers import mecpe, nist, semeval, subtitles
+from mechm_runtime.readers.draft import Draft, build_conversation, build_labelled, check_unique_ids
+from mechm_runtime.readers.text_file import DEFAULT_MAX_BYTES, Source, quote, read_source
 from mechm_runtime.types import Conversation, GoldPair, LabelledConversation
 
 FORMATS_HINT = "give SRT, WebVTT, STM, RTTM, ECF / SemEval JSON or MECPE text"
@@ -38,10 +29,10 @@ _JSON = _Format(semeval.parse, labelled=True)
 _MECPE = _Format(mecpe.parse, labelled=True)
 _SRT = _Format(subtitles.parse_srt, labelled=False)
 _WEBVTT = _Format(subtitles.parse_webvtt, labelled=False)
-_STM = _Format(turns.parse_stm, labelled=False)
-_RTTM = _Format(turns.parse_rttm, labelled=False)
+_STM = _Format(nist.parse_stm, labelled=False)
+_RTTM = _Format(nist.parse_rttm, labelled=False)
 
-# For files whose content does not tell: the format's own reader then names the line that is wrong.
+# For files with ambiguous content: the reader of that format then names the line that is wrong.
 _BY_SUFFIX = {".json": _JSON, ".srt": _SRT, ".vtt": _WEBVTT, ".stm": _STM, ".rttm": _RTTM, ".txt": _MECPE}
 
 
@@ -52,15 +43,15 @@ def read_transcript(
     media_duration_s: float | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
 ) -> tuple[Conversation, ...]:
-    """Read the conversations of a transcript; annotation in it is checked and left out.
+    """Read the conversations of a transcript; its annotation is checked and not returned.
 
     path: SRT, WebVTT, STM, RTTM, ECF / SemEval JSON or MECPE text.
     media: the recording that the transcript belongs to. It is one recording, so there is one conversation: the only
         one of the file, or the one whose id is the recording's name without its suffix (STM and RTTM name it so).
-    media_duration_s: the recording's duration; times that run more than half a second past it are refused.
+    media_duration_s: the recording's duration; times that exceed it by more than half a second are refused.
     max_bytes: larger files are refused unread.
 
-    Raises: TranscriptError: the file cannot be read, is of no known format, contradicts itself or the recording.
+    Raises: TranscriptError: the file cannot be read, is of no known format, or contradicts itself or the recording.
         LabelError: annotation in it names an unknown emotion or an utterance that does not exist.
     """
     source = read_source(path, max_bytes=max_bytes)
@@ -77,9 +68,9 @@ def read_transcript(
 
 
 def parse_conversation(text: str, *, name: str) -> Conversation:
-    """Read one conversation from ECF / SemEval JSON text; annotation in it is checked and left out.
+    """Read one conversation from ECF / SemEval JSON text; its annotation is checked and not returned.
 
-    name: what errors call the text.
+    name: of the text in error messages.
 
     Raises: TranscriptError: not JSON of this form, or not one conversation. LabelError: as `read_transcript`.
     """
@@ -93,10 +84,10 @@ def parse_conversation(text: str, *, name: str) -> Conversation:
 def read_labelled(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> tuple[LabelledConversation, ...]:
     """Read annotated conversations: ECF / SemEval JSON or MECPE text.
 
-    Times count from each conversation's earliest utterance.
+    Times count from the start of each conversation's earliest utterance.
 
     Raises: TranscriptError: as `read_transcript`, and for a format that holds no annotation. LabelError: annotation
-        that is missing, unknown, or points nowhere.
+        that is missing or unknown, or names an utterance that does not exist.
     """
     source = read_source(path, max_bytes=max_bytes)
     found = _detect(source)
@@ -110,17 +101,17 @@ def read_labelled(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> tuple[La
 def read_submission(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Mapping[str, frozenset[GoldPair]]:
     """Read a SemEval submission: conversation id -> predicted pairs, without duplicates.
 
-    Raises: TranscriptError: the file cannot be read, or is not a submission. LabelError: something in it is not a
-        pair or names an unknown emotion.
+    Raises: TranscriptError: the file cannot be read, or is not a submission. LabelError: an item is not a pair, or names
+        an unknown emotion.
     """
     return semeval.parse_submission(read_source(path, max_bytes=max_bytes))
 
 
 def clip_names(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Mapping[tuple[str, int], str]:
-    """The clips that a transcript names: (conversation id, utterance id) -> name, for `clips_for`.
+    """Read the names of clips in a transcript, for `clips_for`: (conversation id, utterance id) -> name.
 
-    In JSON it is `video_name`, in MECPE text the MELD clip of the last field. Formats and utterances without clips
-    are left out.
+    JSON holds them as `video_name`, MECPE text as the MELD clip in the last field. Utterances without a clip are left
+    out; other formats have none.
 
     Raises: TranscriptError, LabelError: as `read_transcript`.
     """
@@ -130,9 +121,9 @@ def clip_names(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Mapping[tup
 
 
 def require_content(conversations: Sequence[Conversation]) -> None:
-    """Refuse conversations in which there is nothing to analyse: no text, no recording and no clip anywhere.
+    """Refuse conversations that hold nothing to analyse: no text, no recording and no clip in any of them.
 
-    Raises: TranscriptError: there is none.
+    Raises: TranscriptError: they hold none.
     """
     for conversation in conversations:
         if conversation.media is not None or any(u.text or u.media is not None for u in conversation.utterances):
@@ -155,16 +146,16 @@ def _detect(source: Source) -> _Format:
         return _WEBVTT
     if subtitles.is_srt(lines):
         return _SRT
-    if turns.is_rttm(lines):
+    if nist.is_rttm(lines):
         return _RTTM
-    if turns.is_stm(lines):
+    if nist.is_stm(lines):
         return _STM
     if mecpe.looks_like(lines):
         return _MECPE
     by_suffix = _BY_SUFFIX.get(source.path.suffix.lower())
     if content[0] in "[{" and (by_suffix in (None, _MECPE) or content[-1] in "]}"):
         return _JSON
-    # Any text may be called .txt; only a number at the start says that it was meant to be MECPE.
+    # Any text may be named .txt; only one that starts with a number is taken for MECPE.
     if by_suffix is None or (by_suffix is _MECPE and not content[0].isdigit()):
         raise source.error("not a transcript of a known format", hint=FORMATS_HINT)
     return by_suffix

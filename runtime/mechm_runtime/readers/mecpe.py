@@ -1,19 +1,20 @@
 """The MECPE text format, in which ECF 1.0 is published (NUSTM/MECPE).
 
 A conversation is a line `id n_utterances`, a line of (emotion utterance, cause utterance) pairs, which is empty where
-there are none, and a line per utterance: `n | speaker | emotion | text | source`. The source is the episode and its
+there are none, and one line per utterance: `n | speaker | emotion | text | source`. The source is the episode and its
 time stamps, `Friends_S1E4: 00:00:03.420 - 00:00:04.382`, or the name of MELD's clip, `train_dia559_utt0`, or nothing.
 
-A pair carries no emotion of its own: it has its emotion utterance's. None of ECF's 9,794 pairs belongs to a neutral
-utterance, so one that does is refused. Starts may go back from one utterance to the next: 23 of ECF's do, where
-people speak at the same time.
+The emotion of a pair is that of its emotion utterance. None of ECF's 9,794 pairs belongs to a neutral utterance, so a
+pair that does is refused. An utterance may start before the one above it: 23 of ECF's do, where people speak at the
+same time.
 """
 
 from __future__ import annotations
 
 import re
 
-from mechm_runtime.readers.text_file import Draft, Row, Source, check_ids, clean_text, quote
+from mechm_runtime.readers.draft import Draft, Row, check_ids
+from mechm_runtime.readers.text_file import Source, clean_text, quote
 from mechm_runtime.types import GoldPair
 
 _HEADER = re.compile(r"\s*([0-9]{1,18})\s+([0-9]{1,9})\s*")
@@ -35,7 +36,7 @@ def parse(source: Source) -> tuple[Draft, ...]:
     """Read every conversation of the file.
 
     Raises: TranscriptError: a line that is not of this format, or fewer utterances than the header promises.
-        LabelError: an unknown emotion, or a pair that points nowhere or belongs to a neutral utterance.
+        LabelError: an unknown emotion, or a pair of an utterance that does not exist or is neutral.
     """
     lines = source.lines()
     drafts: list[Draft] = []
@@ -81,14 +82,14 @@ def _draft(source: Source, name: str, lines: list[str], header: int, n_utterance
 
 
 def _row(source: Source, line: str, where: str) -> tuple[Row, str, str]:
-    """One utterance, its emotion and its episode ("" where there is none)."""
+    """One utterance, its emotion and its episode ("" without one)."""
     fields = line.split("|", 3)
     number = fields[0].strip()
     if len(fields) != 4 or re.fullmatch("[0-9]{1,9}", number) is None:
         raise source.error(
             "not an utterance", where=where, hint="it is: number | speaker | emotion | text | episode: start - end"
         )
-    # The text is what lies between: it may hold a bar itself, the last field never does.
+    # The text may hold a bar itself, the last field never does.
     text, bar, origin = fields[3].rpartition("|")
     if not bar:
         text, origin = fields[3], ""

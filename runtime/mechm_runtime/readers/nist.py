@@ -1,10 +1,10 @@
 """NIST's STM (speaker, times and words) and RTTM (speaker and times).
 
 STM: `file channel speaker start end [<label>] text`, comments after `;;`. RTTM: rows of type SPEAKER, `SPEAKER file
-channel start duration ortho type speaker confidence lookahead`; its turns have no words. Where both describe a
-recording the STM says everything that the RTTM does, so give the STM. Each recording named in the first field becomes
-a conversation; its channels belong together. Turns are sorted by start and numbered from 1: people speak over each
-other, so starts may go back in the file.
+channel start duration ortho type speaker confidence lookahead`; its turns have no words. An STM holds everything that
+the RTTM of the same recording does, so prefer the STM. Each recording named in the first field becomes one conversation
+with all of its channels. Turns are sorted by start and numbered from 1: where people speak at the same time, starts in
+the file may decrease.
 """
 
 from __future__ import annotations
@@ -12,7 +12,8 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from mechm_runtime.readers.text_file import Draft, Row, Source, clean_text, quote
+from mechm_runtime.readers.draft import Draft, Row
+from mechm_runtime.readers.text_file import Source, clean_text, quote
 
 _SECONDS = re.compile(r"[+-]?(?:[0-9]{1,12}(?:\.[0-9]*)?|\.[0-9]+)")
 _LABEL = re.compile(r"<(?:[^<>\s]*,[^<>\s]*|o|na)>\s*", re.IGNORECASE)
@@ -35,7 +36,7 @@ def is_stm(lines: list[str]) -> bool:
 
 
 def parse_stm(source: Source) -> tuple[Draft, ...]:
-    """Read an STM file: a conversation per recording.
+    """Read an STM file: one conversation per recording.
 
     Raises: TranscriptError: a row with fewer than five fields or a time that is not one, or no turns.
     """
@@ -58,7 +59,7 @@ def parse_stm(source: Source) -> tuple[Draft, ...]:
 
 
 def parse_rttm(source: Source) -> tuple[Draft, ...]:
-    """Read an RTTM file: a conversation per recording, turns without words.
+    """Read an RTTM file: one conversation per recording, turns without words.
 
     Raises: TranscriptError: a row of an unknown type, with too few fields, a time that is not one or a negative
         duration, or no turns.
@@ -78,7 +79,7 @@ def parse_rttm(source: Source) -> tuple[Draft, ...]:
         start_s, duration_s = (_seconds(source, field, where) for field in fields[3:5])
         if duration_s < 0:
             raise source.error("lasts less than nothing", where=where, hint=_RTTM_HINT)
-        # Both have millisecond digits: rounding keeps their sum from inventing digits below them.
+        # Both have millisecond digits: rounding removes the digits below them that the sum adds.
         rows.append((fields[1], Row(1, clean_text(fields[7]), None, start_s, round(start_s + duration_s, 6), where)))
     return _drafts(source, rows)
 

@@ -1,13 +1,13 @@
 """ECF / SemEval-2024 Task 3 JSON: conversations with or without annotation, and submissions.
 
 The form is the one NUSTM/SemEval-2024_ECAC publishes: a list of `{"conversation_ID", "conversation": [{"utterance_ID",
-"text", "speaker", "emotion", "video_name", "video_source"}], "emotion-cause_pairs": [["3_surprise", "1"]]}`. One such
-object alone is read too. The cause may carry Subtask 1's span ("1_the text"), which is not used. `start_s` and `end_s`,
-seconds from the start of the recording, are an addition of this library; they win over `video_source`, whose times
-count from the start of the episode.
+"text", "speaker", "emotion", "video_name", "video_source"}], "emotion-cause_pairs": [["3_surprise", "1"]]}`. A single
+such object without a list is read too. The cause may carry Subtask 1's span ("1_the text"), which is not used.
+`start_s` and `end_s`, seconds from the start of the recording, are an addition of this library; they take precedence
+over `video_source`, whose times count from the start of the episode.
 
 Neutral: in the published data (ECF 1.0 and 2.0) no pair's emotion utterance is neutral, and every pair has its
-utterance's label, so annotation that breaks either is refused. Submissions may contain neutral pairs; the official
+utterance's label, so other annotation is refused. Submissions may contain neutral pairs; the official
 scorer counts them neither as found nor as missed, and so does `mechm.evaluation`.
 """
 
@@ -17,7 +17,8 @@ import json
 import re
 from collections.abc import Mapping
 
-from mechm_runtime.readers.text_file import Draft, Row, Source, check_ids, clean_text, quote
+from mechm_runtime.readers.draft import Draft, Row, check_ids
+from mechm_runtime.readers.text_file import Source, clean_text, quote
 from mechm_runtime.types import GoldPair
 
 _CLOCK = re.compile(r"([0-9]{1,4}):([0-5]?[0-9]):([0-5]?[0-9](?:\.[0-9]{1,9})?)")
@@ -29,16 +30,16 @@ _FORM_HINT = 'each conversation is {"conversation_ID": 1, "conversation": [{"utt
 def parse(source: Source) -> tuple[Draft, ...]:
     """Read every conversation of the file.
 
-    Raises: TranscriptError: not JSON of this form. LabelError: an unknown emotion, a pair that points nowhere or
-        disagrees with its utterance's emotion, or a pair of a neutral utterance.
+    Raises: TranscriptError: not JSON of this form. LabelError: an unknown emotion, or a pair of an utterance that
+        does not exist, is neutral, or has another emotion.
     """
     return tuple(_draft(source, item, index) for index, item in enumerate(_items(source), start=1))
 
 
 def parse_submission(source: Source) -> Mapping[str, frozenset[GoldPair]]:
-    """Read predicted pairs: conversation id -> pairs, duplicates removed. The conversations need not be there.
+    """Read predicted pairs: conversation id -> pairs without duplicates. The file need not hold the utterances.
 
-    Raises: TranscriptError: not JSON of this form, or a conversation twice. LabelError: a pair that is not one, an
+    Raises: TranscriptError: not JSON of this form, or a conversation twice. LabelError: a malformed pair, an
         unknown emotion, or a conversation without "emotion-cause_pairs".
     """
     submission: dict[str, frozenset[GoldPair]] = {}
@@ -54,7 +55,7 @@ def parse_submission(source: Source) -> Mapping[str, frozenset[GoldPair]]:
 
 
 def _items(source: Source) -> list[dict[str, object]]:
-    """The file's objects, whatever JSON can hide in it."""
+    """The JSON objects of the file, one per conversation."""
     try:
         data: object = json.loads(source.text, parse_constant=_refuse_constant)
     except json.JSONDecodeError as error:
@@ -122,7 +123,7 @@ def _conversation_id(source: Source, item: dict[str, object], index: int) -> str
 
 
 def _row(source: Source, turn: dict[str, object], where: str) -> tuple[Row, str]:
-    """One utterance, and what its times count from: "recording", an episode, or "" without times."""
+    """One utterance, and the zero of its times: "recording", "episode NAME", or "" without times."""
     identifier = turn.get("utterance_ID")
     if isinstance(identifier, str) and re.fullmatch("U?[0-9]{1,9}", identifier):
         identifier = int(identifier.removeprefix("U"))

@@ -1,14 +1,14 @@
 """SubRip (SRT) and WebVTT: cues become utterances.
 
-The speaker comes from `<v Name>`, from `Name: text` or `[Name]: text`, and a line that starts with `- ` or `>>` is a
-new speaker's, whose name is unknown (""). Two speakers of one cue share its times. `Name:` counts as a speaker only
-where the file is written that way: three cues in four have one, or that name comes back; otherwise "Remember: no
-cake" would be somebody called Remember.
+The speaker comes from `<v Name>`, `Name: text` or `[Name]: text`; a line that starts with `- ` or `>>` belongs to a new
+speaker of unknown name (""). Two speakers of one cue share its times. `Name:` counts as a speaker only where three in
+four cues of the file have one, or where that name occurs again; otherwise "Remember: no cake" would be said by somebody
+called Remember.
 
-Cue numbers and identifiers are not utterance ids: players ignore them, and so does this; utterances are numbered from
-1. A cue without text stays, as an utterance of which only the sound is known. Starts must not go back from cue to cue
-(WebVTT asks for that; in SRT it is the trace of a bad merge). Styling, regions, notes and cue settings are skipped;
-what cannot be understood is an error, so that no text gets lost.
+Utterances are numbered from 1; cue numbers and identifiers are ignored, as players do. A cue without text becomes an
+utterance without words. Starts must not decrease from cue to cue (WebVTT requires that; in SRT it shows a bad merge).
+Styling, regions, notes and cue settings are skipped; a line that cannot be parsed is an error, so that no text gets
+lost.
 """
 
 from __future__ import annotations
@@ -20,13 +20,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from mechm_runtime.readers.text_file import Draft, Row, Source, clean_text
+from mechm_runtime.readers.draft import Draft, Row
+from mechm_runtime.readers.text_file import Source, clean_text
 
 _TIME = r"(?:([0-9]{1,4}):)?([0-9]{1,2}):([0-9]{1,2})(?:[.,]([0-9]{1,3}))?"
 _TIME_LINE = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
 _NUMBER_LINE = re.compile(r"\s*[0-9]{1,9}\s*")
 _VOICE = re.compile(r"<v(?:\.[^\s<>]*)?[ \t\n]([^<>]*)>")
-# WebVTT escapes "<" in text, so everything in angle brackets is a tag; SRT does not, so only known tags are.
+# WebVTT escapes "<" in text, so everything in angle brackets is a tag; in SRT only known tags are.
 _ANY_TAG = re.compile(r"</?[A-Za-z0-9][^<>]*>|</>")
 _KNOWN_TAG = re.compile(r"</?(?:i|b|u|s|em|strong|font|span|c|v|lang|ruby|rt)(?:[\s.][^<>]*)?/?>", re.IGNORECASE)
 _POSITION = re.compile(r"\{\\[^{}]*\}")
@@ -49,7 +50,7 @@ def is_webvtt(text: str) -> bool:
 
 
 def is_srt(lines: list[str]) -> bool:
-    """Whether the first lines that are not empty are a cue's number and times, or its times."""
+    """Whether one of the first two lines that are not empty holds a cue's times."""
     first = [line for line in lines[:50] if line.strip()][:2]
     return any(_TIME_LINE.fullmatch(line) is not None for line in first)
 
@@ -57,7 +58,7 @@ def is_srt(lines: list[str]) -> bool:
 def parse_srt(source: Source) -> tuple[Draft, ...]:
     """Read a SubRip file as one conversation.
 
-    Raises: TranscriptError: no cues, text without times, or starts that go back.
+    Raises: TranscriptError: no cues, text without times, or starts that decrease.
     """
     return (_draft(source, _cues(source, source.lines(), first=0, webvtt=False), _KNOWN_TAG),)
 
@@ -65,7 +66,7 @@ def parse_srt(source: Source) -> tuple[Draft, ...]:
 def parse_webvtt(source: Source) -> tuple[Draft, ...]:
     """Read a WebVTT file as one conversation.
 
-    Raises: TranscriptError: no signature, no cues, text without times, or starts that go back.
+    Raises: TranscriptError: no signature, no cues, text without times, or starts that decrease.
     """
     lines = source.lines()
     if not is_webvtt(source.text):
@@ -82,7 +83,7 @@ def _cues(source: Source, lines: list[str], *, first: int, webvtt: bool) -> list
         if webvtt and "-->" not in block[0] and re.match(r"(?:NOTE|STYLE|REGION)(?:\s|$)", block[0]):
             continue
         times = [index for index, line in enumerate(block) if "-->" in line]
-        # Text before the first times: a number or identifier, or, in SRT only, what follows a blank line in a cue.
+        # Text before the first times: a number or identifier; in SRT also text after a blank line inside a cue.
         before = times[0] if times else len(block)
         if before and times:
             before -= 1 if webvtt or _NUMBER_LINE.fullmatch(block[before - 1]) else 0
@@ -93,7 +94,7 @@ def _cues(source: Source, lines: list[str], *, first: int, webvtt: bool) -> list
         for index, next_index in pairwise([*times, len(block)]):
             end = next_index
             if next_index < len(block) and next_index - index > 1 and _NUMBER_LINE.fullmatch(block[next_index - 1]):
-                end -= 1  # the next cue's number, where the blank line between the two is missing
+                end -= 1  # the next cue's number, where no blank line separates the two
             start_s, end_s = _times(source, block[index], start + index + 1, webvtt)
             if cues and start_s < cues[-1].start_s:
                 raise source.error(
@@ -112,7 +113,7 @@ def _hint(webvtt: bool) -> str:
 
 
 def _blocks(lines: list[str], first: int) -> Iterator[tuple[int, list[str]]]:
-    """Runs of lines between blank ones, each with the index of its first line."""
+    """Runs of lines between blank lines, each with the index of its first line."""
     start = first
     for index in range(first, len(lines) + 1):
         if index == len(lines) or not lines[index].strip():
@@ -146,7 +147,7 @@ def _draft(source: Source, cues: list[_Cue], tag: re.Pattern[str]) -> Draft:
 
 
 def _voices(cue: _Cue, tag: re.Pattern[str]) -> list[tuple[str, list[str]]]:
-    """The cue's voice spans (name or "", plain lines): tags gone, entities decoded."""
+    """The cue's voice spans (name or "", plain lines), without tags and with entities decoded."""
     payload = _POSITION.sub("", "\n".join(cue.payload))
     pieces = _VOICE.split(payload)  # text, name, text, name, text, …
     voices = [("", pieces[0]), *zip(map(html.unescape, pieces[1::2]), pieces[2::2], strict=True)]
@@ -157,8 +158,8 @@ def _voices(cue: _Cue, tag: re.Pattern[str]) -> list[tuple[str, list[str]]]:
     return [(name, lines) for name, lines in plain if name or lines]
 
 
-def _named(line: str) -> tuple[str, str] | None:
-    """The name and the words of a line that may be `Name: words`; None where it cannot be."""
+def _split_name(line: str) -> tuple[str, str] | None:
+    """The name and the words of a line of the form `Name: words`; None for any other line."""
     head, colon, words = line.partition(":")
     if not colon or (words and not words[0].isspace()):
         return None
@@ -173,8 +174,8 @@ def _named(line: str) -> tuple[str, str] | None:
     return clean_text(name), words
 
 
-def _unmarked(line: str) -> tuple[bool, str]:
-    """Whether the line starts with a new speaker's mark, and the line without it."""
+def _split_turn_mark(line: str) -> tuple[bool, str]:
+    """Whether the line starts with the mark of a new speaker, and the line without the mark."""
     mark = _TURN_MARK.match(line)
     return mark is not None, line[mark.end() :] if mark else line
 
@@ -184,8 +185,8 @@ def _speaker_names(parts: list[list[tuple[str, list[str]]]]) -> frozenset[str]:
     counts: Counter[str] = Counter()
     n_cues = n_named = 0
     for voices in parts:
-        lines = [_unmarked(line)[1] for voice, voice_lines in voices if not voice for line in voice_lines]
-        found = [named[0] for named in map(_named, lines) if named is not None]
+        lines = [_split_turn_mark(line)[1] for voice, voice_lines in voices if not voice for line in voice_lines]
+        found = [named[0] for named in map(_split_name, lines) if named is not None]
         counts.update(found)
         n_cues += bool(lines)
         n_named += bool(found)
@@ -198,8 +199,8 @@ def _turns(voice: str, lines: list[str], names: frozenset[str]) -> list[tuple[st
     """The (speaker, text) turns in one voice span's lines."""
     turns: list[tuple[str, list[str]]] = []
     for line in lines:
-        marked, words = _unmarked(line)
-        named = None if voice else _named(words)
+        marked, words = _split_turn_mark(line)
+        named = None if voice else _split_name(words)
         if named is not None and named[0] in names:
             turns.append((named[0], [named[1]]))
         elif not turns or (marked and not voice):

@@ -1,8 +1,6 @@
-"""From a file to checked conversations: what every reader shares.
+"""Reads text files: limits their size, decodes them, cleans their text, and names file and place in errors.
 
-It caps the bytes before reading, decodes them, cleans text, and turns the rows that a format's reader found into a
-`Conversation`, with errors that name the file and the line or utterance. It knows no format, and it never puts more
-of the transcript into a message than a short quoted token.
+It knows no format. A message never holds more of a transcript than a short quoted token.
 """
 
 from __future__ import annotations
@@ -11,24 +9,15 @@ import codecs
 import re
 import shlex
 import stat
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from mechm_runtime.errors import LabelError, TranscriptError
-from mechm_runtime.types import EMOTIONS, Conversation, GoldPair, LabelledConversation, Utterance
+from mechm_runtime.types import EMOTIONS
 
 DEFAULT_MAX_BYTES = 32 * 2**20
-"""Larger transcripts are refused unread. All of ECF is 1.6 MB; parsed JSON takes about ten times its size in memory."""
-
-MEDIA_TOLERANCE_S = 0.5
-"""How far a time may run past the recording: containers round their duration, and subtitles linger."""
-
-MAX_TIME_S = 1e6
-"""The largest time accepted (11 days), so that a typing error is found here and not when samples are allocated."""
-
-MAX_ID = 10**9
-"""The largest utterance id accepted."""
+"""Largest transcript in bytes; larger ones are refused unread. All of ECF is 1.6 MB; parsed JSON takes about ten times
+its size in memory."""
 
 _CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), " ")
 _SURROGATES = re.compile("[\ud800-\udfff]")
@@ -37,22 +26,22 @@ _QUOTED_CHARACTERS = 24
 
 
 def quote(token: object) -> str:
-    """A token from the file, quoted for a message, escaped and at most 24 characters long."""
+    """Quote a token from a file for a message: escaped, at most 24 characters long."""
     text = str(token)
     return ascii(text if len(text) <= _QUOTED_CHARACTERS else text[: _QUOTED_CHARACTERS - 3] + "...")
 
 
 def clean_text(text: str) -> str:
-    """`text` with control characters and line breaks as spaces, and white space runs as one space.
+    """Replace control characters and line breaks by spaces, and each run of white space by one space.
 
-    Control characters go because they would reach terminals (escape sequences) and no tokenizer knows them.
+    Control characters are removed because terminals act on them (escape sequences) and no tokenizer knows them.
     """
     return " ".join(text.translate(_CONTROLS).split())
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A decoded file, and its path for messages."""
+    """A decoded text file. `path` is used in messages; the file is not opened again."""
 
     path: Path
     text: str
@@ -63,14 +52,14 @@ class Source:
 
     def error(self, message: str, *, where: str = "", hint: str = "") -> TranscriptError:
         """A TranscriptError that names the file and the place."""
-        return TranscriptError(self._placed(message, where), hint=hint)
+        return TranscriptError(self._with_place(message, where), hint=hint)
 
     def label_error(self, message: str, *, where: str = "", hint: str = "") -> LabelError:
         """A LabelError that names the file and the place."""
-        return LabelError(self._placed(message, where), hint=hint)
+        return LabelError(self._with_place(message, where), hint=hint)
 
     def check_emotion(self, emotion: str, *, where: str) -> str:
-        """`emotion` itself, if it is one of `EMOTIONS`.
+        """Return `emotion` where it is one of `EMOTIONS`.
 
         Raises: LabelError: it is not.
         """
@@ -81,7 +70,7 @@ class Source:
         return emotion
 
     def check_unicode(self, text: str, *, where: str) -> str:
-        """`text` itself, if it can be written as UTF-8.
+        """Return `text` where it can be written as UTF-8.
 
         Raises: TranscriptError: it holds half of a surrogate pair, which JSON can write and UTF-8 cannot.
         """
@@ -89,42 +78,8 @@ class Source:
             raise self.error("half of a surrogate pair is no character", where=where)
         return text
 
-    def _placed(self, message: str, where: str) -> str:
+    def _with_place(self, message: str, where: str) -> str:
         return f"{self.path.name}, {where}: {message}" if where else f"{self.path.name}: {message}"
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One utterance as a format's reader found it, before it is checked.
-
-    start_s, end_s: seconds; both or neither.
-    clip: the name of the utterance's own clip where the file gives one.
-    where: the line or utterance, for messages.
-    """
-
-    id: int
-    speaker: str
-    text: str | None
-    start_s: float | None
-    end_s: float | None
-    where: str
-    clip: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Draft:
-    """A conversation as a format's reader found it.
-
-    episode_times: the rows' times count from the start of something longer (a TV episode), not of the conversation.
-    emotions: a label per row, None for a row without one; checked against `EMOTIONS`.
-    pairs: None where the file has no annotation of pairs; checked against the rows and the emotions.
-    """
-
-    id: str
-    rows: tuple[Row, ...]
-    episode_times: bool = False
-    emotions: tuple[str | None, ...] | None = None
-    pairs: frozenset[GoldPair] | None = None
 
 
 def read_source(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Source:
@@ -177,112 +132,12 @@ def decode(data: bytes, path: Path) -> str:
         ) from error
     nul = text.find("\0")
     if nul >= 0:
-        # Every second byte NUL is UTF-16 that lost its mark; anything else is not text at all.
+        # Where every second byte is NUL it is UTF-16 without its mark; otherwise it is no text.
         utf16 = skip == 0 and len(data) % 2 == 0 and data.count(0) * 3 >= len(data)
         little = data[1::2].count(0) >= data[::2].count(0)
         hint = _iconv("UTF-16LE" if little else "UTF-16BE", path) if utf16 else "give a text file"
         raise TranscriptError(f"{path.name}: character {nul} is NUL, so this is not a text file", hint=hint)
     return text
-
-
-def build_conversation(
-    source: Source, draft: Draft, *, media: Path | None = None, media_duration_s: float | None = None
-) -> Conversation:
-    """Check a draft and make it a Conversation.
-
-    media: the recording of this conversation; times are then positions in it. Without one, times that count from the
-        start of an episode are shifted so that the earliest utterance starts at 0.
-    Raises: TranscriptError: no utterances; ids that repeat or fall; a time that is not finite, is negative, ends
-        before it starts, or runs more than `MEDIA_TOLERANCE_S` past `media_duration_s`.
-    """
-    if not draft.rows:
-        raise source.error(f"conversation {draft.id} has no utterances")
-    check_ids(source, draft.rows)
-    for row in draft.rows:
-        _check_times(source, row, media_duration_s)
-    origin_s = 0.0
-    if draft.episode_times and media is None:
-        origin_s = min((row.start_s for row in draft.rows if row.start_s is not None), default=0.0)
-    return Conversation(draft.id, tuple(_utterance(row, origin_s) for row in draft.rows), media)
-
-
-def build_labelled(source: Source, draft: Draft) -> LabelledConversation:
-    """Check an annotated draft and make it a LabelledConversation.
-
-    Raises: TranscriptError: as `build_conversation`. LabelError: an utterance without an emotion, or no annotation of
-        pairs (a conversation in which nothing has a cause has an empty one).
-    """
-    conversation = build_conversation(source, draft)
-    if draft.pairs is None:
-        raise source.label_error(
-            f"conversation {draft.id} has no annotated pairs",
-            hint='give it "emotion-cause_pairs", [] if there are none',
-        )
-    emotions: list[str] = []
-    for row, emotion in zip(draft.rows, draft.emotions or (None,) * len(draft.rows), strict=True):
-        if emotion is None:
-            raise source.label_error("no emotion", where=row.where, hint=f"give it one of {', '.join(EMOTIONS)}")
-        emotions.append(emotion)
-    return LabelledConversation(conversation, tuple(emotions), draft.pairs)
-
-
-def check_ids(source: Source, rows: Sequence[Row]) -> None:
-    """Refuse utterance ids that are out of range, repeat or fall.
-
-    Raises: TranscriptError: they do.
-    """
-    previous = 0
-    for row in rows:
-        if not 1 <= row.id <= MAX_ID:
-            raise source.error(
-                f"utterance id {quote(row.id)} is not in 1..{MAX_ID}", where=row.where, hint="number utterances from 1"
-            )
-        if row.id <= previous:
-            what = "appears twice" if row.id == previous else f"comes after {previous}"
-            raise source.error(
-                f"utterance id {row.id} {what}", where=row.where, hint="give utterances unique ids in rising order"
-            )
-        previous = row.id
-
-
-def check_unique_ids(source: Source, drafts: Sequence[Draft]) -> None:
-    """Refuse a file in which two conversations have the same id.
-
-    Raises: TranscriptError: they have.
-    """
-    seen: set[str] = set()
-    for draft in drafts:
-        if draft.id in seen:
-            raise source.error(f"conversation {quote(draft.id)} appears twice", hint="give each its own id")
-        seen.add(draft.id)
-
-
-def _check_times(source: Source, row: Row, media_duration_s: float | None) -> None:
-    if row.start_s is None or row.end_s is None:
-        return
-    for time_s in (row.start_s, row.end_s):
-        if not 0 <= time_s <= MAX_TIME_S:  # also false for NaN
-            raise source.error(f"time {time_s:g} s is not in 0..{MAX_TIME_S:g} s", where=row.where)
-    if row.end_s < row.start_s:
-        raise source.error(
-            f"ends at {row.end_s:.3f} s, before it starts at {row.start_s:.3f} s",
-            where=row.where,
-            hint="put the start before the end",
-        )
-    if media_duration_s is not None and row.end_s > media_duration_s + MEDIA_TOLERANCE_S:
-        raise source.error(
-            f"ends at {row.end_s:.3f} s, past the end of the recording at {media_duration_s:.3f} s",
-            where=row.where,
-            hint="check that the transcript belongs to this recording",
-        )
-
-
-def _utterance(row: Row, origin_s: float) -> Utterance:
-    def shifted(time_s: float | None) -> float | None:
-        # Files give milliseconds: rounding keeps the subtraction from inventing digits below them.
-        return None if time_s is None else round(time_s - origin_s, 6)
-
-    return Utterance(row.id, row.speaker, row.text or None, shifted(row.start_s), shifted(row.end_s))
 
 
 def _iconv(encoding: str, path: Path) -> str:

@@ -12,9 +12,9 @@ import pytest
 from numpy.typing import NDArray
 
 from mechm_runtime.media import MediaLimits, MediaReader
+from mechm_runtime.media.recording import Recordings
 from mechm_runtime.media.source import open_container, video_stream
 from mechm_runtime.media.video import VideoTrack
-from mechm_runtime.media.recording import Recordings
 
 N_FRAMES, RATE = 150, 25
 

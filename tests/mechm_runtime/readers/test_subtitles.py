@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 
 from mechm_runtime.errors import TranscriptError
 from mechm_runtime.readers import read_transcript
+from mechm_runtime.readers.draft import build_conversation
 from mechm_runtime.readers.subtitles import parse_srt, parse_webvtt
-from mechm_runtime.readers.text_file import Source, build_conversation
+from mechm_runtime.readers.text_file import Source
 from mechm_runtime.types import Conversation
 
 
