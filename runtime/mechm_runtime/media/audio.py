@@ -94,7 +94,7 @@ class AudioTrack:
         return bool(self._runs)
 
     def read(self, from_s: float, to_s: float) -> bytes:
-        """Bytes of a span's float32 samples, from the first to the last one that exists; gaps in between are silence."""
+        """Bytes of a span's float32 samples, from the first to the last one that exists; gaps are silence."""
         start, stop = round(from_s * SAMPLE_RATE), round(to_s * SAMPLE_RATE)
         self._forget(start)
         if from_s - self._reached_s > SEEK_AHEAD_S and self.container.format.name in EXACT_SEEK and not self._ended:

@@ -1,7 +1,7 @@
 """Read transcripts and folders of clips into conversations.
 
-Formats: SRT, WebVTT, STM, RTTM, ECF / SemEval JSON and MECPE text. Only text files are opened, with the standard library
-alone; `mechm_runtime.media` opens recordings.
+Formats: SRT, WebVTT, STM, RTTM, ECF / SemEval JSON and MECPE text. Only text files are opened, with the standard
+library alone; `mechm_runtime.media` opens recordings.
 """
 
 from mechm_runtime.readers.clips import clips_for, conversation_from_media

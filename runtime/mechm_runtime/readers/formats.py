@@ -1,7 +1,7 @@
 """Read a transcript of any supported format.
 
-The format is detected by the content, and by the suffix only where the content is ambiguous: a WebVTT file named .srt is
-read as WebVTT. Recordings are not opened: the caller gives their duration where it is known.
+The format is detected by the content, and by the suffix only where the content is ambiguous: a WebVTT file named .srt
+is read as WebVTT. Recordings are not opened: the caller gives their duration where it is known.
 """
 
 from __future__ import annotations
@@ -101,8 +101,8 @@ def read_labelled(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> tuple[La
 def read_submission(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Mapping[str, frozenset[GoldPair]]:
     """Read a SemEval submission: conversation id -> predicted pairs, without duplicates.
 
-    Raises: TranscriptError: the file cannot be read, or is not a submission. LabelError: an item is not a pair, or names
-        an unknown emotion.
+    Raises: TranscriptError: the file cannot be read, or is not a submission. LabelError: an item is not a pair, or
+        names an unknown emotion.
     """
     return semeval.parse_submission(read_source(path, max_bytes=max_bytes))
 
