@@ -29,8 +29,8 @@ from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.engines.load import load_engine
 from mechm_runtime.llm.graph import LlamaGraph
 from mechm_runtime.llm.questions import QuestionTokenizer
-from mechm_runtime.llm.scorer import LlamaReader
-from mechm_runtime.llm.vllm.in_process import LocalVllm
+from mechm_runtime.llm.scorer import LlamaScorer
+from mechm_runtime.llm.vllm.in_process import InProcessVllm
 from mechm_runtime.llm.vllm.launch_plan import ServeConfig
 
 REPEATS = 3
@@ -82,12 +82,12 @@ def _answer(folder: Path, backend: str) -> None:
     questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
     engine: GraphRunner
     if backend == "vllm-local":
-        engine = LocalVllm(bundle, questions, ServeConfig())
+        engine = InProcessVllm(bundle, questions, ServeConfig())
     else:
         name = bundle.parts[LLAMA].files[backend]
         config = EngineConfig(n_threads=1, engine="openvino" if backend == W8 else "onnxruntime")
         engine = LlamaGraph(load_engine(bundle.path(name), config), bundle.parts[LLAMA])
-    LlamaReader(questions, engine, bundle.parts[LLAMA].width("soft_tokens")).read(TALK)
+    LlamaScorer(questions, engine, bundle.parts[LLAMA].width("soft_tokens")).score(TALK)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)
 
 

@@ -13,7 +13,7 @@ import click
 if TYPE_CHECKING:
     from mechm_runtime.llm.vllm.config import ServerConfig
     from mechm_runtime.llm.vllm.launch_plan import ServeConfig, ServingPlan
-    from mechm_runtime.llm.vllm.process import Client
+    from mechm_runtime.llm.vllm.process import ReadinessProbe
 
 
 @click.group()
@@ -113,7 +113,7 @@ def llm(
     """
     from mechm_runtime.bundle.open import open_bundle
     from mechm_runtime.llm.vllm.launch_plan import plan_serving
-    from mechm_runtime.llm.vllm.warm_up import QuestionClient
+    from mechm_runtime.llm.vllm.warm_up import QuestionProbe
 
     bundle = open_bundle(folder)
     plan = plan_serving(bundle, config)
@@ -121,7 +121,7 @@ def llm(
         _print(plan, config)
         return
     name = f"the Llama of {bundle.id}"
-    _run(name, plan, config, partial(QuestionClient, bundle), timeout_s=timeout_s, verbose=verbose)
+    _run(name, plan, config, partial(QuestionProbe, bundle), timeout_s=timeout_s, verbose=verbose)
 
 
 @serve.command()
@@ -153,15 +153,15 @@ def minigpt(
     from mechm.minigpt.folder import MAX_TOKENS, imported_folders, stored_precision
     from mechm_runtime.llm.vllm.embeddings import EmbeddingTable
     from mechm_runtime.llm.vllm.launch_plan import plan_folder
-    from mechm_runtime.llm.vllm.warm_up import WritingClient
+    from mechm_runtime.llm.vllm.warm_up import GenerationProbe
 
     _, llama = imported_folders(folder)
     plan = plan_folder(llama, stored_precision(llama), MAX_TOKENS, config)
     if print_only:
         _print(plan, config)
         return
-    client = partial(WritingClient, EmbeddingTable(llama))
-    _run(f"the Llama of {folder.name}", plan, config, client, timeout_s=timeout_s, verbose=verbose)
+    make_probe = partial(GenerationProbe, EmbeddingTable(llama))
+    _run(f"the Llama of {folder.name}", plan, config, make_probe, timeout_s=timeout_s, verbose=verbose)
 
 
 def _print(plan: ServingPlan, config: ServeConfig) -> None:
@@ -179,7 +179,7 @@ def _run(
     name: str,
     plan: ServingPlan,
     config: ServeConfig,
-    client: Callable[[ServerConfig], Client],
+    make_probe: Callable[[ServerConfig], ReadinessProbe],
     *,
     timeout_s: float,
     verbose: bool,
@@ -204,7 +204,7 @@ def _run(
     # Service managers stop a process with SIGTERM, which ends the server like Ctrl-C.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
-        with running_server(plan, config, client, timeout_s=timeout_s, verbose=verbose) as server:
+        with running_server(plan, config, make_probe, timeout_s=timeout_s, verbose=verbose) as server:
             memory = "" if server.memory_bytes is None else f", {server.memory_bytes / 1e9:.2f} GB of memory"
             click.echo(f"{name} answers at {server.url} after {server.started_s:.0f} s{memory}")
             status = server.wait()

@@ -85,7 +85,7 @@ class PackedLlama(nn.Module):
 
 
 class TorchLlama:
-    """Runs the graph of `mechm_runtime.llm.scorer.LlamaReader` in torch instead of in an engine."""
+    """Runs the graph of `mechm_runtime.llm.scorer.LlamaScorer` in torch instead of in an engine."""
 
     def __init__(self, scores: AnswerScores) -> None:
         self._packed = PackedLlama(scores)

@@ -121,7 +121,11 @@ def make_question_batch(packed: Sequence[PackedQuestions]) -> QuestionBatch:
     visible = np.broadcast_to(np.eye(T, dtype=bool), (B, T, T)).copy()
     for b, one in enumerate(packed):
         n = len(one.input_ids)
-        input_ids[b, :n], position_ids[b, :n], visible[b, :n, :n] = one.input_ids, one.position_ids, one.visible()
+        input_ids[b, :n], position_ids[b, :n], visible[b, :n, :n] = (
+            one.input_ids,
+            one.position_ids,
+            one.attention_mask(),
+        )
     emotion_at, cause_at, soft_at = (
         np.concatenate([b * T + getattr(one, name) for b, one in enumerate(packed)])
         for name in ("emotion_at", "cause_at", "soft_at")

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM
 from mechm.minigpt.folder import MAX_TOKENS, imported_folders, stored_precision
 from mechm.minigpt.image_tokens import ImageTokens
 from mechm.minigpt.prompt import PromptReader
-from mechm.minigpt.torch_llama import TorchWriter
+from mechm.minigpt.torch_llama import TorchGenerator
 from mechm.model.transformers_output import quiet_transformers
 from mechm_runtime.errors import InputError
 from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.llm.vllm.embeddings import EmbeddingTable
-from mechm_runtime.llm.vllm.generation import VllmWriter
+from mechm_runtime.llm.vllm.generation import VllmGenerator
 from mechm_runtime.llm.vllm.launch_plan import ServeConfig
 
 Floats = npt.NDArray[np.float32]
@@ -31,10 +31,10 @@ MAX_NEW_TOKENS = 20
 """MER-MCE's value; Emotion-LLaMA reasons in up to 500."""
 
 
-class Writer(Protocol):
+class Generator(Protocol):
     """Interface to the Llama: generates answers greedily and scores given ones."""
 
-    def write(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, max_new_tokens: int) -> list[int]:
+    def generate(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, max_new_tokens: int) -> list[int]:
         """Generate token ids; the first is never the end token, as in MiniGPT-v2 (`min_length=1`).
 
         ids: int64 (T,). soft_at: int64 (S,), positions of the soft tokens. soft_tokens: float32 (S, D).
@@ -47,11 +47,11 @@ class Writer(Protocol):
 class MiniGptV2:
     """Answers questions about pictures.
 
-    image_tokens: the ViT and its projection. prompts, writer: of the same Llama.
+    image_tokens: the ViT and its projection. prompts, generator: of the same Llama.
     """
 
-    def __init__(self, image_tokens: ImageTokens, prompts: PromptReader, writer: Writer) -> None:
-        self.image_tokens, self.prompts, self.writer = image_tokens, prompts, writer
+    def __init__(self, image_tokens: ImageTokens, prompts: PromptReader, generator: Generator) -> None:
+        self.image_tokens, self.prompts, self.generator = image_tokens, prompts, generator
 
     @property
     def image_size(self) -> int:
@@ -83,7 +83,7 @@ class MiniGptV2:
         tokens: of a picture, see `encode_picture`. text, task: see `PromptReader.read`.
         """
         prompt = self.prompts.read(text, task=task)
-        return self.prompts.decode(self.writer.write(prompt.ids, prompt.image_at, tokens, max_new_tokens))
+        return self.prompts.decode(self.generator.generate(prompt.ids, prompt.image_at, tokens, max_new_tokens))
 
     def score(self, tokens: Floats, text: str, answers: Sequence[str], *, task: str | None = None) -> Floats:
         """Compute the log-probability of each answer with its end token, float32 (answers,).
@@ -94,7 +94,7 @@ class MiniGptV2:
             raise InputError("no answers to score")
         prompt = self.prompts.read(text, task=task)
         wanted = [self.prompts.answer_ids(answer) for answer in answers]
-        return self.writer.score(prompt.ids, prompt.image_at, tokens, wanted)
+        return self.generator.score(prompt.ids, prompt.image_at, tokens, wanted)
 
 
 def open_minigpt(
@@ -120,16 +120,18 @@ def open_minigpt(
         image_tokens = ImageTokens.from_folder(vision, dtype).to(device)
     config = image_tokens.config
     prompts = PromptReader(llama / "tokenizer.json", config.variant, config.n_tokens)
-    return MiniGptV2(image_tokens, prompts, _writer(llama, backend, server, dtype, device))
+    return MiniGptV2(image_tokens, prompts, _make_generator(llama, backend, server, dtype, device))
 
 
-def _writer(llama: Path, backend: Backend, server: ServerConfig | None, dtype: torch.dtype, device: str) -> Writer:
+def _make_generator(
+    llama: Path, backend: Backend, server: ServerConfig | None, dtype: torch.dtype, device: str
+) -> Generator:
     if backend == "vllm":
-        return VllmWriter(server or ServerConfig(), EmbeddingTable(llama))
+        return VllmGenerator(server or ServerConfig(), EmbeddingTable(llama))
     if backend == "vllm-local":
-        from mechm_runtime.llm.vllm.in_process import LocalVllmWriter
+        from mechm_runtime.llm.vllm.in_process import InProcessGenerator
 
-        return LocalVllmWriter(llama, stored_precision(llama), MAX_TOKENS, ServeConfig(device=device))
+        return InProcessGenerator(llama, stored_precision(llama), MAX_TOKENS, ServeConfig(device=device))
     with quiet_transformers():
         loaded: Any = AutoModelForCausalLM.from_pretrained(llama, dtype=dtype, local_files_only=True)
-    return TorchWriter(loaded.to(device))
+    return TorchGenerator(loaded.to(device))

@@ -15,8 +15,8 @@ Floats = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 
-class TorchWriter:
-    """A `Writer` around a causal language model of transformers."""
+class TorchGenerator:
+    """A `Generator` around a causal language model of transformers."""
 
     def __init__(self, llama: Any) -> None:
         self._llama = llama.eval()
@@ -29,8 +29,8 @@ class TorchWriter:
             pad_token_id=ends[0] if isinstance(ends, list) else ends,
         )
 
-    def write(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, max_new_tokens: int) -> list[int]:
-        """Generate token ids greedily, see `mechm.minigpt.model.Writer`."""
+    def generate(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, max_new_tokens: int) -> list[int]:
+        """Generate token ids greedily, see `mechm.minigpt.model.Generator`."""
         with torch.inference_mode():
             embedded = self._embed(ids, soft_at, soft_tokens)
             attended = torch.ones(embedded.shape[:2], dtype=torch.long, device=embedded.device)
@@ -41,7 +41,7 @@ class TorchWriter:
         return answer
 
     def score(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, answers: Sequence[Sequence[int]]) -> Floats:
-        """Compute the log-probability of each answer, float32 (answers,), see `mechm.minigpt.model.Writer`.
+        """Compute the log-probability of each answer, float32 (answers,), see `mechm.minigpt.model.Generator`.
 
         The prompt is processed once for all answers.
         """

@@ -27,7 +27,7 @@ from mechm.training.losses import class_weights
 from mechm.training.speakers import rename_speakers
 from mechm.training.stages import Epoch, Group, Stage, check_corpora, plan_epochs
 from mechm_runtime.llm.questions import QuestionTokenizer, cause_offsets, pair_logits
-from mechm_runtime.llm.scorer import LlamaReader, SoftTokens
+from mechm_runtime.llm.scorer import LlamaScorer, SoftTokens
 from mechm_runtime.types import EMOTIONS, LabelledConversation
 
 
@@ -146,11 +146,11 @@ def score_with_llama(
     soft_tokens: of each conversation; None for text alone.
     """
     scores.eval()
-    reader = LlamaReader(tokenizer, TorchLlama(scores), scores.hidden_size)
+    scorer = LlamaScorer(tokenizer, TorchLlama(scores), scores.hidden_size)
     scored = []
     for labelled, soft in zip(conversations, soft_tokens or [None] * len(conversations), strict=True):
         utterances = labelled.conversation.utterances
-        answers = reader.read(utterances, soft)
+        answers = scorer.score(utterances, soft)
         position = {u.id: i for i, u in enumerate(utterances)}
         causes = np.zeros((len(utterances),) * 2, bool)
         for pair in labelled.pairs:

@@ -13,7 +13,13 @@ import yaml
 
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.errors import BundleError
-from mechm_runtime.llm.vllm.launch_plan import API_KEY, QUIET, ServeConfig, engine_settings, server_arguments
+from mechm_runtime.llm.vllm.launch_plan import (
+    API_KEY,
+    OFFLINE_ENVIRONMENT,
+    ServeConfig,
+    engine_settings,
+    server_arguments,
+)
 from mechm_runtime.llm.vllm.memory import read_shape
 
 IMAGE = "vllm/vllm-openai:v0.32.0"
@@ -82,7 +88,7 @@ def _compose(bundle: Bundle, arguments: list[str], port: int) -> dict[str, Any]:
     service = {
         "image": IMAGE,
         "command": arguments,
-        "environment": {**QUIET, API_KEY: f"${{{API_KEY}:?set it to a secret}}"},
+        "environment": {**OFFLINE_ENVIRONMENT, API_KEY: f"${{{API_KEY}:?set it to a secret}}"},
         # Clients on other machines need a proxy with TLS: without one, conversations travel unencrypted.
         "ports": [f"127.0.0.1:{port}:8000"],
         "volumes": [f"{bundle.folder.absolute()}:{MOUNTED}:ro"],
@@ -101,7 +107,7 @@ def _deployment(bundle: Bundle, arguments: list[str]) -> dict[str, Any]:
         "image": IMAGE,
         "args": arguments,
         "env": [
-            *({"name": name, "value": value} for name, value in QUIET.items()),
+            *({"name": name, "value": value} for name, value in OFFLINE_ENVIRONMENT.items()),
             {"name": API_KEY, "valueFrom": {"secretKeyRef": {"name": NAME, "key": API_KEY}}},
         ],
         "ports": [{"containerPort": 8000}],

@@ -1,1 +1,1 @@
-"""The Llama at inference: questions, scoring as an ONNX graph or on vLLM, rescoring of the fusion."""
+"""The Llama at inference: its questions, scoring by an ONNX graph or by vLLM, and rescoring of the fusion's answers."""

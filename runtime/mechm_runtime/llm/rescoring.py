@@ -1,7 +1,7 @@
-"""The Llama's part in an analysis: asked what the fusion has scored, and weighed against it.
+"""Rescoring with the Llama: it is asked about the utterances that the fusion scored, and both scores are combined.
 
-What answers, the bundle's graph or a vLLM in or outside this process, is chosen in one place (`make_adviser`) and
-asked in one way. It decides nothing.
+`make_rescorer` chooses the engine: the bundle's graph, or a vLLM outside of or inside this process. Labels and pairs
+are decided elsewhere (`mechm_runtime.fusion.decision`).
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ from dataclasses import replace
 from typing import Literal
 
 import numpy as np
-import numpy.typing as npt
 
 from mechm_runtime.bundle.manifest import LLAMA, PROJECTOR, Bundle, LlamaFiles
 from mechm_runtime.engines.base import GraphRunner
@@ -22,40 +21,41 @@ from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.fusion.run import FusionScores
 from mechm_runtime.llm.graph import LlamaGraph
 from mechm_runtime.llm.questions import QuestionTokenizer, pair_logits
-from mechm_runtime.llm.scorer import Asking, LlamaReader, LlamaScores, SoftTokens, answered, answered_async
+from mechm_runtime.llm.scorer import EngineSteps, LlamaScorer, LlamaScores, SoftTokens, run_steps, run_steps_async
 from mechm_runtime.llm.soft_tokens import Projector
-from mechm_runtime.llm.vllm.client import VllmServer
+from mechm_runtime.llm.vllm.client import VllmClient
 from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.llm.vllm.embeddings import EmbeddingTable
-from mechm_runtime.llm.vllm.in_process import LocalVllm
+from mechm_runtime.llm.vllm.in_process import InProcessVllm
+from mechm_runtime.system.arrays import BoolArray
 from mechm_runtime.system.progress import StageProgress
 from mechm_runtime.types import Utterance
 
 Llm = Literal["none", "onnx", "vllm", "vllm-local"]
-"""Which Llama is asked: none, the bundle's graph, a vLLM server, or a vLLM in this process."""
+"""The Llama that is asked: none, the bundle's graph, a vLLM server, or a vLLM in this process."""
 
 Missing = Sequence[dict[str, str]]
-"""What is missing of each utterance, by modality, and why; added to."""
+"""One dict per utterance, to which reasons are added: modality (or `llm`) -> what is missing and why."""
 
 
-class Adviser:
-    """Weighs a Llama's answers against the fusion's.
+class LlmRescorer:
+    """Combines the fusion's scores with a Llama's answers.
 
-    reader: asks the Llama. projector: tells it what was heard and seen; None for words alone.
+    scorer: asks the Llama. projector: makes its soft tokens; None where it reads words alone.
     asked_below: the Llama is asked about utterances whose likeliest emotion has less than this probability in the
-        fusion; where the fusion is surer, its own scores stand.
+        fusion; the others keep the fusion's scores.
     """
 
     def __init__(
-        self, bundle: Bundle, files: LlamaFiles, reader: LlamaReader, projector: Projector | None, asked_below: float
+        self, bundle: Bundle, files: LlamaFiles, scorer: LlamaScorer, projector: Projector | None, asked_below: float
     ) -> None:
-        self.reader = reader
+        self.scorer = scorer
         self.asked_below = asked_below
         self._bundle = bundle
         self._files = files
         self._projector = projector
 
-    def advise(
+    def rescore(
         self,
         utterances: Sequence[Utterance],
         inputs: FusionInputs,
@@ -63,13 +63,13 @@ class Adviser:
         missing: Missing,
         progress: StageProgress | None = None,
     ) -> FusionScores:
-        """The fusion's scores with the Llama's weighed in; what the Llama did not get to read is added to `missing`.
+        """Combine the fusion's scores with the Llama's. What the Llama could not read is added to `missing`.
 
         Raises: LlmUnavailableError: a server does not answer.
         """
-        return answered(self._steps(utterances, inputs, fusion, missing, progress), self.reader.engine)
+        return run_steps(self._steps(utterances, inputs, fusion, missing, progress), self.scorer.engine)
 
-    async def advise_async(
+    async def rescore_async(
         self,
         utterances: Sequence[Utterance],
         inputs: FusionInputs,
@@ -77,11 +77,11 @@ class Adviser:
         missing: Missing,
         progress: StageProgress | None = None,
     ) -> FusionScores:
-        """The same, awaiting what answers. Cancelled, it ends a server's request.
+        """`rescore` without blocking the event loop. Cancelled, it ends a server's request.
 
-        Raises: as `advise`.
+        Raises: as `rescore`.
         """
-        return await answered_async(self._steps(utterances, inputs, fusion, missing, progress), self.reader.engine)
+        return await run_steps_async(self._steps(utterances, inputs, fusion, missing, progress), self.scorer.engine)
 
     def _steps(
         self,
@@ -90,49 +90,46 @@ class Adviser:
         fusion: FusionScores,
         missing: Missing,
         progress: StageProgress | None,
-    ) -> Asking[FusionScores]:
-        wanted = self.unsure(fusion)
+    ) -> EngineSteps[FusionScores]:
+        wanted = self.is_uncertain(fusion)
         soft = self.soft_tokens(inputs) if wanted.any() else None
-        answers = yield from self.reader.steps(utterances, soft, progress, wanted)
+        answers = yield from self.scorer.score_steps(utterances, soft, progress, wanted)
         self.note_unread(utterances, inputs, answers.asked, missing)
-        return self.weigh(fusion, answers)
+        return self.combine(fusion, answers)
 
-    def unsure(self, fusion: FusionScores) -> npt.NDArray[np.bool_]:
-        """bool (U,): whether the Llama is worth asking about an utterance."""
+    def is_uncertain(self, fusion: FusionScores) -> BoolArray:
+        """bool (U,): the utterances whose likeliest emotion is less probable than `asked_below`."""
         likeliest = emotion_probabilities(fusion.emotion_logits, self._bundle.decision).max(-1)
-        # At 1 everything is asked about, also what rounds to certain.
+        # At 1 the Llama is asked about all utterances, also where the probability is rounded to 1.
         return np.asarray((likeliest < self.asked_below) | (self.asked_below >= 1.0))
 
     @property
     def soft_shape(self) -> tuple[int, int] | None:
-        """Soft tokens of an utterance, and their width; None where the Llama reads words alone."""
-        return None if self._projector is None else (self._files.questions.soft_tokens, self.reader.hidden_size)
+        """Soft tokens per utterance, and their width; None where the Llama reads words alone."""
+        return None if self._projector is None else (self._files.questions.soft_tokens, self.scorer.hidden_size)
 
     def soft_tokens(self, inputs: FusionInputs) -> SoftTokens | None:
-        """What was heard and seen as the Llama reads it; None where that is nothing, or the Llama reads words alone."""
+        """Soft tokens of the utterances; None where no utterance has voice, face or frames, or for words alone."""
         return None if self._projector is None else self._projector.project(inputs)
 
     def note_unread(
-        self,
-        utterances: Sequence[Utterance],
-        inputs: FusionInputs,
-        asked: npt.NDArray[np.bool_],
-        missing: Missing,
+        self, utterances: Sequence[Utterance], inputs: FusionInputs, asked: BoolArray, missing: Missing
     ) -> None:
-        """Say of utterances that were asked about what the Llama did not get to read."""
+        """Add to `missing` what the Llama could not read of the utterances that it was asked about."""
         if self._files.questions.soft_tokens and self._projector is None:
             for index in (inputs.has_nonverbal() & asked).nonzero()[0].tolist():
                 missing[index]["llm"] = (
-                    "what was heard and seen: mechm export llm puts the embeddings that it takes into the bundle"
+                    "voice, face and frames: the bundle lacks the embeddings for them, which mechm export llm adds"
                 )
-        for index, n_tokens in self.reader.overlong(utterances).items():
+        for index, n_tokens in self.scorer.overlong(utterances).items():
             if asked[index]:
                 missing[index]["llm"] = f"the middle of its {n_tokens} tokens"
 
-    def weigh(self, fusion: FusionScores, answers: LlamaScores) -> FusionScores:
-        """Both scores as one, to be decided with the Llama's constants.
+    def combine(self, fusion: FusionScores, answers: LlamaScores) -> FusionScores:
+        """Combine both scores into logits that the Llama's decision constants apply to.
 
-        Where nothing was asked the fusion's own probabilities hold: the combination was fitted on answers.
+        Utterances that the Llama was not asked about keep the fusion's probabilities: the combination was fitted on
+        utterances that it was asked about.
         """
         files, own = self._files, self._bundle.decision
         unasked = ~answers.asked
@@ -147,21 +144,20 @@ class Adviser:
         return replace(fusion, emotion_logits=emotions, pair_logits=pairs)
 
 
-def make_adviser(
+def make_rescorer(
     bundle: Bundle,
     llm: Llm,
     server: ServerConfig | None,
     fusion: GraphRunner,
     load: Callable[[str], GraphRunner],
     asked_below: float | None = None,
-) -> Adviser | None:
-    """What advises, None for `none`.
+) -> LlmRescorer | None:
+    """Make the rescorer of a bundle; None for the Llama `none`.
 
-    asked_below: see `Adviser`; None for what the bundle says.
-
-    server: where it is, for `vllm`; it must be there now, later it may come and go.
-    fusion: the fusion's graph. load: what runs another part of the bundle.
-    Raises: BundleError: the bundle has not what is asked for. InputError: the server serves something else.
+    server: address of the server, for `vllm`; it must answer now, later it may come and go.
+    fusion: runs the fusion's graph. load: makes the runner of another part of the bundle.
+    asked_below: see `LlmRescorer`; None for the bundle's value.
+    Raises: BundleError: the bundle lacks what is asked for. InputError: the server serves another model.
         LlmUnavailableError: there is no server.
     """
     if llm == "none":
@@ -175,13 +171,13 @@ def make_adviser(
         engine = LlamaGraph(load(LLAMA), bundle.parts[LLAMA])
     elif llm == "vllm":
         embeddings = None if bundle.served is None else EmbeddingTable(bundle.folder / bundle.served.folder)
-        asked = VllmServer(server or ServerConfig(), questions, embeddings)
-        asked.check()
-        engine = asked
+        client = VllmClient(server or ServerConfig(), questions, embeddings)
+        client.check()
+        engine = client
     else:
-        engine = LocalVllm(bundle, questions)
+        engine = InProcessVllm(bundle, questions)
     reads_soft_tokens = files.questions.soft_tokens > 0 and (llm != "vllm" or bundle.served is not None)
     projector = Projector(fusion, load(PROJECTOR), bundle.fusion) if reads_soft_tokens else None
-    reader = LlamaReader(questions, engine, bundle.parts[LLAMA].width("soft_tokens"))
+    scorer = LlamaScorer(questions, engine, bundle.parts[LLAMA].width("soft_tokens"))
     below = files.combination.asked_below if asked_below is None else asked_below
-    return Adviser(bundle, files, reader, projector, below)
+    return LlmRescorer(bundle, files, scorer, projector, below)

@@ -1,7 +1,7 @@
-"""Ask the Llama: a conversation in, log-probabilities of the answers out, every question in one forward pass a window.
+"""Scores the answers to the Llama's questions: a conversation in, log-probabilities out, one forward pass per window.
 
-What runs the graph is given (`engine`); what is asked, and how, is in `questions`. It combines nothing with the
-fusion's scores (`combination`) and decides nothing.
+The questions are made in `questions`; an engine that is passed in runs the graph. Combining the answers with the
+fusion's scores (`mechm_runtime.fusion.combination`) and decisions on them are made elsewhere.
 """
 
 from __future__ import annotations
@@ -9,28 +9,27 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Protocol, TypeVar, runtime_checkable
 
 import numpy as np
-import numpy.typing as npt
 
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.llm.questions import CAUSE_ANSWERS, PackedQuestions, QuestionTokenizer
-from mechm_runtime.system.arrays import Arrays
+from mechm_runtime.system.arrays import Array, Arrays, BoolArray, Float32Array, Int64Array
 from mechm_runtime.system.progress import StageProgress
 from mechm_runtime.types import EMOTIONS, Utterance
 
 T = TypeVar("T")
 
-Asking = Generator[Arrays, Arrays, T]
-"""Yields a graph's inputs, is sent its outputs, and returns what it made of them."""
+EngineSteps = Generator[Arrays, Arrays, T]
+"""Yields inputs of a graph, is sent the outputs, and returns a result; see `run_steps`."""
 
 
 @runtime_checkable
 class AsyncRunner(Protocol):
-    """A graph's runner that can be awaited."""
+    """Runs a graph so that it can be awaited."""
 
-    async def run_async(self, inputs: Arrays) -> Mapping[str, npt.NDArray[Any]]:
+    async def run_async(self, inputs: Arrays) -> Mapping[str, Array]:
         """Arrays by input name to arrays by output name."""
 
 
@@ -38,22 +37,22 @@ class AsyncRunner(Protocol):
 class LlamaScores:
     """The Llama's answers on a conversation of U utterances.
 
-    asked: bool (U,); only utterances with words are asked about, the rows of the others mean nothing.
+    asked: bool (U,); only utterances with words are asked about, the rows of the others are undefined.
     emotions: float32 (U, 7), log-probabilities. causes: float32 (U, answers), log-probabilities, `NO_CAUSE` last.
     """
 
-    asked: npt.NDArray[np.bool_]
-    emotions: npt.NDArray[np.float32]
-    causes: npt.NDArray[np.float32]
+    asked: BoolArray
+    emotions: Float32Array
+    causes: Float32Array
 
     @classmethod
-    def unasked(cls, n: int) -> LlamaScores:
-        """Room for the answers on n utterances."""
+    def empty(cls, n: int) -> LlamaScores:
+        """Scores of n utterances of which none has been asked about; `fill` sets them."""
         emotions = np.zeros((n, len(EMOTIONS)), np.float32)
         return cls(np.zeros(n, bool), emotions, np.zeros((n, len(CAUSE_ANSWERS) + 1), np.float32))
 
-    def fill(self, positions: npt.NDArray[np.int64], outputs: Arrays) -> None:
-        """Take over what a graph answered on the utterances at some positions."""
+    def fill(self, positions: Int64Array, outputs: Arrays) -> None:
+        """Set the rows of the utterances at `positions` to a graph's outputs."""
         self.asked[positions] = True
         self.emotions[positions] = outputs["emotion_log_probabilities"]
         self.causes[positions] = outputs["cause_log_probabilities"]
@@ -61,23 +60,24 @@ class LlamaScores:
 
 @dataclass(frozen=True, slots=True)
 class SoftTokens:
-    """What was heard and seen of U utterances, in the Llama's embedding space.
+    """Voice, face and frames of U utterances as vectors in the Llama's embedding space.
 
-    tokens: float32 (U, soft tokens, D). evident: bool (U,), where something was; the tokens of the others mean nothing.
+    tokens: float32 (U, soft tokens, D). has_nonverbal: bool (U,), the utterances that have voice, face or frames; the
+        tokens of the others are undefined.
     """
 
-    tokens: npt.NDArray[np.float32]
-    evident: npt.NDArray[np.bool_]
+    tokens: Float32Array
+    has_nonverbal: BoolArray
 
-    def of(self, rows: slice) -> SoftTokens:
-        """Those of some of the utterances."""
-        return SoftTokens(self.tokens[rows], self.evident[rows])
+    def select(self, rows: slice) -> SoftTokens:
+        """The soft tokens of some of the utterances: views of the same arrays."""
+        return SoftTokens(self.tokens[rows], self.has_nonverbal[rows])
 
 
-class LlamaReader:
-    """Asks about every utterance that has words.
+class LlamaScorer:
+    """Asks the Llama about the utterances of a conversation that have words.
 
-    hidden_size: width of the Llama's embeddings.
+    engine: runs the Llama's graph. hidden_size: width of the Llama's embeddings.
     """
 
     def __init__(self, tokenizer: QuestionTokenizer, engine: GraphRunner, hidden_size: int) -> None:
@@ -85,112 +85,112 @@ class LlamaReader:
         self._tokenizer = tokenizer
         self.hidden_size = hidden_size
 
-    def read(
+    def score(
         self,
         utterances: Sequence[Utterance],
         soft: SoftTokens | None = None,
         progress: StageProgress | None = None,
-        wanted: npt.NDArray[np.bool_] | None = None,
+        wanted: BoolArray | None = None,
     ) -> LlamaScores:
         """Score a conversation of any length, window by window.
 
-        soft: what stands beside the words; None for words alone.
-        progress: called with utterances done and their number.
-        wanted: bool (U,), which utterances to ask about; None for all. Those without words are never asked about.
+        soft: soft tokens of the utterances; None for words alone.
+        progress: called with the number of utterances done and of all utterances.
+        wanted: bool (U,), the utterances to ask about; None for all. Those without words are never asked about.
         Raises: ValueError: `soft` has another shape, or tokens that are not finite.
         """
-        return answered(self.steps(utterances, soft, progress, wanted), self.engine)
+        return run_steps(self.score_steps(utterances, soft, progress, wanted), self.engine)
 
-    def steps(
+    def score_steps(
         self,
         utterances: Sequence[Utterance],
         soft: SoftTokens | None = None,
         progress: StageProgress | None = None,
-        wanted: npt.NDArray[np.bool_] | None = None,
-    ) -> Asking[LlamaScores]:
-        """The same as a generator of what is asked, for `answered` or `answered_async`: it waits for nothing."""
+        wanted: BoolArray | None = None,
+    ) -> EngineSteps[LlamaScores]:
+        """`score` as a generator of graph inputs, for `run_steps` or `run_steps_async`; it does not block itself."""
         n = len(utterances)
         asked = np.array([bool((u.text or "").strip()) for u in utterances])
         if wanted is not None:
             asked &= wanted
-        scores = LlamaScores.unasked(n)
-        for first, last, core_first, core_last in self._tokenizer.windows(utterances, self._evident(soft, n)):
+        scores = LlamaScores.empty(n)
+        for first, last, core_first, core_last in self._tokenizer.windows(utterances, self._has_nonverbal(soft, n)):
             positions = core_first + np.flatnonzero(asked[core_first:core_last])
             if len(positions):
-                inside = None if soft is None else soft.of(slice(first, last))
-                packed = self.packed(utterances[first:last], (positions - first).tolist(), inside)
+                window_soft = None if soft is None else soft.select(slice(first, last))
+                packed = self.pack(utterances[first:last], (positions - first).tolist(), window_soft)
                 scores.fill(positions, (yield packed))
             if progress is not None:
                 progress(core_last, n)
         return scores
 
-    def packed(
+    def pack(
         self, utterances: Sequence[Utterance], positions: Sequence[int], soft: SoftTokens | None = None
-    ) -> dict[str, npt.NDArray[Any]]:
-        """One window as the graph takes it: what was said, and the questions on some of it.
+    ) -> dict[str, Array]:
+        """Graph inputs for one window: the conversation, and the questions on the utterances at `positions`.
 
-        Raises: ValueError: as `read`.
+        Raises: ValueError: as `score`.
         """
         n = len(utterances)
-        evident = self._evident(soft, n)
+        has_nonverbal = self._has_nonverbal(soft, n)
         tokens = np.zeros((n, self._tokenizer.config.soft_tokens, self.hidden_size), np.float32)
         return graph_inputs(
-            self._tokenizer.pack(utterances, positions, evident), tokens if soft is None else soft.tokens
+            self._tokenizer.pack(utterances, positions, has_nonverbal), tokens if soft is None else soft.tokens
         )
 
     def overlong(self, utterances: Sequence[Utterance]) -> dict[int, int]:
-        """Positions of utterances that are not read as a whole, and how many tokens they have."""
+        """Position -> number of tokens, of utterances that are shortened because they have too many."""
         return self._tokenizer.overlong(utterances)
 
-    def _evident(self, soft: SoftTokens | None, n: int) -> list[bool]:
-        """Which of n utterances have soft tokens."""
+    def _has_nonverbal(self, soft: SoftTokens | None, n: int) -> list[bool]:
+        """For each of n utterances whether it has soft tokens."""
         if soft is None:
             return [False] * n
         shape = (n, self._tokenizer.config.soft_tokens, self.hidden_size)
-        if soft.tokens.shape != shape or soft.evident.shape != (n,):
-            raise ValueError(f"soft tokens {soft.tokens.shape} for {soft.evident.shape} utterances, not {shape}")
-        if not np.isfinite(soft.tokens[soft.evident]).all():
+        if soft.tokens.shape != shape or soft.has_nonverbal.shape != (n,):
+            raise ValueError(f"soft tokens {soft.tokens.shape} for {soft.has_nonverbal.shape} utterances, not {shape}")
+        if not np.isfinite(soft.tokens[soft.has_nonverbal]).all():
             raise ValueError("a soft token is not finite")
-        evident: list[bool] = soft.evident.tolist()
-        return evident
+        has_nonverbal: list[bool] = soft.has_nonverbal.tolist()
+        return has_nonverbal
 
 
-def answered(asking: Asking[T], engine: GraphRunner) -> T:
-    """Run what is asked, and return what comes of it."""
-    step = _advance(asking, None)
-    while isinstance(step, _Question):
-        step = _advance(asking, engine.run(step.inputs))
+def run_steps(steps: EngineSteps[T], engine: GraphRunner) -> T:
+    """Run a generator of graph inputs with an engine, and return the generator's result."""
+    step = _advance(steps, None)
+    while isinstance(step, _Request):
+        step = _advance(steps, engine.run(step.inputs))
     return step
 
 
-async def answered_async(asking: Asking[T], engine: GraphRunner) -> T:
-    """The same without blocking the event loop: an engine that can be awaited is, all else is done in threads."""
-    step = await asyncio.to_thread(_advance, asking, None)
-    while isinstance(step, _Question):
+async def run_steps_async(steps: EngineSteps[T], engine: GraphRunner) -> T:
+    """`run_steps` without blocking the event loop: an `AsyncRunner` is awaited, everything else runs in threads."""
+    step = await asyncio.to_thread(_advance, steps, None)
+    while isinstance(step, _Request):
         if isinstance(engine, AsyncRunner):
             outputs = await engine.run_async(step.inputs)
         else:
             outputs = await asyncio.to_thread(engine.run, step.inputs)
-        step = await asyncio.to_thread(_advance, asking, outputs)
+        step = await asyncio.to_thread(_advance, steps, outputs)
     return step
 
 
 @dataclass(frozen=True, slots=True)
-class _Question:
+class _Request:
     inputs: Arrays
 
 
-def _advance(asking: Asking[T], outputs: Arrays | None) -> _Question | T:
-    """What is asked next, or what came of it all. A StopIteration could not cross from a thread to an event loop."""
+def _advance(steps: EngineSteps[T], outputs: Arrays | None) -> _Request | T:
+    """The next request, or the result: a StopIteration cannot pass from a thread to an event loop."""
     try:
-        return _Question(next(asking) if outputs is None else asking.send(outputs))
+        return _Request(next(steps) if outputs is None else steps.send(outputs))
     except StopIteration as end:
         result: T = end.value
         return result
 
 
-def graph_inputs(packed: PackedQuestions, soft_tokens: npt.NDArray[np.float32]) -> dict[str, npt.NDArray[Any]]:
-    """Packed questions as the graph takes them: a batch of one.
+def graph_inputs(packed: PackedQuestions, soft_tokens: Float32Array) -> dict[str, Array]:
+    """Inputs of the Llama's graph for packed questions, a batch of one.
 
     soft_tokens: float32 (U, soft tokens, D), of the packed utterances.
     """

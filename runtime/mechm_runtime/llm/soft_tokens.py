@@ -1,7 +1,8 @@
-"""What was heard and seen, told to the Llama: the fusion reads it without the words, the projector makes soft tokens.
+"""Makes the Llama's soft tokens: the fusion reads voices, faces and frames without the text, the projector converts.
 
-The words are withheld because the Llama reads them itself, and because the fusion is surer of texts that it learnt from
-than of others: soft tokens that had it from the words would have meant another thing in training.
+The fusion gets no text here, because the Llama reads the text itself, and because the fusion is more confident on texts
+that it was trained on than on others: soft tokens with the text in them would mean something else in training than at
+inference.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from mechm_runtime.llm.scorer import SoftTokens
 class Projector:
     """Makes soft tokens of voices, faces and frames.
 
-    fusion, projector: the graphs. sizes: the fusion's.
+    fusion, projector: run the bundle's graphs of these names. sizes: of the fusion's windows.
     """
 
     def __init__(self, fusion: GraphRunner, projector: GraphRunner, sizes: FusionWindows) -> None:
@@ -29,10 +30,11 @@ class Projector:
         self._sizes = sizes
 
     def project(self, inputs: FusionInputs) -> SoftTokens | None:
-        """Soft tokens of a conversation's utterances, None where nothing but words is known of any."""
-        evident = inputs.has_nonverbal()
-        if not evident.any():
+        """Soft tokens of a conversation's utterances; None where no utterance has voice, face or frames."""
+        has_nonverbal = inputs.evident()
+        if not has_nonverbal.any():
             return None
-        beside = run_fusion(self._fusion, replace(inputs, text_mask=np.zeros_like(inputs.text_mask)), self._sizes)
-        outputs = self._projector.run({"hidden_states": beside.hidden_states, "emotion_logits": beside.emotion_logits})
-        return SoftTokens(outputs["soft_tokens"], evident)
+        without_text = replace(inputs, text_mask=np.zeros_like(inputs.text_mask))
+        scores = run_fusion(self._fusion, without_text, self._sizes)
+        outputs = self._projector.run({"hidden_states": scores.hidden_states, "emotion_logits": scores.emotion_logits})
+        return SoftTokens(outputs["soft_tokens"], has_nonverbal)

@@ -44,7 +44,7 @@ class History:
         """
         soft = None if soft_shape is None else SoftTokens(np.zeros((0, *soft_shape), np.float32), np.zeros(0, bool))
         nothing = FusionInputs.absent((), sizes)
-        return cls(0, 0, (), nothing, (), np.zeros(0, np.int64), soft, LlamaScores.unasked(0), ())
+        return cls(0, 0, (), nothing, (), np.zeros(0, np.int64), soft, LlamaScores.empty(0), ())
 
     def __len__(self) -> int:
         return len(self.utterances)
@@ -54,7 +54,7 @@ class History:
         """Bytes of all arrays."""
         arrays = [getattr(self.inputs, name) for name in FusionInputs.__slots__]
         arrays += [self.answers.asked, self.answers.emotions, self.answers.causes, self.n_tokens]
-        arrays += [] if self.soft is None else [self.soft.tokens, self.soft.evident]
+        arrays += [] if self.soft is None else [self.soft.tokens, self.soft.has_nonverbal]
         return sum(array.nbytes for array in arrays)
 
     def with_new(
@@ -74,9 +74,9 @@ class History:
         if soft is not None:
             room = np.zeros((1, *soft.tokens.shape[1:]), np.float32)
             soft = SoftTokens(
-                np.concatenate([soft.tokens[kept], room]), np.concatenate([soft.evident[kept], np.zeros(1, bool)])
+                np.concatenate([soft.tokens[kept], room]), np.concatenate([soft.has_nonverbal[kept], np.zeros(1, bool)])
             )
-        one, old = LlamaScores.unasked(1), self.answers
+        one, old = LlamaScores.empty(1), self.answers
         answers = LlamaScores(
             np.concatenate([old.asked[kept], one.asked]),
             np.concatenate([old.emotions[kept], one.emotions]),

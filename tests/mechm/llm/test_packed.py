@@ -13,7 +13,7 @@ from mechm.llm.packed import TorchLlama
 from mechm.llm.scorer import AnswerScores, load_llama, make_question_batch
 from mechm_runtime.bundle.config import QuestionConfig
 from mechm_runtime.llm.questions import QuestionTokenizer
-from mechm_runtime.llm.scorer import LlamaReader, graph_inputs
+from mechm_runtime.llm.scorer import LlamaScorer, graph_inputs
 from mechm_runtime.types import Utterance
 
 UTTERANCES = tuple(
@@ -41,7 +41,7 @@ def test_segments_say_what_sees_what(scores: AnswerScores, llama_base: Path) -> 
 
 def test_asking_together_answers_as_asking_alone(scores: AnswerScores, llama_base: Path) -> None:
     tokenizer, engine = QuestionTokenizer(llama_base / "tokenizer.json"), TorchLlama(scores)
-    together = LlamaReader(tokenizer, engine, scores.hidden_size).read(UTTERANCES)
+    together = LlamaScorer(tokenizer, engine, scores.hidden_size).score(UTTERANCES)
     for position in np.flatnonzero(together.asked):
         alone = engine.run(graph_inputs(tokenizer.pack(UTTERANCES, [int(position)]), NO_SOFT_TOKENS))
         np.testing.assert_allclose(together.emotions[position], alone["emotion_log_probabilities"][0], atol=1e-5)

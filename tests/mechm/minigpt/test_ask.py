@@ -23,7 +23,7 @@ from mechm.minigpt.importing import import_minigpt
 from mechm.minigpt.model import MiniGptV2, open_minigpt
 from mechm.minigpt.picture import first_frame_pixels, read_features
 from mechm.minigpt.prompt import PromptReader
-from mechm.minigpt.torch_llama import TorchWriter
+from mechm.minigpt.torch_llama import TorchGenerator
 from mechm_runtime.errors import InputError, MediaError, WeightsError
 from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.media import MediaLimits
@@ -98,7 +98,7 @@ def test_answers_are_those_of_the_lora_beside_the_llama(
                 states = torch.cat([states, unmerged.get_input_embeddings()(torch.tensor([expected[-1:]]))], 1)
         tokens = model.encode_picture(pixels)
         prompt = model.prompts.read(TEXT, task="emotion")
-        assert model.writer.write(prompt.ids, prompt.image_at, tokens, 12) == expected
+        assert model.generator.generate(prompt.ids, prompt.image_at, tokens, 12) == expected
         assert model.answer(tokens, TEXT, task="emotion", max_new_tokens=12) == model.prompts.decode(expected)
         differing.add(tuple(expected))
     assert len(differing) > 1, "answers depend on the picture"
@@ -112,7 +112,7 @@ def test_the_end_is_not_the_first_token(shared_files: Any, model: MiniGptV2) -> 
     with torch.no_grad():
         llama.lm_head.bias.zero_()
         llama.lm_head.bias[2], llama.lm_head.bias[7] = 2.0, 1.0
-    written = TorchWriter(llama).write(np.array([1, 5]), np.array([1]), np.zeros((1, 64), np.float32), 5)
+    written = TorchGenerator(llama).generate(np.array([1, 5]), np.array([1]), np.zeros((1, 64), np.float32), 5)
     assert written == [7, 2]
 
 

@@ -81,8 +81,8 @@ def test_vllm_answers_as_torch_does(url: str, folder: Path) -> None:
         pixels = np.random.default_rng(seed).normal(size=(3, 112, 112)).astype(np.float32)
         tokens = here.encode_picture(pixels)
         prompt = here.prompts.read(TEXT, task="emotion")
-        ids = here.writer.write(prompt.ids, prompt.image_at, tokens, 20)
-        assert there.writer.write(prompt.ids, prompt.image_at, tokens, 20) == ids
+        ids = here.generator.generate(prompt.ids, prompt.image_at, tokens, 20)
+        assert there.generator.generate(prompt.ids, prompt.image_at, tokens, 20) == ids
         assert there.answer(tokens, TEXT, task="emotion") == here.answer(tokens, TEXT, task="emotion")
         answers = ["joy", "surprise", "neutral"]
         np.testing.assert_allclose(there.score(tokens, TEXT, answers), here.score(tokens, TEXT, answers), atol=2e-3)
@@ -132,7 +132,7 @@ given = np.load(sys.argv[2])
 prompt = model.prompts.read(sys.argv[4], task="emotion")
 found = {}
 for number, tokens in enumerate(given["tokens"]):
-    found[f"ids{number}"] = model.writer.write(prompt.ids, prompt.image_at, tokens, 20)
+    found[f"ids{number}"] = model.generator.generate(prompt.ids, prompt.image_at, tokens, 20)
     found[f"scores{number}"] = model.score(tokens, sys.argv[4], ["joy", "surprise", "neutral"])
 try:
     model.answer(given["tokens"][0] * np.nan, "?")
@@ -157,6 +157,6 @@ def test_vllm_in_a_process_of_ones_own_answers_as_torch_does(vllm_python: str, f
     found = np.load(tmp_path / "found.npz")
     prompt = here.prompts.read(TEXT, task="emotion")
     for number, one in enumerate(tokens):
-        assert found[f"ids{number}"].tolist() == here.writer.write(prompt.ids, prompt.image_at, one, 20)
+        assert found[f"ids{number}"].tolist() == here.generator.generate(prompt.ids, prompt.image_at, one, 20)
         expected = here.score(one, TEXT, ["joy", "surprise", "neutral"])
         np.testing.assert_allclose(found[f"scores{number}"], expected, atol=2e-3)

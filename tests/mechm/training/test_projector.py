@@ -95,11 +95,11 @@ def test_padding_and_what_is_absent_change_no_token() -> None:
     nowhere = drawing(utterance_rate=0.0)
     for one in some:
         soft = drawn_soft_tokens(module, one, nowhere, [0, 0])
-        assert not soft.evident.any()
+        assert not soft.has_nonverbal.any()
     one = drawn_soft_tokens(module, some[0], drawing(), [0, 1])
     again = drawn_soft_tokens(module, some[0], drawing(), [0, 1])
     other = drawn_soft_tokens(module, some[0], drawing(), [0, 2])
-    assert one.evident.any()
+    assert one.has_nonverbal.any()
     assert np.array_equal(one.tokens, again.tokens)
     assert not np.array_equal(one.tokens, other.tokens)
 

@@ -36,7 +36,6 @@ from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.bundle.manifest import ACCEPTED, MANIFEST, manifest_id
 from mechm_runtime.bundle.open import file_sha256, open_bundle
 from mechm_runtime.engines.base import EngineConfig
-from mechm_runtime.engines.spec import ENGINES
 from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.system.atomic_write import put_in_place

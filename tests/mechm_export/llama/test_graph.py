@@ -23,7 +23,7 @@ from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import BundleError, VerificationError
 from mechm_runtime.llm.graph import LlamaGraph
 from mechm_runtime.llm.questions import QuestionTokenizer
-from mechm_runtime.llm.scorer import LlamaReader, SoftTokens, graph_inputs
+from mechm_runtime.llm.scorer import LlamaScorer, SoftTokens, graph_inputs
 from mechm_runtime.types import Utterance
 
 ONE_THREAD = EngineConfig(n_threads=1)
@@ -57,13 +57,13 @@ def asked(source: LlamaSource, talk: tuple[Utterance, ...], at: list[int], soft:
     tokenizer = QuestionTokenizer(source.tokenizer, source.questions)
     if soft is None:
         soft = SoftTokens(np.zeros((len(talk), 2, 64), np.float32), np.zeros(len(talk), bool))
-    return graph_inputs(tokenizer.pack(talk, at, soft.evident.tolist()), soft.tokens)
+    return graph_inputs(tokenizer.pack(talk, at, soft.has_nonverbal.tolist()), soft.tokens)
 
 
 def test_what_was_read_before_answers_as_if_it_were_read_again(
     source: LlamaSource, part: ExportPart, graph: LlamaGraph, talk: tuple[Utterance, ...]
 ) -> None:
-    growing = graph.growing()
+    growing = graph.with_cache()
     lengths = []
     for n in range(1, len(talk) + 1):
         inputs = asked(source, talk[:n], [n - 1])
@@ -80,7 +80,7 @@ def test_what_was_read_before_answers_as_if_it_were_read_again(
 def test_a_question_alone_reads_nothing_again(
     source: LlamaSource, graph: LlamaGraph, talk: tuple[Utterance, ...]
 ) -> None:
-    growing = graph.growing()
+    growing = graph.with_cache()
     growing.run(asked(source, talk, [0]))
     inputs = asked(source, talk, [3, 5])
     found = growing.run(inputs)
@@ -90,7 +90,7 @@ def test_a_question_alone_reads_nothing_again(
 
 
 def test_what_changed_is_read_again(source: LlamaSource, graph: LlamaGraph, talk: tuple[Utterance, ...]) -> None:
-    growing = graph.growing()
+    growing = graph.with_cache()
     growing.run(asked(source, talk, [0]))
     corrected = (*talk[:3], replace(talk[3], text="No, that is not what I meant at all."), *talk[4:6])
     inputs = asked(source, corrected, [5])
@@ -101,7 +101,7 @@ def test_what_changed_is_read_again(source: LlamaSource, graph: LlamaGraph, talk
 
 
 def test_other_soft_tokens_are_read_again(source: LlamaSource, graph: LlamaGraph, talk: tuple[Utterance, ...]) -> None:
-    growing = graph.growing()
+    growing = graph.with_cache()
     random = np.random.default_rng(0)
     heard = SoftTokens(random.normal(size=(6, 2, 64)).astype(np.float32), np.array([1, 0, 1, 1, 0, 1], bool))
     growing.run(asked(source, talk[:6], [5], heard))
@@ -119,7 +119,7 @@ def test_other_soft_tokens_are_read_again(source: LlamaSource, graph: LlamaGraph
 def test_a_word_is_not_taken_for_the_soft_token_in_its_place(
     source: LlamaSource, graph: LlamaGraph, talk: tuple[Utterance, ...]
 ) -> None:
-    growing = graph.growing()
+    growing = graph.with_cache()
     heard = SoftTokens(np.ones((6, 2, 64), np.float32), np.ones(6, bool))
     told = asked(source, talk[:6], [5], heard)
     growing.run(told)
@@ -206,9 +206,9 @@ def test_a_reader_asks_through_the_memory_as_without_it(
     source: LlamaSource, graph: LlamaGraph, talk: tuple[Utterance, ...]
 ) -> None:
     tokenizer = QuestionTokenizer(source.tokenizer, source.questions)
-    growing = graph.growing()
+    growing = graph.with_cache()
     for n in (2, 5, len(talk)):
-        found = LlamaReader(tokenizer, growing, 64).read(talk[:n])
-        expected = LlamaReader(tokenizer, graph, 64).read(talk[:n])
+        found = LlamaScorer(tokenizer, growing, 64).score(talk[:n])
+        expected = LlamaScorer(tokenizer, graph, 64).score(talk[:n])
         np.testing.assert_allclose(found.emotions, expected.emotions, atol=ROUNDING)
         np.testing.assert_allclose(found.causes, expected.causes, atol=ROUNDING)

@@ -33,8 +33,8 @@ from mechm_runtime.bundle.signature import read_signature, sign_bundle, write_ke
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.errors import BundleError, InputError, LlmUnavailableError, MissingExtraError
 from mechm_runtime.llm.questions import QuestionTokenizer
-from mechm_runtime.llm.scorer import LlamaReader
-from mechm_runtime.llm.vllm.client import VllmServer
+from mechm_runtime.llm.scorer import LlamaScorer
+from mechm_runtime.llm.vllm.client import VllmClient
 from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.llm.vllm.launch_plan import ServeConfig, plan_serving
 from mechm_runtime.llm.vllm.process import require_vllm
@@ -276,12 +276,12 @@ def conversations() -> list[Conversation]:
     return [one.conversation for one in check_conversations()[:4]]
 
 
-def reader(server: Served, bundle: Path, **settings: Any) -> LlamaReader:
+def reader(server: Served, bundle: Path, **settings: Any) -> LlamaScorer:
     opened = open_bundle(bundle, check_hashes=False)
     assert opened.llama is not None
     questions = QuestionTokenizer(opened.path(opened.llama.tokenizer), opened.llama.questions)
-    asked = VllmServer(ServerConfig(server.url, timeout_s=120.0, **settings), questions)
-    return LlamaReader(questions, asked, opened.parts[LLAMA].width("soft_tokens"))
+    asked = VllmClient(ServerConfig(server.url, timeout_s=120.0, **settings), questions)
+    return LlamaScorer(questions, asked, opened.parts[LLAMA].width("soft_tokens"))
 
 
 @pytest.mark.vllm
@@ -396,7 +396,7 @@ def test_a_wrong_key_and_what_is_no_prompt_are_refused(server: Served, served: P
     opened = open_bundle(served, check_hashes=False)
     assert opened.llama is not None
     questions = QuestionTokenizer(opened.path(opened.llama.tokenizer), opened.llama.questions)
-    asked = VllmServer(ServerConfig(server.url, timeout_s=60.0), questions)
+    asked = VllmClient(ServerConfig(server.url, timeout_s=60.0), questions)
     one = {"emotion_at": np.array([2]), "cause_at": np.array([3]), "soft_at": np.zeros(0, np.int64)}
     for ids in ([5] * 4000, [10**9] * 4, [-1] * 4):
         inputs = {**one, "input_ids": np.array([ids]), "segments": np.full((1, len(ids)), 0)}
@@ -408,7 +408,7 @@ def test_a_wrong_key_and_what_is_no_prompt_are_refused(server: Served, served: P
 
 @pytest.mark.vllm
 def test_a_server_that_dies_is_done_without_and_used_again_when_it_is_back(server: Served, served: Path) -> None:
-    settings = ServerConfig(server.url, timeout_s=60.0, rest_s=0.1, max_rest_s=0.1)
+    settings = ServerConfig(server.url, timeout_s=60.0, backoff_s=0.1, max_backoff_s=0.1)
     asked = Pipeline.from_bundle(served, llm="vllm", server=settings, engine=ONE_THREAD)
     alone = Pipeline.from_bundle(served, llm="none", engine=ONE_THREAD)
     conversation = conversations()[0]

@@ -229,7 +229,7 @@ def test_clips_are_left_out_as_well(pipeline: Pipeline, recording: Conversation)
 class Busy:
     """Stands for a Llama that must not be asked."""
 
-    def advise(self, *_: object) -> None:
+    def rescore(self, *_: object) -> None:
         raise AssertionError("there is no time for it")
 
 

@@ -68,7 +68,7 @@ def test_a_question_ends_where_one_token_answers(tokenizer_file: Path) -> None:
 
 def test_questions_see_the_conversation_and_themselves_only(tokenizer_file: Path) -> None:
     packed = QuestionTokenizer(tokenizer_file).pack(UTTERANCES, [0, 1])
-    visible = packed.visible()
+    visible = packed.attention_mask()
     prefix = np.flatnonzero(packed.segments == CONVERSATION)
     first, second = (np.flatnonzero(packed.segments == number) for number in (0, 1))
     assert visible[np.ix_(second, prefix)].all()

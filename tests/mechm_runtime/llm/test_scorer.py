@@ -14,7 +14,7 @@ from tokenizers import Tokenizer
 
 from mechm_runtime.bundle.config import QuestionConfig
 from mechm_runtime.llm.questions import CAUSE_ANSWERS, CONVERSATION, QuestionTokenizer
-from mechm_runtime.llm.scorer import LlamaReader, SoftTokens, graph_inputs
+from mechm_runtime.llm.scorer import LlamaScorer, SoftTokens, graph_inputs
 from mechm_runtime.types import EMOTIONS, Utterance
 
 WIDTH = 8
@@ -53,7 +53,7 @@ def test_every_utterance_with_words_is_asked_about_once_whatever_the_windows(tok
     small = QuestionConfig(max_tokens=400, context_before=6, context_after=2)
     tokenizer, whole = QuestionTokenizer(tokenizer_json, small), QuestionTokenizer(tokenizer_json)
     engine = Words()
-    scores = LlamaReader(tokenizer, engine, WIDTH).read(utterances)
+    scores = LlamaScorer(tokenizer, engine, WIDTH).score(utterances)
     assert len(engine.seen) > 1
     assert all(inputs["input_ids"].shape[1] <= small.max_tokens for inputs in engine.seen)
     spoken = np.array([u.text is not None for u in utterances])
@@ -85,7 +85,7 @@ def test_a_monologue_is_read_in_part_and_named(tokenizer_json: Path) -> None:
     config = QuestionConfig(max_utterance_tokens=40)
     tokenizer = QuestionTokenizer(tokenizer_json, config)
     utterances = (Utterance(1, "A", "word " * 500 + "end"), Utterance(2, "B", "Oh."))
-    assert list(LlamaReader(tokenizer, Words(), WIDTH).overlong(utterances)) == [0]
+    assert list(LlamaScorer(tokenizer, Words(), WIDTH).overlong(utterances)) == [0]
     lines = tokenizer.conversation(utterances)
     assert len(lines[0].ids) == config.max_utterance_tokens
     whole = QuestionTokenizer(tokenizer_json).conversation(utterances)
@@ -102,8 +102,8 @@ def test_a_window_holds_one_utterance_at_least(tokenizer_json: Path) -> None:
 
 def test_progress_ends_with_the_last_utterance(tokenizer_json: Path) -> None:
     reports: list[tuple[int, int]] = []
-    reader = LlamaReader(QuestionTokenizer(tokenizer_json, QuestionConfig(max_tokens=300)), Words(), WIDTH)
-    reader.read(talk(30), progress=lambda done, total: reports.append((done, total)))
+    scorer = LlamaScorer(QuestionTokenizer(tokenizer_json, QuestionConfig(max_tokens=300)), Words(), WIDTH)
+    scorer.score(talk(30), progress=lambda done, total: reports.append((done, total)))
     assert reports == sorted(reports)
     assert reports[-1] == (30, 30)
 
@@ -129,7 +129,7 @@ def test_soft_tokens_stand_behind_their_words(tokenizer_json: Path, max_tokens: 
     tokenizer, engine = QuestionTokenizer(tokenizer_json, config), Words()
     numbers = np.arange(24 * 2, dtype=np.float32)
     soft = SoftTokens(np.repeat(numbers.reshape(24, 2, 1), WIDTH, 2), np.arange(24) % 3 == 0)
-    LlamaReader(tokenizer, engine, WIDTH).read(utterances, soft)
+    LlamaScorer(tokenizer, engine, WIDTH).score(utterances, soft)
     assert (len(engine.seen) > 1) == (max_tokens == 400)
     decoder = Tokenizer.from_file(str(tokenizer_json))
     for inputs in engine.seen:
@@ -164,6 +164,6 @@ def test_words_alone_are_asked_as_without_soft_tokens(tokenizer_json: Path) -> N
     ],
 )
 def test_soft_tokens_that_do_not_fit_are_refused(tokenizer_json: Path, soft: SoftTokens, message: str) -> None:
-    reader = LlamaReader(QuestionTokenizer(tokenizer_json, QuestionConfig(soft_tokens=2)), Words(), WIDTH)
+    scorer = LlamaScorer(QuestionTokenizer(tokenizer_json, QuestionConfig(soft_tokens=2)), Words(), WIDTH)
     with pytest.raises(ValueError, match=message):
-        reader.read(talk(3), soft)
+        scorer.score(talk(3), soft)

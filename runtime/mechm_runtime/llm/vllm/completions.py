@@ -1,7 +1,7 @@
-"""vLLM's `/v1/completions`, asked for the log-probabilities of chosen tokens in one token's place: body and answer.
+"""Bodies and answers of vLLM's `/v1/completions`: the log-probabilities of given tokens, or generated tokens.
 
-Nothing is decoded: the server is asked for one token and for the exact log-probabilities of the answers' tokens there.
-For models that answer in words it is asked to write. No text goes into an error.
+To score, one token is requested and the exact log-probabilities of the answers' tokens in its place. Tokens are
+generated for models that answer in words. No text goes into an error.
 """
 
 from __future__ import annotations
@@ -12,20 +12,20 @@ from typing import Any
 
 PATH = "/v1/completions"
 MAX_PROMPTS = 1024
-"""In one request; vLLM takes no more unless it is told to."""
+"""Most prompts in one request: vLLM's default limit."""
 MAX_REQUEST_BYTES = 32 << 20
-"""Of embedded prompts in one request."""
+"""Most bytes of embedded prompts in one request."""
 
 
-def requests(
+def scoring_requests(
     model: str, prompts: Sequence[list[int]] | Sequence[str], answers: Sequence[int]
 ) -> list[tuple[int, bytes]]:
-    """Requests that ask about all prompts, each with how many of them it holds.
+    """Bodies of the requests that score all prompts, as (number of prompts, body).
 
-    prompts: token ids, or embeddings as base64 of a torch file. answers: tokens whose log-probabilities are wanted.
+    prompts: token ids, or embeddings as base64 of a torch file. answers: tokens whose log-probabilities are requested.
     """
     embedded = bool(prompts) and isinstance(prompts[0], str)
-    made = []
+    bodies = []
     first = 0
     while first < len(prompts):
         last, n_bytes = first, 0
@@ -43,24 +43,24 @@ def requests(
             "logprob_token_ids": answers,
             "return_tokens_as_token_ids": True,
         }
-        made.append((last - first, json.dumps(body).encode()))
+        bodies.append((last - first, json.dumps(body).encode()))
         first = last
-    return made
+    return bodies
 
 
-def read_choices(answer: Any, n_prompts: int) -> list[dict[int, float]]:
-    """Token id -> log-probability for each prompt of a request.
+def read_log_probabilities(answer: Any, n_prompts: int) -> list[dict[int, float]]:
+    """Read token id -> log-probability for each prompt of a scoring request.
 
     Raises: ValueError: the answer has another form.
     """
-    choices = {one.get("index"): one for one in entries(answer, "choices")}
+    choices = {one.get("index"): one for one in object_list(answer, "choices")}
     if sorted(choices, key=str) != sorted(range(n_prompts), key=str):
         raise ValueError(f"{len(choices)} answers to {n_prompts} prompts")
     return [_log_probabilities(choices[index]) for index in range(n_prompts)]
 
 
-def writing_request(model: str, prompt: str, max_new_tokens: int) -> bytes:
-    """A request to write on after a prompt, the likeliest token each time, the end not at once.
+def generation_request(model: str, prompt: str, max_new_tokens: int) -> bytes:
+    """Body of a request that continues a prompt greedily, with at least one token that is not the end.
 
     prompt: embeddings as base64 of a torch file.
     """
@@ -76,20 +76,23 @@ def writing_request(model: str, prompt: str, max_new_tokens: int) -> bytes:
     return json.dumps(body).encode()
 
 
-def read_written(answer: Any) -> list[int]:
-    """The token ids that a server wrote.
+def read_generated(answer: Any) -> list[int]:
+    """Read the token ids that a server generated.
 
     Raises: ValueError: the answer has another form.
     """
-    choices = entries(answer, "choices")
+    choices = object_list(answer, "choices")
     ids = choices[0].get("token_ids") if len(choices) == 1 else None
     if not isinstance(ids, list) or not all(type(one) is int for one in ids):
         raise ValueError("it has no token ids")
     return ids
 
 
-def entries(body: Any, key: str) -> list[dict[str, Any]]:
-    """Raises: ValueError: the content is no object with a list of objects there."""
+def object_list(body: Any, key: str) -> list[dict[str, Any]]:
+    """The list of objects under a key of a JSON object.
+
+    Raises: ValueError: there is none.
+    """
     found = body.get(key) if isinstance(body, dict) else None
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
         raise ValueError(f"it has no {key}")
@@ -97,7 +100,7 @@ def entries(body: Any, key: str) -> list[dict[str, Any]]:
 
 
 def _log_probabilities(choice: Mapping[str, Any]) -> dict[int, float]:
-    """Of one choice, as vLLM writes them with `return_tokens_as_token_ids`: `token_id:123` -> log-probability."""
+    """Token id -> log-probability of one choice; vLLM names tokens `token_id:123` (`return_tokens_as_token_ids`)."""
     try:
         (first,) = choice["logprobs"]["top_logprobs"]
         return {int(name.removeprefix("token_id:")): float(value) for name, value in first.items()}

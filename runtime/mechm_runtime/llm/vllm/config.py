@@ -1,4 +1,4 @@
-"""Where a vLLM server is, and how patiently it is asked."""
+"""Address of a vLLM server, and time limits and retries for its clients."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from urllib.parse import urlsplit
 from mechm_runtime.errors import InputError
 
 MODEL = "mechm-llama"
-"""The name under which `mechm serve llm` serves it."""
+"""Name of the model in `mechm serve llm`."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServerConfig:
-    """A server and the limits on asking it.
+    """A server and the limits of its clients.
 
-    url: scheme, host and port. api_key: what the server wants to be shown; never printed. model: as it names it.
-    timeout_s: for the answers on one window of a conversation, waiting for a free place included.
-    connect_timeout_s: part of it, for reaching the server. max_in_flight: requests at once, of all threads.
-    n_retries: after a refused connection or a busy server, within `timeout_s`.
-    rest_s: how long a server that failed is left alone; further failures double that, up to `max_rest_s`.
+    url: scheme, host and port. api_key: sent to the server; never printed. model: the server's name of it.
+    timeout_s: for the answers on one window of a conversation, with the wait for one of `max_in_flight` slots.
+    connect_timeout_s: for the connection, a part of `timeout_s`. max_in_flight: requests at once, of all threads.
+    n_retries: after a refused connection or from a busy server, within `timeout_s`.
+    backoff_s: time in which a server that failed is not asked; each further failure doubles it, up to `max_backoff_s`.
     """
 
     url: str = "http://127.0.0.1:8000"
@@ -29,8 +29,8 @@ class ServerConfig:
     connect_timeout_s: float = 2.0
     max_in_flight: int = 8
     n_retries: int = 2
-    rest_s: float = 1.0
-    max_rest_s: float = 30.0
+    backoff_s: float = 1.0
+    max_backoff_s: float = 30.0
 
     def __post_init__(self) -> None:
         try:
@@ -43,7 +43,10 @@ class ServerConfig:
             usable = False
         if not usable:
             raise InputError("the server's address is no http(s)://host:port", hint="for example http://127.0.0.1:8000")
-        if min(self.timeout_s, self.connect_timeout_s, self.rest_s, self.max_rest_s) <= 0 or self.max_in_flight < 1:
+        if (
+            min(self.timeout_s, self.connect_timeout_s, self.backoff_s, self.max_backoff_s) <= 0
+            or self.max_in_flight < 1
+        ):
             raise ValueError("a timeout or a limit of the server is not positive")
         if self.n_retries < 0:
             raise ValueError(f"n_retries={self.n_retries} is negative")

@@ -1,9 +1,8 @@
-"""HTTP to one server, for any thread and any event loop: requests run on an event loop of the connection's own.
+"""HTTP connections to one server, for any thread and any event loop: requests run on an event loop in its own thread.
 
-So there is one implementation for those who wait and for those who await: both get a future, and to cancel it ends the
-request, which tells the server to stop. A request has no side effects, so it may be sent again where no answer was
-begun. No proxy of the environment is used and no redirect followed: what is said in a conversation goes to the server
-that was named, and nowhere else.
+Synchronous and asynchronous callers share this implementation: both get a future. Cancelling it ends the request, which
+makes the server stop. Requests have no side effects, so they are sent again where no answer has begun. No proxy of the
+environment is used and no redirect followed, so that a conversation is sent to the configured server only.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ T = TypeVar("T")
 
 
 class Connection:
-    """A pool of connections to one server. What needs it runs on its loop, by `submit`.
+    """A pool of connections to one server. Coroutines that use it run on its event loop, by `submit`.
 
     After a fork the child makes a pool and a loop of its own: sockets and threads of the parent are not shared.
     """
@@ -40,14 +39,14 @@ class Connection:
     def __init__(self, config: ServerConfig) -> None:
         """Raises: MissingExtraError."""
         try:
-            import httpx2  # noqa: F401  # here, so that it is missed at the start and not at the first request
+            import httpx2  # noqa: F401  # here, so that it is found missing at the start and not at the first request
         except ImportError as error:
             raise MissingExtraError("httpx2", extra="vllm") from error
         self.config = config
         self._lock = threading.Lock()
         self._loop: _Loop | None = None
         self._closed = False
-        # Who drops a pipeline need not know that this one has connections.
+        # Connections are closed with the last reference to this object, for pipelines that are dropped without `close`.
         self._finalizer: weakref.finalize[..., Any] | None = None
 
     def submit(self, work: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
@@ -65,27 +64,27 @@ class Connection:
             return asyncio.run_coroutine_threadsafe(work, self._loop.loop)
 
     def close(self) -> None:
-        """Close the connections; a request on its way fails."""
+        """Close the connections; a request that is not answered yet fails."""
         with self._lock:
             self._closed = True
             if self._finalizer is not None:
                 self._finalizer()
 
     async def send(
-        self, method: str, path: str, body: bytes | None, deadline: float, *, in_turn: bool = True
+        self, method: str, path: str, body: bytes | None, deadline: float, *, wait_for_slot: bool = True
     ) -> tuple[int, Any]:
-        """Status and content, asked again where that is safe and there is time. On the connection's loop only.
+        """Send a request, with retries, and return status and content. Only for coroutines on the connection's loop.
 
-        deadline: on `time.monotonic`'s clock. in_turn: wait for a free place among `max_in_flight`.
-        Raises: LlmUnavailableError.
+        deadline: on `time.monotonic`'s clock. wait_for_slot: wait for one of the `max_in_flight` slots.
+        Raises: LlmUnavailableError: no answer by the deadline, or a connection that broke.
         """
         assert self._loop is not None  # noqa: S101  # `submit` made it
-        if not in_turn:
+        if not wait_for_slot:
             return await self._send(self._loop, method, path, body, deadline)
-        places = self._loop.places
+        slots = self._loop.slots
         try:
             async with asyncio.timeout_at(deadline):
-                await places.acquire()
+                await slots.acquire()
         except TimeoutError as error:
             raise LlmUnavailableError(
                 f"{self.config.max_in_flight} requests to the Llama's server are under way"
@@ -93,7 +92,7 @@ class Connection:
         try:
             return await self._send(self._loop, method, path, body, deadline)
         finally:
-            places.release()
+            slots.release()
 
     async def _send(self, loop: _Loop, method: str, path: str, body: bytes | None, deadline: float) -> tuple[int, Any]:
         import httpx2
@@ -106,7 +105,7 @@ class Connection:
                 if status not in BUSY or not retries_left:
                     return status, content
             except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.RemoteProtocolError) as error:
-                # Refused, not to be reached, or closed before an answer began.
+                # Refused, unreachable, or closed before an answer began.
                 if not retries_left:
                     raise LlmUnavailableError(f"no Llama's server at {self.config.url}") from error
             except TimeoutError as error:
@@ -131,7 +130,7 @@ class Connection:
                 if len(content) > MAX_ANSWER_BYTES:
                     raise LlmUnavailableError(f"the Llama's server answered more than {MAX_ANSWER_BYTES >> 20} MiB")
             if response.status_code != 200:
-                return response.status_code, None  # an error may repeat what was asked
+                return response.status_code, None  # an error may repeat text of the request
         try:
             return 200, json.loads(content)
         except (ValueError, RecursionError) as error:
@@ -139,14 +138,14 @@ class Connection:
 
 
 class _Loop:
-    """An event loop in a thread, and the client that lives on it."""
+    """An event loop in its own thread, and the HTTP client that runs on it."""
 
     def __init__(self, config: ServerConfig) -> None:
         import httpx2
 
         self.pid = os.getpid()
         self.loop = asyncio.new_event_loop()
-        self.places = asyncio.Semaphore(config.max_in_flight)
+        self.slots = asyncio.Semaphore(config.max_in_flight)
         self.client = httpx2.AsyncClient(
             base_url=config.url,
             headers={} if config.api_key is None else {"Authorization": f"Bearer {config.api_key}"},
@@ -159,7 +158,7 @@ class _Loop:
         self._thread.start()
 
     def close(self) -> None:
-        """End what is under way, then the loop. In a forked child there is nothing of it."""
+        """Cancel all requests, then end the loop. A forked child has neither, so nothing is done there."""
         if self.pid != os.getpid() or self.loop.is_closed():
             return
         self.loop.call_soon_threadsafe(self.loop.stop)
@@ -169,14 +168,14 @@ class _Loop:
     def _run(self) -> None:
         try:
             self.loop.run_forever()
-            self.loop.run_until_complete(self._end())
+            self.loop.run_until_complete(self._cancel_all())
         finally:
             self.loop.close()
 
-    async def _end(self) -> None:
-        under_way = asyncio.all_tasks() - {asyncio.current_task()}
-        for task in under_way:
+    async def _cancel_all(self) -> None:
+        pending = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in pending:
             task.cancel()
-        await asyncio.gather(*under_way, return_exceptions=True)
+        await asyncio.gather(*pending, return_exceptions=True)
         await self.client.aclose()
-        await asyncio.sleep(0)  # sockets are closed one turn after their transports
+        await asyncio.sleep(0)  # sockets are closed in the loop's next iteration

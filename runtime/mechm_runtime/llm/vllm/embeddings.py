@@ -1,7 +1,7 @@
 """The input embeddings of a served Llama, read from its weights without loading them.
 
-Prompts that hold soft tokens travel as embeddings, the words' included. The rows are taken from the memory-mapped
-safetensors file in the bundle, so that only those of the words that are asked about are read.
+Prompts with soft tokens are sent as embeddings, those of their words included. The rows come from the memory-mapped
+safetensors file in the bundle, so that only those of the prompt's tokens are read.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mechm_runtime.errors import BundleError
 from mechm_runtime.llm.vllm.tensors import DTYPES, Matrix, cast
+from mechm_runtime.system.arrays import Array, Float32Array, Int64Array
 
 EMBEDDINGS = "model.embed_tokens.weight"
 INDEX = "model.safetensors.index.json"
@@ -25,33 +25,36 @@ MAX_HEADER_BYTES = 64 << 20
 
 
 class EmbeddingTable:
-    """Rows (V, D) of a Llama in the Hugging Face layout, in the dtype of its file.
+    """Embeddings (V, D) of a Llama in the Hugging Face layout, in the dtype of its file.
 
-    folder: with `model.safetensors`, or with several files and their index.
+    folder: holds `model.safetensors`, or several files and their index.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises: BundleError: there are no embeddings that can be read."""
+        """Open the table.
+
+        Raises: BundleError: the folder holds no readable embeddings.
+        """
         try:
-            file = folder / _file_with(folder, EMBEDDINGS)
+            file = folder / _file_of(folder, EMBEDDINGS)
             self._rows, self.dtype = _mapped(file, EMBEDDINGS)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             raise BundleError(f"{folder.name} has no {EMBEDDINGS} that can be read: {error}") from error
 
     @property
     def hidden_size(self) -> int:
-        """D."""
+        """Width D of an embedding."""
         return int(self._rows.shape[1])
 
     def embed(
         self,
-        ids: npt.NDArray[np.int64],
-        soft_at: npt.NDArray[np.int64],
-        soft_tokens: npt.NDArray[np.float32],
+        ids: Int64Array,
+        soft_at: Int64Array,
+        soft_tokens: Float32Array,
     ) -> Matrix:
         """Embeddings (T, D) of a sequence.
 
-        ids: int64 (T,). soft_at: int64 (S,), where soft tokens stand. soft_tokens: float32 (S, D).
+        ids: int64 (T,). soft_at: int64 (S,), positions of the soft tokens. soft_tokens: float32 (S, D).
         Raises: ValueError: a soft token has another width or is not finite, or an id is not in the vocabulary.
         """
         if soft_tokens.shape != (len(soft_at), self.hidden_size):
@@ -63,8 +66,8 @@ class EmbeddingTable:
         return Matrix(rows, self.dtype)
 
 
-def _file_with(folder: Path, name: str) -> str:
-    """The file of a folder that holds a tensor."""
+def _file_of(folder: Path, name: str) -> str:
+    """Name of the file in a folder that holds a tensor."""
     if not (folder / INDEX).is_file():
         return WEIGHTS
     listed: Mapping[str, Any] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
@@ -74,8 +77,8 @@ def _file_with(folder: Path, name: str) -> str:
     return file
 
 
-def _mapped(file: Path, name: str) -> tuple[npt.NDArray[Any], str]:
-    """A matrix of a safetensors file, mapped into memory, and its dtype by its safetensors name."""
+def _mapped(file: Path, name: str) -> tuple[Array, str]:
+    """A matrix of a safetensors file, memory-mapped, and its dtype by the safetensors name."""
     size = file.stat().st_size
     with file.open("rb") as opened:
         n_header = int.from_bytes(opened.read(8), "little")

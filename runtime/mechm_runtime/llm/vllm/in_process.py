@@ -1,6 +1,6 @@
-"""vLLM in this process: the same questions without a server, for a service that owns its machine.
+"""Runs vLLM inside this process instead of on a server, for a service that has its machine to itself.
 
-The only module of the runtime that imports torch and vLLM, and only when a Llama is asked for in this way.
+The only module of the runtime that imports torch and vLLM, and only when one of its classes is made.
 """
 
 from __future__ import annotations
@@ -12,29 +12,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from mechm_runtime.bundle.manifest import LLAMA, Bundle
 from mechm_runtime.errors import LlmUnavailableError
 from mechm_runtime.llm.questions import QuestionTokenizer
-from mechm_runtime.llm.vllm.generation import Floats, Ids, sum_answers, unfold_answers
+from mechm_runtime.llm.vllm.generation import sum_answers, unfold_answers
 from mechm_runtime.llm.vllm.launch_plan import ServeConfig, ServingPlan, plan_folder, plan_serving
 from mechm_runtime.llm.vllm.process import require_vllm
-from mechm_runtime.llm.vllm.prompts import answer_ids, make_prompts, prompt_places, read_answers
+from mechm_runtime.llm.vllm.prompts import answer_ids, make_prompts, prompt_positions, read_answers
+from mechm_runtime.system.arrays import Arrays, BoolArray, Float32Array, Int64Array
 
 
-class LocalVllm:
-    """What runs the Llama's graph, as the pipeline sees it, by a vLLM engine of its own.
+class InProcessVllm:
+    """Runs the Llama's questions on a vLLM engine in this process, with the interface of the Llama's graph.
 
-    Threads wait for one another: the engine is not made for several. It stays until the process ends.
+    Threads wait for one another: the engine serves one caller at a time. It stays loaded until the process ends.
     """
 
     def __init__(self, bundle: Bundle, tokenizer: QuestionTokenizer, config: ServeConfig | None = None) -> None:
         """Load the engine, which takes seconds.
 
-        config: device, concurrency and share of a GPU; None for a GPU where vLLM has one.
+        config: device, concurrency and share of a GPU; None for a GPU where vLLM finds one.
         Raises: MissingExtraError: vLLM is not installed. InputError: it is built for another device. BundleError: the
-            bundle has no Llama for it.
+            bundle has no Llama for vLLM.
         """
         require_vllm("cpu" if config is None else config.device)
         self._tokenizer = tokenizer
@@ -42,8 +42,8 @@ class LocalVllm:
         self._engine = _Engine(plan_serving(bundle, config or ServeConfig(device=_device())))
         self._scoring = {"max_tokens": 1, "temperature": 0, "logprob_token_ids": answer_ids(tokenizer)}
 
-    def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[np.float32]]:
-        """What the graph would answer to `graph_inputs`.
+    def run(self, inputs: Arrays) -> dict[str, Float32Array]:
+        """Outputs of the Llama's graph for `graph_inputs`.
 
         Raises: LlmUnavailableError: the engine failed. ValueError: a soft token has another width or is not finite.
         """
@@ -56,8 +56,8 @@ class LocalVllm:
         except ValueError as error:
             raise LlmUnavailableError(f"vLLM answered something else: {error}") from error
 
-    def _prompts(self, inputs: Mapping[str, npt.NDArray[Any]]) -> list[dict[str, Any]]:
-        """Token ids, and where there are soft tokens, those in the places of some."""
+    def _prompts(self, inputs: Arrays) -> list[dict[str, Any]]:
+        """Prompts as token ids; where there are soft tokens, as token ids and embeddings."""
         ids = [{"prompt_token_ids": one} for one in make_prompts(inputs)]
         soft_at, soft_tokens = inputs["soft_at"], inputs["soft_tokens"]
         if not len(soft_at):
@@ -69,12 +69,12 @@ class LocalVllm:
                 "prompt_is_token_ids": is_token[places].tolist(),
                 "prompt_embeds": mixed[places],
             }
-            for prompt, places in zip(ids, prompt_places(inputs), strict=True)
+            for prompt, places in zip(ids, prompt_positions(inputs), strict=True)
         ]
 
 
-class LocalVllmWriter:
-    """A plain Llama that writes answers, or scores them, by a vLLM engine of its own; for models such as MiniGPT-v2."""
+class InProcessGenerator:
+    """A plain Llama that generates answers, or scores them, on a vLLM engine in this process; for MiniGPT-v2."""
 
     def __init__(self, folder: Path, dtype: str, max_tokens: int, config: ServeConfig | None = None) -> None:
         """Load the engine, which takes seconds.
@@ -88,20 +88,24 @@ class LocalVllmWriter:
         self._hidden_size = plan.shape.hidden_size
         self._engine = _Engine(plan)
 
-    def write(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, max_new_tokens: int) -> list[int]:
-        """Token ids that follow, greedily; see `mechm_runtime.llm.vllm.generation.VllmWriter.write`."""
+    def generate(
+        self, ids: Int64Array, soft_at: Int64Array, soft_tokens: Float32Array, max_new_tokens: int
+    ) -> list[int]:
+        """Continue a prompt greedily; see `mechm_runtime.llm.vllm.generation.VllmGenerator.generate`."""
         greedy = {"max_tokens": max_new_tokens, "min_tokens": 1, "temperature": 0, "repetition_penalty": 1}
         (output,) = self._engine.generate([self._prompt(ids, soft_at, soft_tokens)], greedy)
         return list(output.outputs[0].token_ids)
 
-    def score(self, ids: Ids, soft_at: Ids, soft_tokens: Floats, answers: Sequence[Sequence[int]]) -> Floats:
-        """Log-probability of each answer; see `mechm_runtime.llm.vllm.generation.VllmWriter.score`."""
+    def score(
+        self, ids: Int64Array, soft_at: Int64Array, soft_tokens: Float32Array, answers: Sequence[Sequence[int]]
+    ) -> Float32Array:
+        """Log-probability of each answer; see `mechm_runtime.llm.vllm.generation.VllmGenerator.score`."""
         sequences, places = unfold_answers(ids, answers)
         scoring = {"max_tokens": 1, "temperature": 0, "logprob_token_ids": sorted({token for _, token in places})}
         outputs = self._engine.generate([self._prompt(one, soft_at, soft_tokens) for one in sequences], scoring)
         return sum_answers([_log_probabilities(one) for one in outputs], places, len(answers))
 
-    def _prompt(self, ids: Ids, soft_at: Ids, soft_tokens: Floats) -> dict[str, Any]:
+    def _prompt(self, ids: Int64Array, soft_at: Int64Array, soft_tokens: Float32Array) -> dict[str, Any]:
         mixed, is_token = self._engine.embed(len(ids), soft_at, soft_tokens, self._hidden_size)
         return {
             "prompt_token_ids": ids.tolist(),
@@ -116,7 +120,7 @@ class _Engine:
     def __init__(self, plan: ServingPlan) -> None:
         for name, value in plan.environment.items():
             os.environ.setdefault(name, value)
-        # Its engine in a process of its own would survive this one's end, and start three times as slowly.
+        # An engine in a separate process would outlive this process, and take three times as long to start.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
         from vllm import LLM
 
@@ -124,24 +128,27 @@ class _Engine:
         self._llm = LLM(**plan.settings, disable_log_stats=False)
 
     def generate(self, prompts: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> list[Any]:
-        """Raises: LlmUnavailableError: the engine failed."""
+        """Generate a continuation of each prompt.
+
+        Raises: LlmUnavailableError: the engine failed.
+        """
         from vllm import SamplingParams
 
         with self._lock:
             try:
                 outputs = self._llm.generate(prompts, SamplingParams(**settings, detokenize=False), use_tqdm=False)
-            except Exception as error:  # an engine that died says so in many ways
+            except Exception as error:  # a broken engine raises exceptions of many kinds
                 raise LlmUnavailableError(f"vLLM failed: {type(error).__name__}") from error
         return list(outputs)
 
     def embed(
-        self, length: int, soft_at: Ids, soft_tokens: Floats, hidden_size: int
-    ) -> tuple[Any, npt.NDArray[np.bool_]]:
-        """Embeddings (length, hidden_size), a torch tensor with soft tokens in their places, and where words stand.
+        self, length: int, soft_at: Int64Array, soft_tokens: Float32Array, hidden_size: int
+    ) -> tuple[Any, BoolArray]:
+        """A torch tensor (length, hidden_size) with the soft tokens in their places, and bool (length,) of the others.
 
         Raises: ValueError: a soft token has another width or is not finite.
         """
-        # A wrong width hangs the engine, and what is not finite makes it answer token 0.
+        # A wrong width makes the engine hang, and a value that is not finite makes it answer token 0.
         if soft_tokens.shape != (len(soft_at), hidden_size) or not np.isfinite(soft_tokens).all():
             raise ValueError(f"soft tokens {soft_tokens.shape} are not finite, or not of width {hidden_size}")
         import torch

@@ -1,4 +1,4 @@
-"""The command that serves a bundle's Llama with vLLM, as somebody would type it."""
+"""Plans how vLLM runs a bundle's Llama: engine arguments, environment, memory, and the command of a server."""
 
 from __future__ import annotations
 
@@ -15,25 +15,33 @@ from mechm_runtime.llm.vllm.config import MODEL
 from mechm_runtime.llm.vllm.memory import LlamaShape, MemoryEstimate, estimate_memory, read_shape
 
 BLOCK_SIZE = 32
-"""Tokens a block of the prefix cache. vLLM's CPU backend takes no 16, and its own 128 would share little of a
-conversation: only whole blocks are shared (DESIGN.md section 5)."""
-ANSWERS = 64
-"""Log-probabilities that a request may ask for; all answers of both questions are 21."""
+"""Tokens per block of the prefix cache. vLLM's CPU backend does not accept 16, and with its default of 128 little of a
+conversation would be shared, since only whole blocks are (DESIGN.md section 5)."""
+
+MAX_LOGPROBS = 64
+"""Log-probabilities that a request may ask for; both questions together have 21 answers."""
+
 DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""Precision of the weights -> vLLM's name of it."""
+
 API_KEY = "VLLM_API_KEY"
 """The environment variable that vLLM reads the key from; a command line is visible to every user of a machine."""
 
-QUIET = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
-"""Nothing is sent or fetched."""
+OFFLINE_ENVIRONMENT = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1", "HF_HUB_OFFLINE": "1"}
+"""Environment variables with which vLLM sends no statistics and downloads nothing."""
 
 
 @dataclass(frozen=True, slots=True)
 class ServeConfig:
-    """How the server is run.
+    """Options of vLLM, in a server or in this process.
 
-    concurrency: prompts it reads at once. gpu_memory: share of the GPU that it takes. api_key: what clients must show.
-    step_tokens: tokens read in one step; a longer prompt is read in several (chunked prefill), so that short ones need
-        not wait for it. None for vLLM's own choice.
+    host, port: address of the server. device: `cpu` or `cuda`.
+    concurrency: prompts processed at once. gpu_memory: share of the GPU's memory, above 0 up to 1.
+    api_key: required from clients; never printed.
+    step_tokens: tokens processed in one step; longer prompts are split (chunked prefill), so that short ones need not
+        wait for them. None for vLLM's default.
+    Raises: InputError: too few step_tokens, or a host that other machines reach, without an API key. ValueError:
+        another value is out of range.
     """
 
     host: str = "127.0.0.1"
@@ -63,10 +71,10 @@ class ServeConfig:
 
 @dataclass(frozen=True, slots=True)
 class ServingPlan:
-    """How vLLM is run with a bundle's Llama, in a server as in a process of one's own.
+    """Arguments and environment of a vLLM that runs a Llama, in a server or in this process.
 
-    settings: vLLM's engine arguments. environment: what it needs beside what is there. shape: of the Llama. context:
-    tokens of the longest conversation. memory: what it takes for all it reads at once.
+    settings: vLLM's engine arguments. environment: variables to add. shape: of the Llama. context: tokens of the
+    longest prompt with its answer. memory: for weights and for the cache of all prompts that are processed at once.
     """
 
     settings: Mapping[str, Any]
@@ -77,7 +85,7 @@ class ServingPlan:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches an address."""
+    """Whether an address can be reached from this machine only."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:
@@ -85,9 +93,9 @@ def is_loopback(host: str) -> bool:
 
 
 def plan_serving(bundle: Bundle, config: ServeConfig) -> ServingPlan:
-    """vLLM for a bundle's Llama.
+    """Plan vLLM for a bundle's Llama.
 
-    Raises: BundleError: the bundle has none for it.
+    Raises: BundleError: the bundle has no Llama for vLLM.
     """
     if bundle.served is None or bundle.llama is None:
         raise BundleError(
@@ -100,10 +108,10 @@ def plan_serving(bundle: Bundle, config: ServeConfig) -> ServingPlan:
 
 
 def plan_folder(folder: Path, dtype: str, max_tokens: int, config: ServeConfig) -> ServingPlan:
-    """vLLM for a plain Llama in the Hugging Face layout.
+    """Plan vLLM for a plain Llama in the Hugging Face layout.
 
     dtype: of its weights, a key of `DTYPES`. max_tokens: of the longest prompt with its answer.
-    Raises: BundleError: it has no config of a Llama.
+    Raises: BundleError: the folder has no config of a Llama.
     """
     shape = read_shape(folder / "config.json")
     context = min(max_tokens, shape.max_position_embeddings)
@@ -116,10 +124,10 @@ def _plan(
 ) -> ServingPlan:
     context = int(settings["max_model_len"])
     memory = estimate_memory(shape, dtype, concurrency=config.concurrency, context=context, quantized=quantized)
-    environment = dict(QUIET)
+    environment = dict(OFFLINE_ENVIRONMENT)
     if config.device == "cpu":
         environment |= {
-            # More threads than one thrash on shared cores (DESIGN.md section 5).
+            # More than one thread is slower on cores that are shared (DESIGN.md section 5).
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
             "VLLM_CPU_OMP_THREADS_BIND": "nobind",
             "VLLM_CPU_KVCACHE_SPACE": str(max(1, -(-memory.cache_bytes // (1 << 30)))),
@@ -128,26 +136,26 @@ def _plan(
 
 
 def serve_arguments(plan: ServingPlan, config: ServeConfig) -> list[str]:
-    """vLLM's OpenAI server: arguments after `python -m`."""
+    """Arguments after `python -m` that start vLLM's OpenAI server."""
     return ["vllm.entrypoints.openai.api_server", *server_arguments(plan.settings, config)]
 
 
 def serve_environment(plan: ServingPlan, config: ServeConfig) -> dict[str, str]:
-    """What the server's environment needs, the key included."""
+    """Environment variables of the server, the API key included."""
     return {**plan.environment, **({API_KEY: config.api_key} if config.api_key else {})}
 
 
 def context_length(shape: LlamaShape, llama: LlamaFiles) -> int:
-    """Tokens of the longest prompt and one more: vLLM writes one, since its log-probabilities are the answer."""
+    """Tokens of the longest prompt plus one: vLLM generates a token, whose log-probabilities are the answer."""
     return min(llama.questions.max_tokens + 1, shape.max_position_embeddings)
 
 
 def engine_settings(
     shape: LlamaShape, llama: LlamaFiles, served: ServedLlama, config: ServeConfig, folder: PurePath
 ) -> dict[str, Any]:
-    """vLLM's engine arguments for a bundle's Llama, in a server as in a process of one's own.
+    """vLLM's engine arguments for a bundle's Llama, in a server or in this process.
 
-    folder: where it finds the weights.
+    folder: of the weights, where vLLM runs.
     """
     return model_settings(folder, served.dtype, context_length(shape, llama), config)
 
@@ -155,7 +163,8 @@ def engine_settings(
 def model_settings(folder: PurePath, dtype: str, context: int, config: ServeConfig) -> dict[str, Any]:
     """vLLM's engine arguments for a Llama.
 
-    folder: where it finds the weights. dtype: theirs, a key of `DTYPES`. context: tokens it reads and writes at most.
+    folder: of the weights, where vLLM runs. dtype: of the weights, a key of `DTYPES`. context: most tokens of a prompt
+        with its answer.
     """
     settings: dict[str, Any] = {
         "model": str(folder),
@@ -165,19 +174,19 @@ def model_settings(folder: PurePath, dtype: str, context: int, config: ServeConf
         "enable_prefix_caching": True,
         "enable_prompt_embeds": True,
         "block_size": BLOCK_SIZE,
-        "max_logprobs": ANSWERS,
+        "max_logprobs": MAX_LOGPROBS,
     }
     if config.step_tokens is not None:
         settings |= {"enable_chunked_prefill": True, "max_num_batched_tokens": config.step_tokens}
     if config.device == "cuda":
         return {**settings, "gpu_memory_utilization": config.gpu_memory}
-    return {**settings, "enforce_eager": True}  # compiling takes a minute at start and gains nothing at one token
+    return {**settings, "enforce_eager": True}  # compiling takes a minute at the start and gains nothing for one token
 
 
 def server_arguments(settings: Mapping[str, Any], config: ServeConfig) -> list[str]:
-    """What vLLM's server is told, wherever it runs.
+    """Command-line arguments of vLLM's server, wherever it runs.
 
-    settings: `engine_settings`.
+    settings: see `engine_settings`.
     """
     engine: list[str] = []
     for name, value in settings.items():

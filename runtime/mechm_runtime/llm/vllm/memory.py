@@ -1,4 +1,4 @@
-"""The memory that a served Llama takes, from its config alone: weights, and keys and values of what it reads."""
+"""Estimates the memory of a served Llama from its config: weights, and the cache of keys and values."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ DTYPE_BYTES: Mapping[str, int] = {"bf16": 2, "fp16": 2, "fp32": 4}
 
 @dataclass(frozen=True, slots=True)
 class LlamaShape:
-    """Sizes of a Llama, as its `config.json` names them.
+    """Sizes of a Llama, named as in its `config.json`.
 
-    max_position_embeddings: tokens it can read.
+    max_position_embeddings: most tokens of a prompt with its answer.
     """
 
     vocab_size: int
@@ -32,44 +32,47 @@ class LlamaShape:
 
     @property
     def n_linear(self) -> int:
-        """Parameters of the linear layers, the vocabulary's left out."""
+        """Number of parameters of the linear layers, without embeddings and output layer."""
         queries = self.hidden_size * self.num_attention_heads * self.head_dim
         keys = self.hidden_size * self.num_key_value_heads * self.head_dim
         return self.num_hidden_layers * (2 * queries + 2 * keys + 3 * self.hidden_size * self.intermediate_size)
 
     @property
     def n_parameters(self) -> int:
-        """Of the whole model."""
+        """Number of parameters of the whole model."""
         vocabulary = self.vocab_size * self.hidden_size * (1 if self.tie_word_embeddings else 2)
         return self.n_linear + vocabulary + (2 * self.num_hidden_layers + 1) * self.hidden_size
 
     def weights_bytes(self, dtype: str, *, quantized: bool) -> int:
-        """quantized: linear layers in 8 bits; their scales, a thousandth of that, are not counted."""
-        spared = self.n_linear * (DTYPE_BYTES[dtype] - 1) if quantized else 0
-        return self.n_parameters * DTYPE_BYTES[dtype] - spared
+        """Bytes of the weights.
+
+        quantized: linear layers in 8 bits; their scales, a thousandth of that, are not counted.
+        """
+        saved = self.n_linear * (DTYPE_BYTES[dtype] - 1) if quantized else 0
+        return self.n_parameters * DTYPE_BYTES[dtype] - saved
 
     def cache_bytes_per_token(self, dtype: str) -> int:
-        """Of keys and values."""
+        """Bytes of keys and values per token."""
         return 2 * self.num_hidden_layers * self.num_key_value_heads * self.head_dim * DTYPE_BYTES[dtype]
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryEstimate:
-    """Bytes of weights and of the cache for `concurrency` conversations of `context` tokens each."""
+    """Bytes of the weights, and of the cache for `concurrency` conversations of `context` tokens each."""
 
     weights_bytes: int
     cache_bytes: int
 
     @property
     def total_bytes(self) -> int:
-        """Both; activations and the server itself come on top."""
+        """Weights and cache together; activations and the server itself come on top."""
         return self.weights_bytes + self.cache_bytes
 
 
 def read_shape(config_file: Path) -> LlamaShape:
-    """Sizes from a `config.json` in the Hugging Face layout.
+    """Read the sizes from a `config.json` in the Hugging Face layout.
 
-    Raises: BundleError: it is no Llama's.
+    Raises: BundleError: it is not the config of a Llama.
     """
     try:
         config: dict[str, Any] = json.loads(config_file.read_text(encoding="utf-8"))
@@ -92,11 +95,11 @@ def read_shape(config_file: Path) -> LlamaShape:
 def estimate_memory(
     shape: LlamaShape, dtype: str, *, concurrency: int, context: int, quantized: bool = False
 ) -> MemoryEstimate:
-    """What a server needs to hold.
+    """Memory that a server needs at least.
 
     quantized: whether its linear layers are in 8 bits.
-    concurrency: conversations whose prompts are in the cache at once; the questions on one share their conversation.
-    context: tokens of each.
+    concurrency: conversations whose prompts are in the cache at once; the questions on one conversation share it.
+    context: tokens per conversation.
     """
     cache = shape.cache_bytes_per_token(dtype) * concurrency * context
     return MemoryEstimate(shape.weights_bytes(dtype, quantized=quantized), cache)

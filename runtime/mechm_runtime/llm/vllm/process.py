@@ -1,4 +1,4 @@
-"""A vLLM server as a child: started, waited for until it answers questions, measured, and stopped with all its own."""
+"""Runs a vLLM server as a child process: starts it, waits until it answers, measures its memory, and stops it."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.llm.vllm.launch_plan import ServeConfig, ServingPlan, serve_arguments, serve_environment
 
 STOP_S = 20.0
-"""How long a server may take to leave before it is killed."""
+"""Time that a server has to end before it is killed."""
 POLL_S = 0.25
-TAIL_BYTES = 4000
+LOG_TAIL_BYTES = 4000
 
 
 @dataclass(frozen=True, slots=True)
 class RunningServer:
     """A server that answers.
 
-    url: where. started_s: until it answered questions. memory_bytes: resident, of all its processes; None where the
-    system does not tell.
+    url: of the server. started_s: seconds from its start to its first answer. memory_bytes: resident memory of all its
+    processes; None where the system does not report it.
     """
 
     url: str
@@ -39,26 +39,32 @@ class RunningServer:
     process: subprocess.Popen[bytes]
 
     def wait(self) -> int:
-        """Wait until it ends by itself; its exit status."""
+        """Wait until the server ends by itself, and return its exit status."""
         return self.process.wait()
 
 
 def require_vllm(device: str) -> None:
-    """Raises: MissingExtraError: vLLM is not installed."""
+    """Check that vLLM is installed for a device.
+
+    Raises: MissingExtraError: it is not installed. InputError: it is built for CPUs only.
+    """
     if find_spec("vllm") is None:
         raise MissingExtraError("vllm", extra="serve")
     if device == "cuda" and _is_cpu_build():
         raise InputError("the vLLM that is installed here is built for CPUs", hint="pip install vllm; or --device cpu")
 
 
-class Client(Protocol):
-    """Who asks a server that has just been started."""
+class ReadinessProbe(Protocol):
+    """Asks a server that has just been started whether it answers."""
 
     def check(self) -> None:
-        """Raises: LlmUnavailableError: it does not answer yet."""
+        """Check that the server answers.
+
+        Raises: LlmUnavailableError: it does not answer yet.
+        """
 
     def warm_up(self) -> None:
-        """Ask it a question: the first request takes many times as long as those after it."""
+        """Ask a question: the first request takes many times as long as later ones."""
 
     def close(self) -> None:
         """Close the connections."""
@@ -68,16 +74,17 @@ class Client(Protocol):
 def running_server(
     plan: ServingPlan,
     config: ServeConfig,
-    client: Callable[[ServerConfig], Client],
+    make_probe: Callable[[ServerConfig], ReadinessProbe],
     *,
     timeout_s: float = 600.0,
     verbose: bool = False,
 ) -> Iterator[RunningServer]:
     """Serve a Llama while the block runs.
 
-    client: makes the one that finds out whether it answers. timeout_s: until it does. verbose: pass on what vLLM
-    writes; otherwise its end is shown where it fails.
-    Raises: LlmUnavailableError: it ended, or did not answer in time. InputError, MissingExtraError.
+    make_probe: makes the probe that finds out whether the server answers. timeout_s: until it does. verbose: pass
+    vLLM's output on; otherwise its last lines are part of the error where it fails.
+    Raises: LlmUnavailableError: the server ended, or did not answer in time. InputError, MissingExtraError: as
+        `require_vllm`.
     """
     command = serve_arguments(plan, config)
     require_vllm(config.device)
@@ -86,16 +93,16 @@ def running_server(
         environment = serve_environment(plan, config)
         process = _start(command, environment, None if verbose else log.fileno())
         try:
-            local = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104
-            url = f"http://{f'[{local}]' if ':' in local else local}:{config.port}"
+            reachable = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host  # noqa: S104
+            url = f"http://{f'[{reachable}]' if ':' in reachable else reachable}:{config.port}"
             server = ServerConfig(url, config.api_key, timeout_s=timeout_s)
-            with closing(client(server)) as asking:
-                _wait_until_it_answers(process, asking, timeout_s, started)
+            with closing(make_probe(server)) as probe:
+                _wait_until_ready(process, probe, timeout_s, started)
             yield RunningServer(url, time.monotonic() - started, _memory_bytes(process.pid), process)
         except LlmUnavailableError as error:
             if process.poll() is None or verbose:
                 raise
-            raise LlmUnavailableError(f"{error}\n{_tail(log.fileno())}") from error
+            raise LlmUnavailableError(f"{error}\n{_log_tail(log.fileno())}") from error
         finally:
             _stop(process)
 
@@ -107,26 +114,31 @@ def _start(arguments: list[str], environment: dict[str, str], output: int | None
         stdin=subprocess.DEVNULL,
         stdout=output,
         stderr=subprocess.STDOUT if output is not None else None,
-        start_new_session=True,  # vLLM has children of its own, which are stopped with it
+        start_new_session=True,  # vLLM starts processes of its own, which are stopped as one group
     )
 
 
-def _wait_until_it_answers(process: subprocess.Popen[bytes], client: Client, timeout_s: float, started: float) -> None:
-    """Raises: LlmUnavailableError: the process ended, or the time is over."""
+def _wait_until_ready(
+    process: subprocess.Popen[bytes], probe: ReadinessProbe, timeout_s: float, started: float
+) -> None:
+    """Wait until a server answers, and warm it up.
+
+    Raises: LlmUnavailableError: the process ended, or the time is over.
+    """
     while True:
         if process.poll() is not None:
             raise LlmUnavailableError(f"vLLM ended with status {process.returncode} before it answered")
         if time.monotonic() - started > timeout_s:
             raise LlmUnavailableError(f"vLLM did not answer within {timeout_s:g} s")
         with suppress(LlmUnavailableError):
-            client.check()
+            probe.check()
             break
         time.sleep(POLL_S)
-    client.warm_up()
+    probe.warm_up()
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """End a server and what it has started: asked first, then killed."""
+    """Stop a server and the processes that it has started: by SIGINT first, then by SIGKILL."""
     group = process.pid
     with suppress(ProcessLookupError):
         os.killpg(group, signal.SIGINT)
@@ -141,7 +153,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _memory_bytes(leader: int) -> int | None:
-    """Proportional resident memory of a process group."""
+    """Proportional resident memory (PSS) of a process group in bytes; None where the system does not report it."""
     total = 0
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -154,9 +166,9 @@ def _memory_bytes(leader: int) -> int | None:
     return total or None
 
 
-def _tail(descriptor: int) -> str:
+def _log_tail(descriptor: int) -> str:
     size = os.fstat(descriptor).st_size
-    content = os.pread(descriptor, TAIL_BYTES, max(0, size - TAIL_BYTES))
+    content = os.pread(descriptor, LOG_TAIL_BYTES, max(0, size - LOG_TAIL_BYTES))
     return content.decode(errors="replace")
 
 

@@ -1,8 +1,8 @@
-"""Tensors as vLLM's server wants them in a request: a file of torch's, in base64. Written here, never read.
+"""Writes matrices in the format of vLLM's requests: a torch file in base64. Files are never read here.
 
-The file is a zip of raw bytes and of a pickle that says how they are laid out. The pickle is spelled out operation by
-operation, so that the light runtime needs no torch; torch's `weights_only` loader accepts it, as it accepts what
-`torch.save` writes.
+A torch file is a zip of raw bytes and of a pickle that describes their layout. The pickle is written operation by
+operation, so that the light runtime needs no torch; torch's `weights_only` loader accepts it like a file of
+`torch.save`.
 """
 
 from __future__ import annotations
@@ -16,56 +16,58 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
+
+from mechm_runtime.system.arrays import Array, Float32Array, Int64Array
 
 DTYPES: Mapping[str, np.dtype[Any]] = {
     "BF16": np.dtype("<u2"),  # numpy has no bfloat16: its bits
     "F16": np.dtype("<f2"),
     "F32": np.dtype("<f4"),
 }
-"""By the names of safetensors, and what holds them here."""
+"""Dtype by the name of safetensors -> numpy dtype that holds its values here."""
 
 BF16_INFINITY = 0x7F80
-"""The exponent's bits, all of them set."""
+"""Bits of infinity in bfloat16: all bits of the exponent."""
 
 STORAGES: Mapping[str, str] = {"BF16": "BFloat16Storage", "F16": "HalfStorage", "F32": "FloatStorage"}
+"""Dtype by the name of safetensors -> torch's class of its storage."""
 
 
 @dataclass(frozen=True, slots=True)
 class Matrix:
     """A matrix (T, D) and its dtype, a key of `DTYPES`."""
 
-    values: npt.NDArray[Any]
+    values: Array
     dtype: str
 
-    def rows(self, which: npt.NDArray[np.int64]) -> Matrix:
-        """Some rows, in this order."""
-        return Matrix(self.values[which], self.dtype)
+    def rows(self, positions: Int64Array) -> Matrix:
+        """The rows at some positions, in their order."""
+        return Matrix(self.values[positions], self.dtype)
 
 
-def cast(values: npt.NDArray[np.float32], dtype: str) -> npt.NDArray[Any]:
-    """Values in a dtype, bfloat16 as its bits, rounded to the nearest.
+def cast(values: Float32Array, dtype: str) -> Array:
+    """Convert values to a dtype of `DTYPES`, rounded to the nearest; bfloat16 as its bits.
 
-    Raises: ValueError: one is not finite, or too large for the dtype.
+    Raises: ValueError: a value is not finite, or too large for the dtype.
     """
     if not np.isfinite(values).all():
         raise ValueError("a soft token is not finite")
     if dtype == "BF16":
         bits = np.ascontiguousarray(values, np.float32).view(np.uint32).astype(np.uint64)
-        # Half of what is cut off, and for a tie the last bit that stays: nearest, ties to even.
+        # Adds half of the cut-off range, and in a tie the last bit that stays: round to nearest, ties to even.
         narrow = ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(DTYPES[dtype])
-        overflown = (narrow & BF16_INFINITY) == BF16_INFINITY
+        overflows = (narrow & BF16_INFINITY) == BF16_INFINITY
     else:
         with np.errstate(over="ignore"):
             narrow = values.astype(DTYPES[dtype])
-        overflown = np.isinf(narrow)
-    if overflown.any():
+        overflows = np.isinf(narrow)
+    if overflows.any():
         raise ValueError(f"a soft token is too large for {dtype}")
     return narrow
 
 
 def to_torch_file(tensor: Matrix) -> str:
-    """What `torch.save` writes of a matrix, in base64."""
+    """A matrix as a torch file in base64, as `torch.save` writes it."""
     rows, columns = tensor.values.shape
     contents = io.BytesIO()
     with zipfile.ZipFile(contents, "w", zipfile.ZIP_STORED) as archive:

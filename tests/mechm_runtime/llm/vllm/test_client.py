@@ -26,7 +26,7 @@ from safetensors.torch import save_file
 from mechm_runtime.errors import InputError, LlmUnavailableError
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.scorer import graph_inputs
-from mechm_runtime.llm.vllm.client import VllmServer
+from mechm_runtime.llm.vllm.client import VllmClient
 from mechm_runtime.llm.vllm.config import MODEL, ServerConfig
 from mechm_runtime.llm.vllm.connection import MAX_ANSWER_BYTES
 from mechm_runtime.llm.vllm.embeddings import EMBEDDINGS, WEIGHTS, EmbeddingTable
@@ -105,8 +105,8 @@ def server(reply: Reply) -> Iterator[tuple[str, list[dict[str, Any]]]]:
 @contextmanager
 def client(
     url: str, tokenizer: QuestionTokenizer, embeddings: EmbeddingTable | None = None, **settings: Any
-) -> Iterator[VllmServer]:
-    asked = VllmServer(ServerConfig(url, **{"timeout_s": 5.0, "rest_s": 1e-6, **settings}), tokenizer, embeddings)
+) -> Iterator[VllmClient]:
+    asked = VllmClient(ServerConfig(url, **{"timeout_s": 5.0, "backoff_s": 1e-6, **settings}), tokenizer, embeddings)
     try:
         yield asked
     finally:
@@ -222,7 +222,7 @@ def test_what_is_refused_is_not_held_against_the_server(
     replies = iter([lambda handler, _: send(handler, b"too long", 400), well])
     with (
         server(lambda handler, body: next(replies)(handler, body)) as (url, _),
-        client(url, tokenizer, rest_s=20.0) as it,
+        client(url, tokenizer, backoff_s=20.0) as it,
     ):
         with pytest.raises(LlmUnavailableError, match="status 400"):
             it.run(inputs)
@@ -243,7 +243,7 @@ def test_a_server_that_stays_busy_is_left_alone_for_a_while(
 ) -> None:
     status = [503]
     reply: Reply = lambda handler, body: send(handler, b"", 503) if status[0] == 503 else well(handler, body)  # noqa: E731
-    with server(reply) as (url, seen), client(url, tokenizer, n_retries=1, rest_s=0.4, max_rest_s=0.4) as asked:
+    with server(reply) as (url, seen), client(url, tokenizer, n_retries=1, backoff_s=0.4, max_backoff_s=0.4) as asked:
         with pytest.raises(LlmUnavailableError, match="status 503"):
             asked.run(inputs)
         status[0] = 200
@@ -369,7 +369,7 @@ def test_an_event_loop_goes_on_while_a_server_thinks(
         time.sleep(0.2)
         well(handler, body)
 
-    async def ask(asked: VllmServer) -> tuple[list[dict[str, Any]], int]:
+    async def ask(asked: VllmClient) -> tuple[list[dict[str, Any]], int]:
         ticks = 0
 
         async def tick() -> None:
@@ -404,7 +404,7 @@ def test_who_no_longer_waits_ends_the_request(
         if not handler.connection.recv(1):  # the client closed
             gone.set()
 
-    async def give_up(asked: VllmServer) -> None:
+    async def give_up(asked: VllmClient) -> None:
         task = asyncio.create_task(asked.run_async(inputs))
         await asyncio.to_thread(arrived.wait, 20)
         task.cancel()
@@ -442,14 +442,14 @@ from pathlib import Path
 import numpy as np
 from mechm_runtime.llm.scorer import graph_inputs
 from mechm_runtime.llm.questions import QuestionTokenizer
-from mechm_runtime.llm.vllm.client import VllmServer
+from mechm_runtime.llm.vllm.client import VllmClient
 from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.types import Utterance
 
 warnings.simplefilter("ignore", DeprecationWarning)  # Python 3.12 on: the process that forks has threads
 tokenizer = QuestionTokenizer(Path(os.environ["TOKENIZER"]))
 inputs = graph_inputs(tokenizer.pack((Utterance(1, "A", "I got the job!"),), [0]), np.zeros((1, 0, 8), np.float32))
-asked = VllmServer(ServerConfig(os.environ["SERVER"], timeout_s=20.0), tokenizer)
+asked = VllmClient(ServerConfig(os.environ["SERVER"], timeout_s=20.0), tokenizer)
 asked.run(inputs)
 child = os.fork()
 if not child:

@@ -29,7 +29,7 @@ def test_a_prompt_is_what_its_answers_place_sees_in_the_packed_pass(
 ) -> None:
     packed = tokenizer.pack(TALK, asked)
     prompts = make_prompts(graph_inputs(packed, np.zeros((6, 0, 8), np.float32)))
-    visible = packed.visible()
+    visible = packed.attention_mask()
     ends = [*packed.emotion_at, *packed.cause_at]
     assert prompts == [packed.input_ids[visible[end]].tolist() for end in ends]
     for prompt, end in zip(prompts, ends, strict=True):
@@ -48,7 +48,7 @@ def test_an_embedded_prompt_is_its_words_rows_with_the_soft_tokens_in_their_plac
     soft = random.normal(size=(6, 2, 4)).astype(np.float32)
     inputs = graph_inputs(packed, soft)
     prompts, embedded = make_prompts(inputs), make_embedded_prompts(inputs, EmbeddingTable(tmp_path))
-    places = [packed.visible()[end].nonzero()[0] for end in [*packed.emotion_at, *packed.cause_at]]
+    places = [packed.attention_mask()[end].nonzero()[0] for end in [*packed.emotion_at, *packed.cause_at]]
     whole = rows[packed.input_ids]
     whole[packed.soft_at] = soft[1][[0, 1, 0, 1]]  # in the conversation, and in the question on it
     assert len(prompts) == len(embedded) == 4
