@@ -1,1 +1,1 @@
-"""An `Analysis` for people and programs: table, files and the HTML report."""
+"""Writes an `Analysis` for people and programs: terminal table, files and HTML report."""

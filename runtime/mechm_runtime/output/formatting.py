@@ -1,7 +1,6 @@
-"""How results are put into words for people: clock times, percentages, shortened quotes, safe characters.
+"""Formats parts of an analysis as text: clock times, percentages, shortened quotes, printable characters.
 
-Shared by everything that shows an analysis (`table`, `writers`, `report`). It knows nothing about files, terminals or
-HTML: escaping for those is theirs.
+Shared by `table`, `writers` and `report`, which do their own escaping for terminals, files and HTML.
 """
 
 from __future__ import annotations
@@ -12,18 +11,18 @@ from collections.abc import Iterable, Mapping
 from mechm_runtime.types import UtteranceAnalysis
 
 NO_WORDS = "(words unknown)"
-"""Shown for an utterance whose text is missing."""
+"""Text shown for an utterance without words."""
 
 UNSURE = "unsure"
-"""Shown for an utterance where the pipeline abstains."""
+"""Label shown for an utterance for which the pipeline abstains."""
 
 
 def printable(text: str) -> str:
-    """`text` on one line, without anything that could steer a terminal or turn the reading direction of a page.
+    """`text` on one line, without characters that control a terminal or change the writing direction of a page.
 
     White space of any kind becomes one space; control and format characters (escape sequences, bidirectional
-    overrides) and lone surrogates become U+FFFD. The zero-width joiner and non-joiner stay: scripts and emoji need
-    them.
+    overrides) and lone surrogates become U+FFFD. The zero-width joiner and non-joiner are kept, since some
+    scripts and emoji need them.
     """
     kept = []
     for character in text:
@@ -42,12 +41,12 @@ def words_of(utterance: UtteranceAnalysis) -> str:
 
 
 def speaker_of(utterance: UtteranceAnalysis) -> str:
-    """The speaker's name on one line; "?" where nobody is named."""
+    """The speaker's name on one line; "?" where it is unknown."""
     return printable(utterance.speaker) or "?"
 
 
 def shorten(text: str, n_characters: int) -> str:
-    """`text`, cut with an ellipsis after a whole word (or inside a very long one) to at most `n_characters`."""
+    """`text` cut to at most `n_characters` with an ellipsis, after a whole word or inside a very long one."""
     if len(text) <= n_characters:
         return text
     cut = text[: max(n_characters - 1, 0)]
@@ -58,14 +57,14 @@ def shorten(text: str, n_characters: int) -> str:
 
 
 def clock(seconds: float) -> str:
-    """`75.2` as "1:15", `3675` as "1:01:15"; seconds are rounded down, as players do."""
+    """Seconds as a clock time: 75.2 as "1:15", 3675 as "1:01:15"; rounded down, as players do."""
     minutes, second = divmod(int(max(seconds, 0.0)), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02d}:{second:02d}" if hour else f"{minute}:{second:02d}"
 
 
-def span(seconds: float) -> str:
-    """A length of time in words: "24 s", "3 min 05 s", "1 h 12 min"."""
+def duration(seconds: float) -> str:
+    """Seconds as a duration: "24 s", "3 min 05 s", "1 h 12 min"."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s"
@@ -76,7 +75,7 @@ def span(seconds: float) -> str:
 
 
 def percent(probability: float) -> str:
-    """A probability in [0, 1] as "83%"; what is not certain is never shown as 0% or 100%."""
+    """A probability in [0, 1] as "83%"; only exactly 0 and 1 are shown as 0% and 100%."""
     if 0.0 < probability < 0.01:
         return "<1%"
     if 0.99 < probability < 1.0:
@@ -85,12 +84,12 @@ def percent(probability: float) -> str:
 
 
 def count(number: int, one: str, many: str | None = None) -> str:
-    """ "1 pair", "3 pairs"; `many` where the plural is not `one` + s."""
+    """A number with its noun: "1 pair", "3 pairs"; `many` where the plural is not `one` + s."""
     return f"{number:,} {one if number == 1 else many or one + 's'}"
 
 
 def ranges(ids: Iterable[int]) -> str:
-    """Rising ids with runs drawn together: 1, 2, 3, 7 as "1-3, 7"."""
+    """Increasing ids with consecutive ones as ranges: 1, 2, 3, 7 as "1-3, 7"."""
     runs: list[list[int]] = []
     for number in ids:
         if runs and number == runs[-1][1] + 1:
@@ -101,7 +100,7 @@ def ranges(ids: Iterable[int]) -> str:
 
 
 def strongest(utterance: UtteranceAnalysis) -> tuple[str, float]:
-    """The most probable label and its probability, whatever was decided; ("", 0.0) where there are none."""
+    """The most probable label and its probability, even for an abstention; ("", 0.0) without probabilities."""
     if not utterance.probabilities:
         return "", 0.0
     return max(utterance.probabilities.items(), key=lambda item: item[1])
@@ -115,5 +114,5 @@ def probability_of(utterance: UtteranceAnalysis) -> float:
 
 
 def total_ms(timings_ms: Mapping[str, float]) -> float:
-    """All stages together: the stage named "total" where the pipeline measured it, else the sum."""
+    """Milliseconds of the whole analysis: the stage "total" where it was measured, else the sum of all stages."""
     return timings_ms["total"] if "total" in timings_ms else sum(timings_ms.values())

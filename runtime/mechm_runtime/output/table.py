@@ -1,8 +1,8 @@
-"""An analysis as a table for the terminal.
+"""Renders an analysis as a table for the terminal.
 
-One row an utterance: id, time, speaker, words, emotion with its probability, the modalities that were used, causes.
-Below it: what was missing and why, and a summary line. Colour repeats what the words say and never adds to it, so that
-the table reads the same in a log. Nothing is printed here: the caller gets text.
+One row per utterance: id, time, speaker, words, emotion with its probability, the modalities that were used, causes.
+Below the table: missing modalities with the reasons, and a summary line. Colours repeat the words and add nothing, so
+that the table reads the same in a log. Nothing is printed here: the caller gets text.
 """
 
 from __future__ import annotations
@@ -51,24 +51,25 @@ UNSURE_STYLE = "italic"
 MISSING_STYLE = "red"
 
 MODALITY_LETTERS = "".join(modality[0].upper() for modality in MODALITIES)
-"""One letter a modality, in the order of `MODALITIES`; also the column's heading."""
+"""First letters of the modalities, in the order of `MODALITIES`; the heading of their column and its cells."""
 
 MISSING_MARK, UNUSED_MARK = "×", "·"
+"""Shown in place of a modality's letter where it is missing, or was not used."""
 
 NARROW_COLUMNS = 100
-"""Below this width the words wrap over two lines; from it on a row is one line."""
+"""Width from which on a row is one line; in narrower tables the words wrap over two lines."""
 
 MIN_COLUMNS = 72
 
 MAX_CAUSES = 3
-"""The most causes a row names, the most probable first; "+2" counts the others."""
+"""Most causes named in a row, the most probable first; "+2" counts the others."""
 
 
 def render_table(analysis: Analysis, width: int | None = None, *, colour: bool | None = None) -> str:
-    """The table with its notes and summary, ending in a newline.
+    """The table with its notes and summary, ending with a newline.
 
-    width: columns; None takes the terminal's (80 where there is none). Below 72 it is drawn for 72.
-    colour: with ANSI colours; None decides by whether standard output is a terminal that wants them (NO_COLOR).
+    width: in columns, at least 72; None for the terminal's, or 80 without a terminal.
+    colour: with ANSI colours; None for colours where standard output is a terminal and NO_COLOR is not set.
     """
     if width is None:
         width = shutil.get_terminal_size((80, 24)).columns
@@ -92,7 +93,7 @@ def render_table(analysis: Analysis, width: int | None = None, *, colour: bool |
         for note in _notes(analysis):
             console.print(note)
         console.print(_summary(analysis))
-    # Rich pads cells to their column: the padding at a line's end is noise in a log.
+    # Rich pads cells to their column; a log needs no padding at the end of a line.
     return "".join(line.rstrip() + "\n" for line in captured.get().splitlines())
 
 
@@ -115,7 +116,7 @@ def _table(analysis: Analysis, width: int) -> Table:
     ]
     if not timed:
         del columns[1]
-    # What the other columns and the gaps of two leave is for the words, as far as they need it.
+    # The words get the width that the other columns and the gaps of two leave, as far as they need it.
     room = max(width - sum(size for _, size, _ in columns) - 2 * (len(columns) - 1), 12)
     words = [_fit(words_of(u), room, n_lines=2 if narrow else 1) for u in analysis.utterances]
     room = max(4, *(cell_len(line) for text in words for line in text.plain.split("\n")))
@@ -132,7 +133,7 @@ def _table(analysis: Analysis, width: int) -> Table:
 
 
 def _fit(words: str, width: int, *, n_lines: int) -> Text:
-    """`words` in at most `n_lines` lines of `width` terminal cells, the last one ending in an ellipsis if cut."""
+    """`words` in at most `n_lines` lines of `width` terminal cells, cut with an ellipsis."""
     text = Text(words, style="dim italic" if words == NO_WORDS else "")
     if n_lines == 1:
         text.truncate(width, overflow="ellipsis")

@@ -1,7 +1,7 @@
-"""Write analyses to files: JSON, WebVTT, and the submission form of SemEval-2024 Task 3, Subtask 2.
+"""Writes analyses to files: JSON, WebVTT, and the submission format of SemEval-2024 Task 3, Subtask 2.
 
-Every writer is atomic: readers see the old file or the whole new one. Files are UTF-8 with \\n line ends. The HTML
-report has a package of its own (`report`); reading these forms back is `readers`.
+Files are replaced atomically: a reader sees the old file or the whole new one. They are UTF-8 with \\n line ends. The
+HTML report is written by `report`; `mechm_runtime.readers` reads these formats.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from mechm_runtime.system.atomic_write import write_atomically
 from mechm_runtime.types import EMOTIONS, Analysis, Utterance, UtteranceAnalysis
 
 QUOTE_CHARACTERS = 40
-"""How much of a cause's words a subtitle repeats: about one line of a phone held upright."""
+"""Most characters of a cause's words in a subtitle: about one line of a phone held upright."""
 
-# Colours of WebVTT's own cue classes are not enough for seven emotions; these are the terminal table's, lightened to
-# be read on a player's dark box.
+# WebVTT's own colour classes are too few for the emotions. These are the colours of the terminal table, lighter, since
+# players show cues on a dark background.
 CUE_COLOURS = {
     "anger": "#ff8a70",
     "disgust": "#7fd6a4",
@@ -43,7 +43,7 @@ CUE_COLOURS = {
 def write_json(analyses: Sequence[Analysis], path: Path, *, as_lines: bool = False) -> None:
     """Write one analysis as one indented JSON object, several (or none) as JSON lines.
 
-    as_lines: one analysis as a line too, where it is what is left of several.
+    as_lines: write JSON lines for one analysis too, for a caller that analysed several and has one left.
 
     Raises: InputError: the file cannot be written.
     """
@@ -56,13 +56,13 @@ def write_json(analyses: Sequence[Analysis], path: Path, *, as_lines: bool = Fal
 
 
 def write_submission(analyses: Sequence[Analysis], path: Path, *, with_conversation: bool = False) -> None:
-    """Write what the task's scorer reads: a JSON list of conversations with their pairs.
+    """Write a submission for the task's scorer: a JSON list of conversations with their pairs.
 
     Each item is `{"conversation_ID": 16, "emotion-cause_pairs": [["1_surprise", "1"], ...]}`; a conversation id that
-    is a number is written as one. Pairs come in the order of emotion utterance, then cause.
+    is a number is written as one. Pairs are sorted by emotion utterance, then by cause.
 
-    with_conversation: also write `"conversation"`, the utterances in the task's data form with the decided emotion
-        (left out where the pipeline abstains), so that the file can be read back as a labelled conversation.
+    with_conversation: also write `"conversation"`, the utterances in the format of the task's data with the decided
+        emotion (left out where the pipeline abstains), so that the file can be read as a labelled conversation.
 
     Raises:
         InputError: two analyses have the same conversation id, or the file cannot be written.
@@ -88,7 +88,7 @@ def write_submission(analyses: Sequence[Analysis], path: Path, *, with_conversat
 
 
 def write_vtt(analysis: Analysis, path: Path) -> None:
-    """Write one cue an utterance: the speaker as voice tag, the words, and under them the emotion and its causes.
+    """Write one cue per utterance: the speaker as voice tag, the words, and below them the emotion and its causes.
 
     Raises: InputError: an utterance has no times, or the file cannot be written.
     """
@@ -96,10 +96,10 @@ def write_vtt(analysis: Analysis, path: Path) -> None:
 
 
 def write_vtts(analyses: Sequence[Analysis], path: Path) -> tuple[Path, ...]:
-    """Write subtitles for one or many conversations; players take one file a recording.
+    """Write subtitles for one or many conversations; players need one file per recording.
 
-    One analysis goes to `path`. Several go beside it with the conversation's id before the suffix: `talks.vtt`
-    becomes `talks.16.vtt`, `talks.20.vtt`. Nothing is written unless every conversation can be.
+    One analysis is written to `path`, several into files beside it with the conversation's id before the suffix:
+    `talks.vtt` becomes `talks.16.vtt`, `talks.20.vtt`. Nothing is written unless every conversation can be.
 
     Returns: the files written, in the order of `analyses`.
     Raises: InputError: as `write_vtt`, no analyses, or two conversations whose ids give the same file name.
@@ -140,14 +140,14 @@ def vtt_of(analysis: Analysis) -> str:
         "STYLE\n" + "\n".join(f"::cue(.{name}) {{ color: {colour}; }}" for name, colour in CUE_COLOURS.items()),
     ]
     by_id = {utterance.id: utterance for utterance in analysis.utterances}
-    # WebVTT wants cues in the order of their starts; turns of people who speak at once may come otherwise.
+    # WebVTT requires cues in the order of their starts, in which turns of people who speak at once may not be.
     in_time = sorted(analysis.utterances, key=lambda u: (u.start_s or 0.0, u.id))
     blocks += [_cue(analysis, utterance, by_id) for utterance in in_time]
     return "\n\n".join(blocks) + "\n"
 
 
 def require_times(conversation_id: str, utterances: Sequence[Utterance | UtteranceAnalysis]) -> None:
-    """Refuse utterances that no subtitles can be made for; a caller may ask before it analyses them.
+    """Refuse utterances without times, which subtitles need; to be called before the analysis too.
 
     Raises: InputError: an utterance has no times.
     """
@@ -162,9 +162,9 @@ def require_times(conversation_id: str, utterances: Sequence[Utterance | Utteran
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a whole file or none of it: a new file beside it, then a rename over it.
+    """Write a whole file or nothing, see `write_atomically`.
 
-    A link is followed, so that the file it names is replaced and not the link; a device or pipe is written directly.
+    A link is followed: the file that it names is replaced, not the link. A device or pipe is written directly.
 
     Raises: InputError: the folder does not exist, `path` is a folder, or the system refuses.
     """
@@ -183,7 +183,7 @@ def write_bytes(path: Path, data: bytes) -> None:
 
 
 def _numeric(conversation_id: str) -> int | str:
-    """The id as the task's files have it: a number where the text is exactly one."""
+    """The id as in the task's files: an integer where the text is one."""
     return int(conversation_id) if re.fullmatch(r"0|[1-9][0-9]{0,17}", conversation_id) else conversation_id
 
 
@@ -211,7 +211,7 @@ def _task_utterance(utterance: UtteranceAnalysis) -> dict[str, object]:
 
 def _cue(analysis: Analysis, utterance: UtteranceAnalysis, by_id: dict[int, UtteranceAnalysis]) -> str:
     start_ms = round((utterance.start_s or 0.0) * 1000)
-    # A cue must end after it starts; an utterance marked as a single moment gets the format's smallest step.
+    # A cue must end after it starts: an utterance without duration gets the format's smallest step.
     end_ms = max(round((utterance.end_s or 0.0) * 1000), start_ms + 1)
     words = words_of(utterance)
     spoken = f"<i>{NO_WORDS}</i>" if words == NO_WORDS else _escape(words)
@@ -234,7 +234,7 @@ def _cause_words(utterance: UtteranceAnalysis, cause: UtteranceAnalysis | None) 
 
 
 def _escape(text: str) -> str:
-    """For cue text and voice names: `>` too, since "-->" may not appear there."""
+    """Escape cue text and voice names; `>` too, since "-->" is not allowed there."""
     return text.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
 
 
@@ -244,5 +244,5 @@ def _timestamp(milliseconds: int) -> str:
 
 
 def _file_part(conversation_id: str) -> str:
-    """The id as a part of a file name: no separators, no leading dots, at most 80 characters."""
+    """The id as part of a file name: without separators and leading dots, at most 80 characters."""
     return re.sub(r"[^\w.-]+", "_", conversation_id).strip("._")[:80] or "conversation"

@@ -23,7 +23,7 @@ from mechm_runtime.errors import InputError
 from mechm_runtime.output.formatting import percent
 from mechm_runtime.output.report import render_report, write_report
 from mechm_runtime.output.report.palette import ADJECTIVES, COLOURS
-from mechm_runtime.output.report.summary import lede, strongest_pairs
+from mechm_runtime.output.report.summary import introduction, strongest_pairs
 from mechm_runtime.output.report.timeline import PANEL_WIDTH, describe_pair, lay_out
 from mechm_runtime.types import EMOTIONS, Analysis, Pair
 
@@ -204,7 +204,7 @@ def test_missing_times_of_one_turn_fall_back_to_turns():
 
 
 def test_the_story_in_words():
-    assert lede(examples.phone_call()) == (
+    assert introduction(examples.phone_call()) == (
         "Two people talk for 23 s in 13 turns. 5 of them carry an emotion, most often surprise. 7 causes were found."
     )
     analysis = examples.scene()
@@ -213,7 +213,7 @@ def test_the_story_in_words():
     calm = dataclasses.replace(
         analysis, utterances=tuple(dataclasses.replace(u, emotion="neutral") for u in analysis.utterances), pairs=()
     )
-    assert lede(calm) == "Three people talk in 12 turns. No turn carries a clear emotion."
+    assert introduction(calm) == "Three people talk in 12 turns. No turn carries a clear emotion."
     render_report([calm], title="x")
 
 

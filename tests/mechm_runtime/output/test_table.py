@@ -12,7 +12,7 @@ from types import SimpleNamespace
 import pytest
 from rich.cells import cell_len
 
-from mechm_runtime.output.formatting import clock, percent, printable, ranges, shorten, span
+from mechm_runtime.output.formatting import clock, duration, percent, printable, ranges, shorten
 from mechm_runtime.output.table import EMOTION_STYLES, render_table
 from mechm_runtime.types import EMOTIONS, Pair
 
@@ -101,7 +101,7 @@ def test_five_thousand_utterances_take_seconds():
 
 def test_wording():
     assert [clock(s) for s in (-1, 0, 59.99, 75.2, 3675)] == ["0:00", "0:00", "0:59", "1:15", "1:01:15"]
-    assert [span(s) for s in (23.6, 59.7, 185, 4320)] == ["24 s", "1 min 00 s", "3 min 05 s", "1 h 12 min"]
+    assert [duration(s) for s in (23.6, 59.7, 185, 4320)] == ["24 s", "1 min 00 s", "3 min 05 s", "1 h 12 min"]
     assert [percent(p) for p in (0.0, 0.004, 0.5, 0.994, 1.0)] == ["0%", "<1%", "50%", ">99%", "100%"]
     assert ranges([1, 2, 3, 7, 9, 10]) == "1-3, 7, 9-10"
     assert shorten("a friendly sentence, really", 20) == "a friendly sentence…"

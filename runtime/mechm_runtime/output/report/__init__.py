@@ -1,4 +1,4 @@
-"""The report: one self-contained HTML page on which a conversation's emotions and causes can be looked at."""
+"""The report: one self-contained HTML page that shows the emotions and causes of conversations."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["render_report", "write_report"]
 
 
 def render_report(analyses: Sequence[Analysis], *, title: str) -> str:
-    """The page as HTML text: a section a conversation, and a list of them where there are many.
+    """Render the page as HTML text: one section per conversation, and an index of several.
 
     Raises: InputError: there is no analysis to show.
     """
@@ -24,7 +24,7 @@ def render_report(analyses: Sequence[Analysis], *, title: str) -> str:
 
 
 def write_report(analyses: Sequence[Analysis], path: Path, *, title: str) -> None:
-    """Write the page to a file, all of it or nothing.
+    """Render the page and write it to a file atomically.
 
     Raises: InputError: there is no analysis to show, or the file cannot be written.
     """

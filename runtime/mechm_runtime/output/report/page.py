@@ -1,8 +1,8 @@
-"""Put the page together: one self-contained HTML file that needs no network and asks for none.
+"""Renders the page of the report: one self-contained HTML file that uses no network.
 
-Style and script are inlined and named by their hashes in the content security policy, so that nothing else on the page
-can run or load, whatever a transcript holds. All text is escaped; what the script needs is embedded as JSON in which
-no character can end the element. Reading and writing files is `report`'s and `writers`' business.
+Style and script are inlined, and the content security policy allows only them by their hashes, so that no text of a
+transcript can run or load anything. All text is escaped; the script's data is embedded as JSON in which no character
+can end the element. Files are written by `report` and `writers`.
 """
 
 from __future__ import annotations
@@ -29,9 +29,8 @@ from mechm_runtime.output.formatting import (
     total_ms,
     words_of,
 )
-from mechm_runtime.output.report import summary as story
-from mechm_runtime.output.report import timeline
-from mechm_runtime.output.report.palette import css_colours, face, kind
+from mechm_runtime.output.report import summary, timeline
+from mechm_runtime.output.report.palette import css_colours, emotion_key, face_icon
 from mechm_runtime.types import EMOTIONS, MODALITIES, Analysis, UtteranceAnalysis
 
 NOTE = (
@@ -54,10 +53,14 @@ def render(analyses: Sequence[Analysis], title: str) -> str:
         for name in (*EMOTIONS, UNSURE)
     )
     many = len(analyses) > 1
-    # One conversation is what the page's title is about: its own name is then only said where it differs.
+    # The title names a single conversation: its id is then shown only where it differs.
     named = many or printable(title).casefold() != printable(analyses[0].conversation_id).casefold()
     sections = "".join(_conversation(analysis, f"c{n}", named=named) for n, analysis in enumerate(analyses, start=1))
-    data = {"emotions": list(EMOTIONS), "modalities": list(MODALITIES), "conversations": [_data(a) for a in analyses]}
+    data = {
+        "emotions": list(EMOTIONS),
+        "modalities": list(MODALITIES),
+        "conversations": [_script_data(a) for a in analyses],
+    }
     return (
         "<!doctype html>\n"
         '<html lang="en"><head><meta charset="utf-8">'
@@ -90,13 +93,13 @@ def _embedded(data: object) -> str:
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
 
 
-def _data(analysis: Analysis) -> dict[str, object]:
-    """What the script shows on selection; words and names it takes from the page."""
+def _script_data(analysis: Analysis) -> dict[str, object]:
+    """Values that the script shows on selection; it takes words and names from the page."""
     return {
         "utterances": [
             {
                 "id": u.id,
-                "emotion": kind(u.emotion),
+                "emotion": emotion_key(u.emotion),
                 "probabilities": [round(u.probabilities.get(emotion, 0.0), 4) for emotion in EMOTIONS],
                 "modalities": list(u.modalities),
                 "missing": {printable(modality): printable(reason) for modality, reason in u.missing.items()},
@@ -106,7 +109,7 @@ def _data(analysis: Analysis) -> dict[str, object]:
         "pairs": [
             {
                 "effect": pair.emotion_utterance,
-                "emotion": kind(pair.emotion),
+                "emotion": emotion_key(pair.emotion),
                 "cause": pair.cause_utterance,
                 "probability": round(pair.probability, 4),
             }
@@ -131,7 +134,8 @@ def _conversation(analysis: Analysis, prefix: str, *, named: bool) -> str:
     layout = timeline.lay_out(analysis)
     shown = "" if named else ' class="sr"'
     names = "".join(
-        f'<li>{face(story.dominant(analysis, speaker))}<span dir="auto">{escape(shorten(speaker, 18))}</span></li>'
+        f"<li>{face_icon(summary.dominant_emotion(analysis, speaker))}"
+        f'<span dir="auto">{escape(shorten(speaker, 18))}</span></li>'
         for speaker in layout.speakers
     )
     long = layout.width > 1.25 * timeline.PANEL_WIDTH
@@ -140,23 +144,23 @@ def _conversation(analysis: Analysis, prefix: str, *, named: bool) -> str:
     return (
         f'<section class="conversation" id="{prefix}" aria-labelledby="{prefix}-title"><header>'
         f'<h2 id="{prefix}-title" dir="auto"{shown}>{escape(printable(analysis.conversation_id))}</h2>'
-        f'<p class="lede">{story.lede(analysis)}</p>{story.people(analysis)}</header>'
+        f'<p class="lede">{summary.introduction(analysis)}</p>{summary.speaker_cards(analysis)}</header>'
         f'<div class="columns"><div class="look"><figure class="timeline">{_legend(analysis)}{overview}'
         f'<div class="chart"><ul class="names" aria-hidden="true">{names}</ul>'
         f'<div class="scroll" tabindex="0" role="region" aria-label="Timeline, scrolls sideways">'
         f"{timeline.draw(analysis, layout, prefix)}</div></div>"
-        f"<figcaption>Left to right: {across}. The taller a block, the surer the emotion. "
-        f"An arrow runs from a cause to the emotion it set off.</figcaption></figure>"
-        f'<div class="detail" aria-live="polite"></div>{story.moments(analysis, prefix)}</div>'
+        f"<figcaption>Left to right: {across}. The taller a block, the more probable its emotion. "
+        f"An arrow points from a cause to the emotion that it caused.</figcaption></figure>"
+        f'<div class="detail" aria-live="polite"></div>{summary.strongest_causes(analysis, prefix)}</div>'
         f'<ol class="transcript" aria-label="Transcript">{"".join(_rows(analysis, prefix))}</ol></div>'
         f"{_missing(analysis)}</section>"
     )
 
 
 def _legend(analysis: Analysis) -> str:
-    counts = Counter(kind(utterance.emotion) for utterance in analysis.utterances)
+    counts = Counter(emotion_key(utterance.emotion) for utterance in analysis.utterances)
     items = [
-        f'<li><button type="button" class="e-{name}" data-only="{name}" aria-pressed="false">{face(name)}{name} '
+        f'<li><button type="button" class="e-{name}" data-only="{name}" aria-pressed="false">{face_icon(name)}{name} '
         f'<span class="soft">{counts[name]}</span></button></li>'
         for name in (*EMOTIONS[1:], EMOTIONS[0], UNSURE)
         if counts[name]
@@ -166,7 +170,7 @@ def _legend(analysis: Analysis) -> str:
 
 def _rows(analysis: Analysis, prefix: str) -> list[str]:
     by_id = {utterance.id: utterance for utterance in analysis.utterances}
-    # What no turn has, such as the faces of a telephone call, is said once below and not in every row.
+    # Modalities that every turn lacks, such as the faces of a telephone call, are named once below, not in every row.
     everywhere = {m for m in analysis.utterances[0].missing if all(m in u.missing for u in analysis.utterances)}
     return [_row(analysis, utterance, by_id, prefix, everywhere) for utterance in analysis.utterances]
 
@@ -178,7 +182,7 @@ def _row(
     prefix: str,
     missing_everywhere: set[str],
 ) -> str:
-    name = kind(utterance.emotion)
+    name = emotion_key(utterance.emotion)
     when = f'<span class="time">{clock(utterance.start_s)}</span>' if utterance.start_s is not None else ""
     words = words_of(utterance)
     unknown = ' class="soft"' if words == NO_WORDS else ""
@@ -190,33 +194,34 @@ def _row(
         about = "these words" if cause.id == utterance.id else f"{cause.id} {speaker_of(cause)}"
         mark = "↺" if cause.id == utterance.id else "↖" if cause.id < utterance.id else "↙"
         chips.append(
-            f'<a class="chip e-{kind(pair.emotion)}" href="#{prefix}-u{cause.id}" data-u="{cause.id}" '
+            f'<a class="chip e-{emotion_key(pair.emotion)}" href="#{prefix}-u{cause.id}" data-u="{cause.id}" '
             f'title="{escape(timeline.describe_pair(pair, by_id))}"><span aria-hidden="true">{mark}</span> '
             f'<span class="sr">because of </span>{escape(about)} '
             f'<span class="soft">{percent(pair.probability)}</span></a>'
         )
-    gone = ""
-    if lost := {m: reason for m, reason in utterance.missing.items() if m not in missing_everywhere}:
-        reasons = "; ".join(f"{printable(modality)}: {printable(reason)}" for modality, reason in lost.items())
-        names = ", ".join(map(printable, lost))
-        gone = f'<span class="gone" title="{escape(reasons)}">without {escape(names)}</span>'
+    missing_tag = ""
+    if missing := {m: reason for m, reason in utterance.missing.items() if m not in missing_everywhere}:
+        reasons = "; ".join(f"{printable(modality)}: {printable(reason)}" for modality, reason in missing.items())
+        names = ", ".join(map(printable, missing))
+        missing_tag = f'<span class="gone" title="{escape(reasons)}">without {escape(names)}</span>'
     because = f'<p class="chips">{"".join(chips)}</p>' if chips else ""
     return (
         f'<li class="row e-{name}{" quiet" if name == EMOTIONS[0] else ""}" id="{prefix}-u{utterance.id}" '
         f'data-u="{utterance.id}"><button type="button" class="node" aria-expanded="false" '
-        f'aria-label="{escape(timeline.describe(utterance))}">{face(name)}</button><div class="said">'
+        f'aria-label="{escape(timeline.describe(utterance))}">{face_icon(name)}</button><div class="said">'
         f'<p class="who"><span class="id">{utterance.id}</span> <b dir="auto">{escape(speaker_of(utterance))}</b> '
         f"{when}"
-        f'<span class="tag">{name} <span class="soft">{percent(probability_of(utterance))}</span></span>{gone}</p>'
+        f'<span class="tag">{name} <span class="soft">{percent(probability_of(utterance))}</span></span>'
+        f"{missing_tag}</p>"
         f'<p dir="auto"{unknown}><span class="text">{escape(words)}</span></p>{because}</div></li>'
     )
 
 
 def _missing(analysis: Analysis) -> str:
-    """What the whole conversation was read from, and what was missing where and why."""
+    """The modalities used in the conversation, the missing ones with the reasons, and the timings."""
     used = Counter(modality for u in analysis.utterances for modality in u.modalities)
     n = len(analysis.utterances)
-    read = [m if used[m] == n else f"{m} ({used[m]} of {n} turns)" for m in MODALITIES if used[m]]
+    modalities = [m if used[m] == n else f"{m} ({used[m]} of {n} turns)" for m in MODALITIES if used[m]]
     reasons: dict[tuple[str, str], list[int]] = {}
     for utterance in analysis.utterances:
         for modality, reason in utterance.missing.items():
@@ -229,8 +234,9 @@ def _missing(analysis: Analysis) -> str:
         f"{escape(printable(stage))} {ms:,.0f} ms" for stage, ms in analysis.timings_ms.items() if stage != "total"
     )
     took = f"Analysed in {total_ms(analysis.timings_ms):,.0f} ms" + (f" ({stages})" if stages else "") + "."
+    used_names = ", ".join(modalities) or "none"
     return (
-        f'<div class="facts"><p>Read from {", ".join(read) or "nothing"}. {took if analysis.timings_ms else ""}</p>'
+        f'<div class="facts"><p>Modalities used: {used_names}. {took if analysis.timings_ms else ""}</p>'
         + (f"<ul>{''.join(lines)}</ul>" if lines else "")
         + "</div>"
     )
@@ -241,5 +247,5 @@ def _footer(analyses: Sequence[Analysis]) -> str:
     return (
         f'<footer class="page"><p>{NOTE}</p><p>Made by MECHM'
         + (f" with the bundle {bundles}" if bundles else "")
-        + ". This page holds everything it shows and loads nothing from anywhere.</p></footer>"
+        + ". This page is complete and loads nothing from the network.</p></footer>"
     )

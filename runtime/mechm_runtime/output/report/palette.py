@@ -1,9 +1,9 @@
-"""How an emotion looks and reads in the report: a colour, a face, a few words.
+"""Colours, face icons and adjectives of the emotions in the report.
 
-The colours were searched for, not chosen by eye: hues near what people expect of each emotion, and among those the set
-whose two closest members are farthest apart in OKLab for normal sight and for the three kinds of colour blindness
-(Machado et al. 2009, full severity). Distance of the closest two: 0.11, about five times a just noticeable difference.
-Faces (`assets/faces.svg`) and words say the same, so that nothing rests on colour alone.
+The colours were found by a search: among hues near those that people expect of each emotion, the set whose two closest
+members are farthest apart in OKLab, for normal sight and for the three kinds of colour blindness (Machado et al. 2009,
+full severity). The distance of the closest two is 0.11, about five times a just noticeable difference. Face icons
+(`assets/faces.svg`) and words repeat the colours, so that nothing is shown by colour alone.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ ADJECTIVES: dict[str, str] = {
     "sadness": "sad",
     "surprise": "surprised",
 }
-"""For sentences: "Ines seems surprised"."""
+"""Emotion -> adjective for sentences such as "Ines seems surprised"."""
 
 
-def kind(emotion: str | None) -> str:
-    """The name under which an emotion's colour and face go: its label, or `UNSURE` for an abstention."""
+def emotion_key(emotion: str | None) -> str:
+    """Key of an emotion's colour and face icon: its label, or `UNSURE` for an abstention."""
     return emotion if emotion in EMOTIONS else UNSURE
 
 
 def css_colours() -> str:
-    """One class an emotion that sets the custom property the style sheet paints with."""
+    """CSS rules: one class per emotion that sets the custom property with its colour."""
     rules = [f".e-{emotion}{{--e:{colour}}}" for emotion, colour in COLOURS.items()]
     return "".join(rules) + f".e-{UNSURE}{{--e:var(--card)}}"
 
 
-def face(emotion: str | None, *, label: str = "") -> str:
-    """An inline face; decoration for screen readers unless it is given a label."""
-    name = kind(emotion)
+def face_icon(emotion: str | None, *, label: str = "") -> str:
+    """An inline SVG of a face; hidden from screen readers unless it has a label."""
+    name = emotion_key(emotion)
     about = f'role="img" aria-label="{escape(label)}"' if label else 'aria-hidden="true"'
     return f'<svg class="face e-{name}" viewBox="0 0 24 24" {about}><use href="#face-{name}"/></svg>'

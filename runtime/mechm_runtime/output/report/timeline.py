@@ -1,7 +1,7 @@
-"""The timeline as SVG: a lane a speaker, a block an utterance, a curved arrow a pair.
+"""Draws the timeline as SVG: one lane per speaker, one block per utterance, one curved arrow per pair.
 
-Blocks are as wide as the utterance is long and as high as its emotion is probable. Where any time is unknown, x is the
-turn's number. The drawing stands on its own, without script: blocks are links to the transcript.
+The width of a block is the duration of its utterance, its height the probability of its emotion. Where any time is
+unknown, x is the number of the turn. The drawing works without script: blocks are links to the transcript.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from html import escape
 from statistics import median
 
 from mechm_runtime.output.formatting import UNSURE, clock, percent, probability_of, shorten, speaker_of, words_of
-from mechm_runtime.output.report.palette import kind
+from mechm_runtime.output.report.palette import emotion_key
 from mechm_runtime.types import EMOTIONS, Analysis, Pair, UtteranceAnalysis
 
 PANEL_WIDTH = 560
-"""Pixels of a desktop's left column: shorter conversations are stretched to it, longer ones scroll."""
+"""Pixels of the left column on a desktop; shorter conversations are stretched to it, longer ones scroll."""
 TOP, LANE_HEIGHT, BOTTOM = 44, 78, 26
 SIDE = 20
 MIN_BLOCK_HEIGHT, MAX_BLOCK_HEIGHT = 10, 42
@@ -29,7 +29,7 @@ MIN_TICK_DISTANCE = 64
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """Where an utterance is drawn, in pixels: middle, width and height, and the lane (from 0)."""
+    """Place of an utterance in the drawing: lane (from 0), and middle, width and height in pixels."""
 
     utterance: UtteranceAnalysis
     lane: int
@@ -51,7 +51,7 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """Every block, and the axis: pixels a second from `start_s`, or None where turns are counted."""
+    """All blocks by utterance id, and the axis: pixels per second from `start_s`, or None where turns are counted."""
 
     speakers: tuple[str, ...]
     blocks: dict[int, Block]
@@ -67,7 +67,7 @@ def speakers_of(analysis: Analysis) -> tuple[str, ...]:
 
 
 def pairs_of(analysis: Analysis) -> tuple[Pair, ...]:
-    """The pairs both of whose ends are in the conversation; others cannot be drawn."""
+    """The pairs of which both utterances are in the conversation; others cannot be drawn."""
     ids = {utterance.id for utterance in analysis.utterances}
     return tuple(p for p in analysis.pairs if p.emotion_utterance in ids and p.cause_utterance in ids)
 
@@ -78,7 +78,7 @@ def is_timed(analysis: Analysis) -> bool:
 
 
 def lay_out(analysis: Analysis) -> Layout:
-    """Place every utterance."""
+    """Place every utterance in the drawing."""
     speakers = speakers_of(analysis)
     lanes = {speaker: lane for lane, speaker in enumerate(speakers)}
     timed = is_timed(analysis)
@@ -111,52 +111,55 @@ def lay_out(analysis: Analysis) -> Layout:
 
 
 def draw(analysis: Analysis, layout: Layout, prefix: str) -> str:
-    """The SVG element; `prefix` starts the ids of the transcript's rows."""
+    """The SVG element.
+
+    prefix: of the ids of the transcript's rows, to which the blocks link.
+    """
     wide, high = round(layout.width), round(layout.height)
     arrows = [_arrow(index, pair, layout) for index, pair in enumerate(pairs_of(analysis))]
     return (
         f'<svg class="lanes" width="{wide}" height="{high}" viewBox="0 0 {wide} {high}" role="group" '
         f'aria-label="Timeline; the transcript says the same in words">'
         f"{_axis(layout)}"
-        # Arrows that cross a lane pass behind its blocks, so that no face is struck out.
+        # Arrows that cross a lane are drawn below its blocks, so that they do not cover faces.
         f'<g class="arrows">{"".join(arrows)}</g><g class="blocks">{"".join(_blocks(layout, prefix))}</g></svg>'
     )
 
 
 def draw_strip(analysis: Analysis) -> str:
-    """The whole conversation as a thin band of colours: for finding the place in a long one, and for lists."""
+    """The whole conversation as a thin band of colours, for the index and for navigating a long conversation."""
     n_lanes = len(speakers_of(analysis))
     layout = lay_out(analysis)
     marks = [
-        f'<rect class="e-{kind(b.utterance.emotion)}" x="{b.x - b.width / 2:.1f}" y="{b.lane * 10 + 1}" '
+        f'<rect class="e-{emotion_key(b.utterance.emotion)}" x="{b.x - b.width / 2:.1f}" y="{b.lane * 10 + 1}" '
         f'width="{b.width:.1f}" height="8"/>'
         for b in layout.blocks.values()
         if b.utterance.emotion != EMOTIONS[0]
     ]
-    quiet = "".join(
+    neutral = "".join(
         f"M{b.x - b.width / 2:.1f} {b.lane * 10 + 5}h{b.width:.1f}"
         for b in layout.blocks.values()
         if b.utterance.emotion == EMOTIONS[0]
     )
     return (
         f'<svg class="strip" viewBox="0 0 {round(layout.width)} {n_lanes * 10}" preserveAspectRatio="none" '
-        f'height="{min(max(n_lanes * 8, 14), 40)}" aria-hidden="true"><path d="{quiet}"/>{"".join(marks)}</svg>'
+        f'height="{min(max(n_lanes * 8, 14), 40)}" aria-hidden="true"><path d="{neutral}"/>{"".join(marks)}</svg>'
     )
 
 
 def describe(utterance: UtteranceAnalysis) -> str:
-    """One line for screen readers and tooltips."""
+    """One line about an utterance for screen readers and tooltips."""
     when = "" if utterance.start_s is None else f", {clock(utterance.start_s)}"
-    feeling = f"{utterance.emotion or UNSURE} {percent(probability_of(utterance))}"
-    return f"{utterance.id}, {speaker_of(utterance)}{when}, {feeling}: {shorten(words_of(utterance), 80)}"
+    emotion = f"{utterance.emotion or UNSURE} {percent(probability_of(utterance))}"
+    return f"{utterance.id}, {speaker_of(utterance)}{when}, {emotion}: {shorten(words_of(utterance), 80)}"
 
 
 def describe_pair(pair: Pair, by_id: dict[int, UtteranceAnalysis]) -> str:
-    """One line for screen readers and tooltips."""
+    """One line about a pair for screen readers and tooltips."""
     effect = by_id[pair.emotion_utterance]
     who = f"{speaker_of(effect)}’s {pair.emotion} in {effect.id}"
     if pair.cause_utterance == pair.emotion_utterance:
-        return f"{who} comes from these very words ({percent(pair.probability)})"
+        return f"{who} is caused by these very words ({percent(pair.probability)})"
     cause = by_id[pair.cause_utterance]
     quote = shorten(words_of(cause), 60)
     return f"{who} is caused by {cause.id}, {speaker_of(cause)}: “{quote}” ({percent(pair.probability)})"
@@ -168,7 +171,7 @@ def _axis(layout: Layout) -> str:
     for lane, speaker in enumerate(layout.speakers):
         y = TOP + (lane + 0.5) * LANE_HEIGHT
         parts.append(f'<path class="lane" d="M0 {y:.1f}H{layout.width:.0f}"/>')
-        # On screen the names stand still beside the drawing; paper shows these.
+        # For print; on screen the names stay beside the drawing when it scrolls.
         parts.append(f'<text class="lane-name" x="2" y="{y - 26:.1f}">{escape(shorten(speaker, 18))}</text>')
     for x, text in _ticks(layout):
         parts.append(f'<path class="tick" d="M{x:.1f} {TOP - 8}V{bottom + 4}"/>')
@@ -194,7 +197,7 @@ def _blocks(layout: Layout, prefix: str) -> list[str]:
     last_face = dict.fromkeys(range(len(layout.speakers)), -1e9)
     for block in layout.blocks.values():
         utterance = block.utterance
-        name = kind(utterance.emotion)
+        name = emotion_key(utterance.emotion)
         shapes = [
             f'<rect class="hit" x="{block.x - max(block.width, 14) / 2:.1f}" y="{block.top:.1f}" '
             f'width="{max(block.width, 14):.1f}" height="{block.height:.1f}"/>',
@@ -202,7 +205,7 @@ def _blocks(layout: Layout, prefix: str) -> list[str]:
             f'width="{block.width:.1f}" height="{block.height:.1f}" rx="{min(7.0, block.width / 2):.1f}"/>',
         ]
         if name != EMOTIONS[0]:
-            # Faces of quick exchanges would cover each other: the later ones wait until they are selected.
+            # Faces of short turns would cover each other: the later ones are shown when they are selected.
             crowded = block.x - last_face[block.lane] < FACE_SIZE * 0.8
             if not crowded:
                 last_face[block.lane] = block.x
@@ -222,7 +225,7 @@ def _arrow(index: int, pair: Pair, layout: Layout) -> str:
     cause, effect = layout.blocks[pair.cause_utterance], layout.blocks[pair.emotion_utterance]
     path = _path(cause, effect)
     by_id = {block.utterance.id: block.utterance for block in (cause, effect)}
-    name = kind(pair.emotion)
+    name = emotion_key(pair.emotion)
     weight = 1.2 + 2.2 * min(max(pair.probability, 0.0), 1.0)
     label = escape(describe_pair(pair, by_id))
     return (
@@ -252,6 +255,6 @@ def _path(cause: Block, effect: Block) -> str:
     y1 = cause.bottom + 2 if down else cause.top - 2
     y2 = effect.top - 4 if down else effect.bottom + 4
     middle = (y1 + y2) / 2
-    # A neighbouring turn starts where the last one ended: without some slack the S would fall like a stone.
+    # A turn may start where the last one ended: without extra width the S would become a vertical line.
     slack = forward * max(0.0, 14.0 - abs(x2 - x1)) / 2
     return f"M{x1:.1f} {y1:.1f}C{x1 - slack:.1f} {middle:.1f} {x2 + slack:.1f} {middle:.1f} {x2:.1f} {y2:.1f}"

@@ -1,4 +1,4 @@
-/* Selecting, pointing and the arrows beside the transcript. The page reads without it. */
+/* Selection, tooltips and the arrows beside the transcript. The page is readable without this script. */
 (() => {
 "use strict";
 const data = JSON.parse(document.getElementById("data").textContent);
@@ -38,7 +38,7 @@ class Section {
     this.detail = root.querySelector(".detail");
     this.look = root.querySelector(".look");
     this.hint = make("p", {class: "hint"},
-      "Select a turn, a block or an arrow to see how probable each emotion is, what caused it and what it set off.");
+      "Select a turn, a block or an arrow to see how probable each emotion is, what caused it and which emotions it caused.");
     this.detail.before(this.hint);
     this.byId = new Map(facts.utterances.map(u => [u.id, u]));
     this.rows = new Map([...root.querySelectorAll(".row")].map(e => [+e.dataset.u, e]));
@@ -52,7 +52,7 @@ class Section {
     new ResizeObserver(() => this.draw()).observe(this.transcript);
   }
 
-  /* One tab stop for the transcript and none for the blocks: arrow keys walk. */
+  /* One tab stop for the transcript and none for the blocks: arrow keys move between turns. */
   rove(id) {
     for (const [key, row] of this.rows) row.querySelector(".node").tabIndex = key === id ? 0 : -1;
     for (const block of this.blocks.values()) block.setAttribute("tabindex", "-1");
@@ -112,7 +112,7 @@ class Section {
     return this.root.querySelector(`.chart .link[data-p="${index}"]`).getAttribute("aria-label");
   }
 
-  /* Everything that belongs to one utterance: its block, its row, its arrows, and the utterances at their far ends. */
+  /* Everything that belongs to one utterance: its block, its row, its arrows, and the utterances at their other ends. */
   choose(id, {show = "", focus = false} = {}) {
     const before = this.chosen;
     this.chosen = id;
@@ -137,7 +137,7 @@ class Section {
     const row = this.rows.get(id ?? before);
     const top = row && row.getBoundingClientRect().top;
     this.fill(id);
-    /* On a phone the facts open inside the transcript: what was touched stays under the finger. */
+    /* On a phone the details open inside the transcript, so that the touched turn stays in its place. */
     if (row && narrow.matches) scrollBy({top: row.getBoundingClientRect().top - top, behavior: "instant"});
     if (id !== null) this.rove(id);
     const behavior = calm.matches ? "auto" : "smooth";
@@ -216,9 +216,9 @@ class Section {
     }
     const pairs = this.facts.pairs;
     const right = make("div", {},
-      list("Because of", pairs.filter(p => p.effect === id), "cause"),
-      list("It set off", pairs.filter(p => p.cause === id && p.effect !== id), "effect"),
-      make("div", {class: "group"}, make("h4", {}, "Read from"), senses, ...reasons));
+      list("Caused by", pairs.filter(p => p.effect === id), "cause"),
+      list("Cause of", pairs.filter(p => p.cause === id && p.effect !== id), "effect"),
+      make("div", {class: "group"}, make("h4", {}, "Modalities used"), senses, ...reasons));
     const close = make("button", {type: "button", class: "close", "aria-label": "Close"}, "×");
     const heading = make("h3", {dir: "auto"}, `${id} ${who(id)}`);
     const time = row.querySelector(".time");
@@ -263,7 +263,7 @@ class Section {
     this.arcs.replaceChildren(...drawn);
   }
 
-  /* The band over a long timeline: shows the part in view, and moves it. */
+  /* The band above a long timeline: shows the visible part, and moves it. */
   follow() {
     const band = this.root.querySelector(".overview");
     if (!band) return;
@@ -292,7 +292,7 @@ function wake(root) {
   if (!sections.has(root)) sections.set(root, new Section(root, data.conversations[roots.indexOf(root)]));
   return sections.get(root);
 }
-/* A file may hold hundreds of conversations: each comes to life when it nears the screen. */
+/* A file may hold hundreds of conversations: each is set up when it comes near the screen. */
 const watcher = new IntersectionObserver(entries => {
   for (const entry of entries) if (entry.isIntersecting) { watcher.unobserve(entry.target); wake(entry.target); }
 }, {rootMargin: "600px"});
