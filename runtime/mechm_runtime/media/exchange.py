@@ -125,5 +125,5 @@ class Exchange:
         how = f"signal {-code}" if code < 0 else f"exit code {code}"
         return MediaError(
             f"{self._name}: the decoding process failed on it ({how})",
-            hint="convert it to mp4 (H.264, AAC) or wav; `mechm doctor` tells whether decoding works here at all",
+            hint="convert it to mp4 (H.264, AAC) or wav; `mechm doctor` checks whether decoding works on this machine",
         )

@@ -175,7 +175,7 @@ class MediaReader:
         Raises: RuntimeError: a request of this very thread is being answered, and it would wait for itself.
         """
         if self._owner == threading.get_ident():
-            raise RuntimeError("use up or close the reader's segment iterator before asking it for something else")
+            raise RuntimeError("use up or close the reader's segment iterator before the next call")
         with self._lock:
             self._owner = threading.get_ident()
             try:

@@ -36,7 +36,7 @@ def read_segment(
     missing = {key: printable_line(reasons[key]) for key in ("audio", "video") if key in reasons}
     expected = [key for key in ("samples", "frames") if header.get(key) is True]
     if len(listed) != len(expected):
-        raise ProtocolError("a segment with another number of arrays than it says")
+        raise ProtocolError("a segment whose number of arrays differs from its header")
     arrays: dict[str, NDArray[Any]] = {}
     for key, entry in zip(expected, listed, strict=True):
         if key == "samples":
@@ -66,7 +66,7 @@ def parse_index(header: dict[str, Any], waiting: set[int]) -> int:
     """
     index = header.get("index")
     if not isinstance(index, int) or index not in waiting:
-        raise ProtocolError("a segment that was not asked for")
+        raise ProtocolError("a segment that was not requested")
     return index
 
 

@@ -74,8 +74,8 @@ def conversation_from_media(path: Path, duration_s: float) -> Conversation:
         raise MediaError(f"{path.name}: the recording has no duration")
     if duration_s > MAX_UTTERANCE_S:
         raise InputError(
-            f"{path.name}: {duration_s:.1f} s without a transcript, more than one turn's {MAX_UTTERANCE_S:.0f} s",
-            hint="say who speaks when: --transcript FILE (SRT, WebVTT, STM, RTTM or ECF JSON)",
+            f"{path.name}: {duration_s:.1f} s without a transcript, more than the {MAX_UTTERANCE_S:.0f} s of one turn",
+            hint="give a transcript: --transcript FILE (SRT, WebVTT, STM, RTTM or ECF JSON)",
         )
     return Conversation(path.stem, (Utterance(1, start_s=0.0, end_s=duration_s),), path)
 

@@ -33,7 +33,7 @@ class VllmClient:
     def __init__(
         self, config: ServerConfig, tokenizer: QuestionTokenizer, embeddings: EmbeddingTable | None = None
     ) -> None:
-        """Raises: MissingExtraError."""
+        """Raises: MissingExtraError: the HTTP client is not installed."""
         self.config = config
         self._tokenizer = tokenizer
         self._embeddings = embeddings
@@ -86,7 +86,7 @@ class VllmClient:
         if not len(inputs["soft_at"]):
             return self._connection.submit(self._ask(make_prompts(inputs), deadline))
         if self._embeddings is None:
-            raise ValueError("there are soft tokens, and no embeddings of the words around them")
+            raise ValueError("no embeddings for the words of a prompt with soft tokens")
         embedded = make_embedded_prompts(inputs, self._embeddings)
         return self._connection.submit(self._ask([to_torch_file(one) for one in embedded], deadline))
 
@@ -102,7 +102,7 @@ class VllmClient:
             outputs = read_answers(log_probabilities, self._tokenizer)
         except ValueError as error:
             self._breaker.failed()
-            raise LlmUnavailableError(f"the Llama's server answered something else: {error}") from error
+            raise LlmUnavailableError(f"unexpected answer of the Llama's server: {error}") from error
         except LlmUnavailableError as error:
             if not isinstance(error, _RefusedError):
                 self._breaker.failed()
@@ -124,11 +124,11 @@ def require_served(connection: Connection, config: ServerConfig) -> None:
     try:
         names = sorted(str(one.get("id")) for one in object_list(body, "data"))
     except ValueError as error:
-        raise LlmUnavailableError(f"what answers at {config.url} is no vLLM server: {error}") from error
+        raise LlmUnavailableError(f"the server at {config.url} is no vLLM server: {error}") from error
     if config.model not in names:
         raise InputError(
             f"the server at {config.url} serves {', '.join(names) or 'nothing'}, not {config.model}",
-            hint="mechm serve serves under this name",
+            hint="mechm serve uses this name",
         )
 
 
@@ -139,11 +139,13 @@ def require_accepted(config: ServerConfig, status: int) -> None:
         request.
     """
     if status in (401, 403):
-        raise InputError(f"the server at {config.url} refuses the API key", hint="give the one it was started with")
+        raise InputError(
+            f"the server at {config.url} refuses the API key", hint="give the key that the server was started with"
+        )
     if status == 404:
         raise InputError(
             f"the server at {config.url} does not know the model {config.model}",
-            hint="mechm serve llm serves a bundle's Llama under this name",
+            hint="mechm serve llm gives a bundle's Llama this name",
         )
     if 400 <= status < 500 and status not in BUSY:
         raise _RefusedError(f"the Llama's server refused the questions with status {status}")

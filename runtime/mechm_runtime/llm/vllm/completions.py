@@ -84,7 +84,7 @@ def read_generated(answer: Any) -> list[int]:
     choices = object_list(answer, "choices")
     ids = choices[0].get("token_ids") if len(choices) == 1 else None
     if not isinstance(ids, list) or not all(type(one) is int for one in ids):
-        raise ValueError("it has no token ids")
+        raise ValueError("no token ids")
     return ids
 
 
@@ -95,7 +95,7 @@ def object_list(body: Any, key: str) -> list[dict[str, Any]]:
     """
     found = body.get(key) if isinstance(body, dict) else None
     if not isinstance(found, list) or not all(isinstance(one, dict) for one in found):
-        raise ValueError(f"it has no {key}")
+        raise ValueError(f"no {key}")
     return found
 
 
@@ -105,4 +105,4 @@ def _log_probabilities(choice: Mapping[str, Any]) -> dict[int, float]:
         (first,) = choice["logprobs"]["top_logprobs"]
         return {int(name.removeprefix("token_id:")): float(value) for name, value in first.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError("an answer has no log-probabilities") from error
+        raise ValueError("no log-probabilities") from error

@@ -23,9 +23,9 @@ from mechm_runtime.llm.vllm.config import ServerConfig
 
 MAX_ANSWER_BYTES = 16 << 20
 BUSY = (429, 502, 503, 504)
-"""Answers of a server, or of what stands before it, that say: not now."""
-PAUSE_S = 0.05
-"""Before the first retry; twice as long before each further one, with jitter."""
+"""HTTP statuses of a server or its proxy that is busy: the request may succeed later."""
+FIRST_RETRY_S = 0.05
+"""Wait before the first retry; it doubles before each further one, with jitter."""
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class Connection:
     """
 
     def __init__(self, config: ServerConfig) -> None:
-        """Raises: MissingExtraError."""
+        """Raises: MissingExtraError: the HTTP client is not installed."""
         try:
             import httpx2  # noqa: F401  # here, so that it is found missing at the start and not at the first request
         except ImportError as error:
@@ -87,7 +87,7 @@ class Connection:
                 await slots.acquire()
         except TimeoutError as error:
             raise LlmUnavailableError(
-                f"{self.config.max_in_flight} requests to the Llama's server are under way"
+                f"the Llama's server is busy with {self.config.max_in_flight} requests"
             ) from error
         try:
             return await self._send(self._loop, method, path, body, deadline)
@@ -97,7 +97,7 @@ class Connection:
     async def _send(self, loop: _Loop, method: str, path: str, body: bytes | None, deadline: float) -> tuple[int, Any]:
         import httpx2
 
-        pause = PAUSE_S
+        wait_s = FIRST_RETRY_S
         for retries_left in range(self.config.n_retries, -1, -1):
             try:
                 async with asyncio.timeout_at(deadline):
@@ -114,11 +114,11 @@ class Connection:
                 raise LlmUnavailableError(
                     f"the connection to the Llama's server broke: {type(error).__name__}"
                 ) from error
-            pause_s = pause * random.uniform(0.5, 1.5)  # noqa: S311
-            if time.monotonic() + pause_s >= deadline:
+            jittered_s = wait_s * random.uniform(0.5, 1.5)  # noqa: S311
+            if time.monotonic() + jittered_s >= deadline:
                 break
-            await asyncio.sleep(pause_s)
-            pause *= 2
+            await asyncio.sleep(jittered_s)
+            wait_s *= 2
         raise LlmUnavailableError(f"no answer of the Llama's server at {self.config.url} in time")
 
     async def _send_once(self, loop: _Loop, method: str, path: str, body: bytes | None) -> tuple[int, Any]:
@@ -134,7 +134,7 @@ class Connection:
         try:
             return 200, json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise LlmUnavailableError("the Llama's server answered something that is no JSON") from error
+            raise LlmUnavailableError("the answer of the Llama's server is no JSON") from error
 
 
 class _Loop:

@@ -36,7 +36,7 @@ class VllmGenerator:
     """A Llama on a server. embeddings: of the weights that it serves."""
 
     def __init__(self, config: ServerConfig, embeddings: EmbeddingTable) -> None:
-        """Raises: MissingExtraError."""
+        """Raises: MissingExtraError: the HTTP client is not installed."""
         self.config = config
         self._embeddings = embeddings
         self._connection = Connection(config)
@@ -85,7 +85,7 @@ class VllmGenerator:
         except concurrent.futures.CancelledError as error:
             raise LlmUnavailableError("the connection to the Llama's server was closed") from error
         except ValueError as error:
-            raise LlmUnavailableError(f"the Llama's server answered something else: {error}") from error
+            raise LlmUnavailableError(f"unexpected answer of the Llama's server: {error}") from error
         finally:
             pending.cancel()  # where the caller was interrupted; no effect on a finished request
 
@@ -129,6 +129,6 @@ def sum_answers(
     scores = np.zeros(n_answers, np.float64)
     for (number, token), log_probabilities in zip(places, found, strict=True):
         if token not in log_probabilities:
-            raise LlmUnavailableError(f"the Llama says nothing of token {token}")
+            raise LlmUnavailableError(f"the Llama gave no log-probability of token {token}")
         scores[number] += log_probabilities[token]
     return scores.astype(np.float32)

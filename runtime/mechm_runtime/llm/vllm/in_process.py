@@ -54,7 +54,7 @@ class InProcessVllm:
         try:
             return read_answers([_log_probabilities(one) for one in outputs], self._tokenizer)
         except ValueError as error:
-            raise LlmUnavailableError(f"vLLM answered something else: {error}") from error
+            raise LlmUnavailableError(f"unexpected answer of vLLM: {error}") from error
 
     def _prompts(self, inputs: Arrays) -> list[dict[str, Any]]:
         """Prompts as token ids; where there are soft tokens, as token ids and embeddings."""

@@ -57,14 +57,14 @@ class ServeConfig:
             raise ValueError("a port, a concurrency or a share of memory is out of range")
         if self.step_tokens is not None and self.step_tokens < max(self.concurrency, BLOCK_SIZE):
             raise InputError(
-                f"{self.step_tokens} tokens a step for {self.concurrency} prompts at once, in blocks of {BLOCK_SIZE}",
-                hint="read more tokens a step, or fewer prompts at once",
+                f"too few tokens a step: {self.step_tokens} for {self.concurrency} prompts at once, in blocks of {BLOCK_SIZE}",
+                hint="raise step_tokens, or lower concurrency",
             )
         if self.device not in ("cpu", "cuda"):
-            raise ValueError(f"device {self.device!r}")
+            raise ValueError(f"device {self.device!r} is neither cpu nor cuda")
         if not self.api_key and not is_loopback(self.host):
             raise InputError(
-                f"without an API key nobody but this machine may reach the server, and {self.host} is no loopback",
+                f"other machines can reach {self.host}, which is not allowed without an API key",
                 hint=f"set {API_KEY} to a secret, or leave --host out",
             )
 

@@ -22,7 +22,9 @@ from mechm_runtime.llm.vllm.launch_plan import ServeConfig, ServingPlan, serve_a
 STOP_S = 20.0
 """Time that a server has to end before it is killed."""
 POLL_S = 0.25
+"""Time between two questions whether the server answers."""
 LOG_TAIL_BYTES = 4000
+"""Part of the log's end that an error shows."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +53,7 @@ def require_vllm(device: str) -> None:
     if find_spec("vllm") is None:
         raise MissingExtraError("vllm", extra="serve")
     if device == "cuda" and _is_cpu_build():
-        raise InputError("the vLLM that is installed here is built for CPUs", hint="pip install vllm; or --device cpu")
+        raise InputError("the installed vLLM is built for CPUs", hint="pip install vllm; or --device cpu")
 
 
 class ReadinessProbe(Protocol):
