@@ -57,7 +57,8 @@ class ServeConfig:
             raise ValueError("a port, a concurrency or a share of memory is out of range")
         if self.step_tokens is not None and self.step_tokens < max(self.concurrency, BLOCK_SIZE):
             raise InputError(
-                f"too few tokens a step: {self.step_tokens} for {self.concurrency} prompts at once, in blocks of {BLOCK_SIZE}",
+                f"{self.step_tokens} are too few tokens a step for {self.concurrency} prompts at once in blocks of "
+                f"{BLOCK_SIZE}",
                 hint="raise step_tokens, or lower concurrency",
             )
         if self.device not in ("cpu", "cuda"):
