@@ -96,7 +96,7 @@ class Recording:
         if not isinstance(video, str):
             video_container = stack.enter_context(open_container(path, limits))
             stream = video_stream(video_container, limits)
-            if not isinstance(stream, str):  # always true: it is the same file
+            if not isinstance(stream, str):  # a str only where the file was replaced meanwhile
                 self._open_video(VideoTrack(video_container, stream, limits))
         else:
             self.info["video_missing"] = video
