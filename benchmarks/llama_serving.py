@@ -36,7 +36,7 @@ from mechm_runtime.engines.load import load_engine
 from mechm_runtime.llm.graph import LlamaGraph
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.scorer import graph_inputs
-from mechm_runtime.llm.vllm.client import VllmServer
+from mechm_runtime.llm.vllm.client import VllmClient
 
 UTTERANCES = 10
 QUESTIONS = 4
@@ -116,7 +116,7 @@ def _systems(bundle: Bundle, served: Path, questions: QuestionTokenizer, url: st
     width = bundle.parts[LLAMA].width("soft_tokens")
     systems: dict[str, Ask] = {"transformers generate, one by one": _writer(served, questions)}
     if url is not None:
-        server = VllmServer(ServerConfig(url, timeout_s=600.0), questions)
+        server = VllmClient(ServerConfig(url, timeout_s=600.0), questions)
         server.check()
         systems["vLLM generate, one by one"] = _server_writer(url, questions)
         systems["vLLM scoring"] = _packed(server, questions, width)
@@ -126,7 +126,7 @@ def _systems(bundle: Bundle, served: Path, questions: QuestionTokenizer, url: st
         graph = LlamaGraph(load_engine(bundle.path(file), EngineConfig(n_threads=1, engine=name)), bundle.parts[LLAMA])
         systems[f"{name} {precision} scoring, one by one"] = _one_by_one(graph, questions, width)
         systems[f"{name} {precision} scoring, packed"] = _packed(graph, questions, width)
-        systems[f"{name} {precision} scoring, {KNOWN}"] = _packed(graph.growing(), questions, width)
+        systems[f"{name} {precision} scoring, {KNOWN}"] = _packed(graph.with_cache(), questions, width)
     return systems
 
 

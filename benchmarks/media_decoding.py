@@ -26,7 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mechm_runtime import MediaLimits, read_transcript
-from mechm_runtime.media.worker import Recording
+from mechm_runtime.media.recording import Recording
 
 Frames = list[NDArray[np.uint8]]
 Spans = Sequence[tuple[float, float]]

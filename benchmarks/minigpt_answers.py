@@ -33,7 +33,7 @@ from mechm.llm.stored_base import read_json
 from mechm.minigpt.checkpoint import read_torch_file, tensors_in
 from mechm.minigpt.keys import LORA, LORA_TARGETS
 from mechm.minigpt.lora import lora_alpha
-from mechm.minigpt.model import MAX_NEW_TOKENS, MiniGptV2, Writer, open_minigpt
+from mechm.minigpt.model import MAX_NEW_TOKENS, Generator, MiniGptV2, open_minigpt
 from mechm.model.transformers_output import quiet_transformers
 from mechm_runtime import EMOTIONS, ServerConfig
 
@@ -69,17 +69,17 @@ def main() -> None:
             given.checkpoint, given.llama, dtype, given.device, BATCH
         ),
         "unmerged, one by one": _original(given.checkpoint, given.llama, dtype, given.device, 1),
-        "torch": _writing(here.writer, 1),
+        "torch": _writing(here.generator, 1),
     }
-    scoring: dict[str, Writer] = {"torch, 7 answers scored": here.writer}
+    scoring: dict[str, Generator] = {"torch, 7 answers scored": here.generator}
     if given.url is not None:
         there = open_minigpt(given.model, backend="vllm", server=ServerConfig(given.url, timeout_s=600.0))
-        systems["vLLM, one by one"] = _writing(there.writer, 1)
-        systems[f"vLLM, {AT_ONCE} at once"] = _writing(there.writer, AT_ONCE)
-        scoring["vLLM, 7 answers scored"] = there.writer
+        systems["vLLM, one by one"] = _writing(there.generator, 1)
+        systems[f"vLLM, {AT_ONCE} at once"] = _writing(there.generator, AT_ONCE)
+        scoring["vLLM, 7 answers scored"] = there.generator
     answers = [here.prompts.answer_ids(emotion) for emotion in EMOTIONS]
-    for name, writer in scoring.items():
-        systems[name] = _scoring(writer, answers)
+    for name, generator in scoring.items():
+        systems[name] = _scoring(generator, answers)
     for ask in systems.values():  # the first run allocates memory
         ask(_questions(here, 1, seed=10_000))
     times: dict[str, list[float]] = {name: [] for name in systems}
@@ -120,10 +120,10 @@ def _questions(model: MiniGptV2, n_questions: int, seed: int) -> list[Question]:
     return made
 
 
-def _writing(writer: Writer, n_threads: int) -> Ask:
+def _writing(generator: Generator, n_threads: int) -> Ask:
     def write(question: Question) -> list[int]:
         ids, image_at, tokens = question
-        return _until_the_end(writer.write(ids, image_at, tokens, MAX_NEW_TOKENS))
+        return _until_the_end(generator.generate(ids, image_at, tokens, MAX_NEW_TOKENS))
 
     def ask(asked: Sequence[Question]) -> list[list[int]]:
         with ThreadPoolExecutor(n_threads) as threads:
@@ -132,9 +132,9 @@ def _writing(writer: Writer, n_threads: int) -> Ask:
     return ask
 
 
-def _scoring(writer: Writer, answers: Sequence[Sequence[int]]) -> Ask:
+def _scoring(generator: Generator, answers: Sequence[Sequence[int]]) -> Ask:
     def ask(asked: Sequence[Question]) -> list[list[int]]:
-        return [[int(writer.score(*one, answers).argmax())] for one in asked]
+        return [[int(generator.score(*one, answers).argmax())] for one in asked]
 
     return ask
 

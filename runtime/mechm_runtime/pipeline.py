@@ -31,7 +31,7 @@ from mechm_runtime.engines.part_loader import PartLoader
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.fusion.decision import decide
 from mechm_runtime.fusion.run import FusionScores, run_fusion
-from mechm_runtime.llm.rescoring import Adviser, Llm, make_adviser
+from mechm_runtime.llm.rescoring import Llm, LlmRescorer, make_rescorer
 from mechm_runtime.llm.vllm.config import ServerConfig
 from mechm_runtime.media import MediaLimits
 from mechm_runtime.media.reader_pool import ReaderPool
@@ -157,7 +157,7 @@ class Pipeline:
         self._fusion = self._load("fusion")
         self._encoders = ModalityEncoders(bundle, self.modalities, self._load)
         self.llm: Llm = _chosen_llm(bundle, self.modalities, config.llm)
-        self._rescorer: Adviser | None = make_adviser(
+        self._rescorer: LlmRescorer | None = make_rescorer(
             bundle, self.llm, config.server, self._fusion, self._load, config.asked_below
         )
 
@@ -202,7 +202,7 @@ class Pipeline:
         state, scores = self._encode_and_score(conversation, report, deadline_ms, time.perf_counter())
         if self._rescorer is not None and state.admits_llm():
             with state.llm_stage():
-                scores = self._rescorer.advise(
+                scores = self._rescorer.rescore(
                     conversation.utterances, state.inputs, scores, state.missing, _stage(report, "llm")
                 )
         return self._decide(conversation, state, scores)
@@ -221,7 +221,7 @@ class Pipeline:
         state, scores = await asyncio.to_thread(self._encode_and_score, conversation, report, deadline_ms, started)
         if self._rescorer is not None and state.admits_llm():
             with state.llm_stage():
-                scores = await self._rescorer.advise_async(
+                scores = await self._rescorer.rescore_async(
                     conversation.utterances, state.inputs, scores, state.missing, _stage(report, "llm")
                 )
         return await asyncio.to_thread(self._decide, conversation, state, scores)

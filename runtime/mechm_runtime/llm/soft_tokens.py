@@ -31,7 +31,7 @@ class Projector:
 
     def project(self, inputs: FusionInputs) -> SoftTokens | None:
         """Soft tokens of a conversation's utterances; None where no utterance has voice, face or frames."""
-        has_nonverbal = inputs.evident()
+        has_nonverbal = inputs.has_nonverbal()
         if not has_nonverbal.any():
             return None
         without_text = replace(inputs, text_mask=np.zeros_like(inputs.text_mask))

@@ -1,6 +1,6 @@
 """The Llama's context in a session, and the questions on the newest utterances.
 
-The Llama reads each utterance once and keeps its keys and values (`GrowingConversation`, or a server's prefix cache).
+The Llama reads each utterance once and keeps its keys and values (`CachedLlamaGraph`, or a server's prefix cache).
 When the context is full, a new one begins with the last utterances (`SessionConfig.llm_turns`); it is computed ahead in
 a lane while people speak, so that no utterance waits for it.
 """
@@ -16,10 +16,10 @@ import numpy as np
 
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.fusion.run import FusionScores
-from mechm_runtime.llm.graph import GrowingConversation, LlamaGraph
+from mechm_runtime.llm.graph import CachedLlamaGraph, LlamaGraph
 from mechm_runtime.llm.questions import CONVERSATION
-from mechm_runtime.llm.rescoring import Adviser
-from mechm_runtime.llm.scorer import Asking
+from mechm_runtime.llm.rescoring import LlmRescorer
+from mechm_runtime.llm.scorer import EngineSteps
 from mechm_runtime.session.config import SessionConfig
 from mechm_runtime.session.history import History
 from mechm_runtime.system.after_fork import tell_after_fork
@@ -30,14 +30,14 @@ from mechm_runtime.system.thread_pool import ThreadPool
 class LlmWindow:
     """Asks the Llama about a session's newest utterances. Calls must not overlap."""
 
-    def __init__(self, rescorer: Adviser, config: SessionConfig, lanes: ThreadPool) -> None:
+    def __init__(self, rescorer: LlmRescorer, config: SessionConfig, lanes: ThreadPool) -> None:
         self._rescorer = rescorer
         self._config = config
         self._lanes = lanes
-        graph = rescorer.reader.engine
+        graph = rescorer.scorer.engine
         self._graph = graph if isinstance(graph, LlamaGraph) else None
-        self._memory = None if self._graph is None else self._graph.growing()
-        self._ahead: Future[tuple[int, GrowingConversation]] | None = None
+        self._memory = None if self._graph is None else self._graph.with_cache()
+        self._ahead: Future[tuple[int, CachedLlamaGraph]] | None = None
         self._running = threading.Lock()
         self._n_read = 0
         self._n_newest = 0
@@ -46,7 +46,7 @@ class LlmWindow:
     @property
     def runner(self) -> GraphRunner:
         """The runner of the requests that `steps` yields: a server, which can be awaited, or this window."""
-        return self if self._memory is not None else self._rescorer.reader.engine
+        return self if self._memory is not None else self._rescorer.scorer.engine
 
     @property
     def n_bytes(self) -> int:
@@ -61,14 +61,14 @@ class LlmWindow:
         with self._running:
             return self._memory.run(inputs)
 
-    def steps(self, history: History, fusion: FusionScores, missing: Sequence[dict[str, str]]) -> Asking[History]:
+    def steps(self, history: History, fusion: FusionScores, missing: Sequence[dict[str, str]]) -> EngineSteps[History]:
         """Ask about the newest utterances that have words and of which the fusion is not sure.
 
         missing: reasons of the newest utterance alone; parts of it that the Llama does not read are added.
         Returns: the history with the answers filled in.
         """
         newest = np.arange(len(history)) >= len(history) - 1 - self._config.revised_turns
-        wanted = newest & self._rescorer.unsure(fusion) & history.inputs.text_mask
+        wanted = newest & self._rescorer.is_uncertain(fusion) & history.inputs.text_mask
         last = slice(-1, None)
         self._rescorer.note_unread(history.utterances[last], history.inputs.select(last), wanted[last], missing)
         positions = np.flatnonzero(wanted)
@@ -90,7 +90,7 @@ class LlmWindow:
             # The graph does not run without a question; the answer to this one is not used.
             packed = self._packed(history, first, np.array([len(history) - 1]))
             if packed["input_ids"].shape[1] <= self._config.llm_tokens:
-                self._ahead = self._lanes.submit(_compute, self._graph.growing(), packed, history.first + first)
+                self._ahead = self._lanes.submit(_compute, self._graph.with_cache(), packed, history.first + first)
 
     def after_fork(self) -> None:
         """Forget the context being computed: its thread does not exist in this process."""
@@ -122,10 +122,10 @@ class LlmWindow:
         return first, packed
 
     def _packed(self, history: History, first: int, positions: Int64Array) -> dict[str, Array]:
-        soft = None if history.soft is None else history.soft.of(slice(first, None))
-        return self._rescorer.reader.packed(history.utterances[first:], (positions - first).tolist(), soft)
+        soft = None if history.soft is None else history.soft.select(slice(first, None))
+        return self._rescorer.scorer.pack(history.utterances[first:], (positions - first).tolist(), soft)
 
 
-def _compute(memory: GrowingConversation, packed: Arrays, first: int) -> tuple[int, GrowingConversation]:
+def _compute(memory: CachedLlamaGraph, packed: Arrays, first: int) -> tuple[int, CachedLlamaGraph]:
     memory.run(packed)
     return first, memory

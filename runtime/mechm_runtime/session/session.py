@@ -28,8 +28,8 @@ from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.errors import InputError
 from mechm_runtime.fusion.decision import decide
 from mechm_runtime.fusion.run import FusionScores, run_fusion
-from mechm_runtime.llm.rescoring import Adviser
-from mechm_runtime.llm.scorer import answered, answered_async
+from mechm_runtime.llm.rescoring import LlmRescorer
+from mechm_runtime.llm.scorer import run_steps, run_steps_async
 from mechm_runtime.media import Segment
 from mechm_runtime.media.reader_pool import ReaderPool
 from mechm_runtime.media.segments import SAMPLE_RATE
@@ -60,7 +60,7 @@ class SessionParts:
     bundle: Bundle
     encoders: ModalityEncoders
     fusion: GraphRunner
-    rescorer: Adviser | None
+    rescorer: LlmRescorer | None
     lanes: ThreadPool
     readers: ReaderPool
     costs: CostEstimator
@@ -149,7 +149,7 @@ class Session:
             history, scores, state = self._encode_and_score(utterance, samples, frames, deadline_ms, started)
             if self._window is not None and state.admits_llm():
                 with state.llm_stage():
-                    history = answered(self._window.steps(history, scores, state.missing), self._window.runner)
+                    history = run_steps(self._window.steps(history, scores, state.missing), self._window.runner)
             return self._finish(history, scores, state)
 
     async def append_async(
@@ -172,7 +172,7 @@ class Session:
             if self._window is not None and state.admits_llm():
                 with state.llm_stage():
                     steps = self._window.steps(history, scores, state.missing)
-                    history = await answered_async(steps, self._window.runner)
+                    history = await run_steps_async(steps, self._window.runner)
             return await asyncio.to_thread(self._finish, history, scores, state)
 
     def analysis(self) -> Analysis:
@@ -249,7 +249,7 @@ class Session:
             if history.soft is not None and parts.rescorer is not None and history.inputs.has_nonverbal()[-1]:
                 soft = parts.rescorer.soft_tokens(history.inputs)
                 if soft is not None:
-                    history.soft.tokens[-1], history.soft.evident[-1] = soft.tokens[-1], True
+                    history.soft.tokens[-1], history.soft.has_nonverbal[-1] = soft.tokens[-1], True
         return history, scores, state
 
     def _encode(self, utterance: Utterance, segment: Segment | None, state: AnalysisState) -> TextWindow:
@@ -352,7 +352,7 @@ class Session:
         constants = bundle.decision
         with state.timed("decide"):
             if rescorer is not None and bundle.llama is not None:
-                scores, constants = rescorer.weigh(scores, history.answers), bundle.llama.decision
+                scores, constants = rescorer.combine(scores, history.answers), bundle.llama.decision
             decision = decide(
                 scores.emotion_logits, scores.pair_logits, constants, scores.first_cause, history.inputs.text_mask
             )

@@ -102,7 +102,7 @@ def _arrays(history: History) -> dict[str, Array]:
     arrays = {name: getattr(history.inputs, name) for name in names}
     arrays |= {"asked": history.answers.asked, "emotions": history.answers.emotions, "causes": history.answers.causes}
     if history.soft is not None:
-        arrays |= {"soft": history.soft.tokens, "soft_evident": history.soft.evident}
+        arrays |= {"soft": history.soft.tokens, "soft_evident": history.soft.has_nonverbal}
     return arrays
 
 
@@ -133,7 +133,7 @@ def _history(
         missing=tuple(_reasons(missing) for missing in counted["missing"]),
         n_tokens=np.array([_count(value) for value in counted["n_tokens"]], np.int64),
         soft=soft,
-        answers=LlamaScores.unasked(n),
+        answers=LlamaScores.empty(n),
         last_reported=tuple(_reported(*listed) for listed in counted["told"]),
     )
     if history.llm_first > history.first + n:

@@ -32,7 +32,7 @@ from mechm_runtime.errors import BundleError, InputError, WeightsError
 from mechm_runtime.fusion.combination import combine
 from mechm_runtime.fusion.decision import decide
 from mechm_runtime.llm.questions import QuestionTokenizer, pair_logits
-from mechm_runtime.llm.scorer import LlamaReader
+from mechm_runtime.llm.scorer import LlamaScorer
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.readers import read_transcript
 from mechm_runtime.types import EMOTIONS, Analysis, Conversation, Utterance
@@ -60,7 +60,7 @@ def test_answers_are_those_of_fusion_and_llama_weighed(
     report: BundleReport, adapter: Path, trained: Path, llama_base: Path
 ) -> None:
     source = load_llama_source(llama_base, adapter, trained)
-    reader = LlamaReader(QuestionTokenizer(source.tokenizer), TorchLlama(source.scores), source.scores.hidden_size)
+    scorer = LlamaScorer(QuestionTokenizer(source.tokenizer), TorchLlama(source.scores), source.scores.hidden_size)
     both = Pipeline(report.bundle, precisions=dict.fromkeys(report.bundle.parts, "fp32"), engine=ONE_THREAD)
     alone = Pipeline(
         replace(report.bundle, decision=DecisionConfig(pair_threshold=1e-9, neutral_log_bias=-100.0)),
@@ -79,7 +79,7 @@ def test_answers_are_those_of_fusion_and_llama_weighed(
         given = pair.probability / fusion.utterances[row].probabilities[pair.emotion]
         pairs[row, pair.cause_utterance - 1] = np.log(given / (1 - given))
     assert np.isfinite(pairs).all()
-    answers = reader.read(conversation.utterances)
+    answers = scorer.score(conversation.utterances)
     llama = report.bundle.llama
     assert llama is not None
     weighed = combine((logits, pairs), (answers.emotions, pair_logits(answers.causes)), llama.combination)
@@ -125,15 +125,15 @@ def test_what_was_heard_and_seen_reaches_the_llama(
     pipeline = Pipeline(report.bundle, precisions=dict.fromkeys(report.bundle.parts, "fp32"), engine=ONE_THREAD)
     asked: list[Mapping[str, npt.NDArray[Any]]] = []
     assert pipeline._rescorer is not None
-    reader = pipeline._rescorer.reader
-    engine = reader.engine
+    scorer = pipeline._rescorer.scorer
+    engine = scorer.engine
 
     class Listening:
         def run(self, inputs: Mapping[str, npt.NDArray[Any]]) -> dict[str, npt.NDArray[Any]]:
             asked.append(inputs)
             return engine.run(inputs)
 
-    reader.engine = Listening()
+    scorer.engine = Listening()
     pipeline.analyze(conversation)
     (inputs,) = asked
     n_told = 2 * 2 * len(conversation.utterances)  # two tokens, in the line and in the question
@@ -215,7 +215,7 @@ def test_the_shipped_llama_is_of_the_shipped_fusion_and_reads_plain_words(small_
         Utterance(3, "Anna", "That is wonderful, congratulations!"),
         Utterance(4, "Ben", "The meeting is on Tuesday at ten."),
     )
-    answers = LlamaReader(tokenizer, TorchLlama(source.scores), source.scores.hidden_size).read(utterances)
+    answers = LlamaScorer(tokenizer, TorchLlama(source.scores), source.scores.hidden_size).score(utterances)
     decision = decide(answers.emotions, pair_logits(answers.causes), source.fitted.decision)
     assert [EMOTIONS[label] for label in decision.labels] == ["neutral", "joy", "joy", "neutral"]
     assert (2, 1) in {(i, j) for i, j, _ in decision.pairs}

@@ -189,5 +189,5 @@ def test_a_snapshot_holds_soft_tokens_and_answers(pipeline: Pipeline) -> None:
     first, second = (json.loads(one.analysis().to_json()) for one in (session, restored))
     assert {**first, "timings_ms": None} == {**second, "timings_ms": None}
     assert restored._history.soft is not None
-    assert restored._history.soft.evident.tolist() == [False, True, False]
+    assert restored._history.soft.has_nonverbal.tolist() == [False, True, False]
     assert np.any(restored._history.soft.tokens[1])

@@ -27,7 +27,7 @@ from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.llm.graph import LlamaGraph
 from mechm_runtime.llm.questions import QuestionTokenizer
-from mechm_runtime.llm.scorer import LlamaReader, LlamaScores, SoftTokens
+from mechm_runtime.llm.scorer import LlamaScorer, LlamaScores, SoftTokens
 from mechm_runtime.types import Utterance
 
 TOLERANCE = 2e-3
@@ -39,16 +39,16 @@ import sys
 from pathlib import Path
 import numpy as np
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.llm.scorer import LlamaReader, SoftTokens
+from mechm_runtime.llm.scorer import LlamaScorer, SoftTokens
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.vllm.launch_plan import ServeConfig
-from mechm_runtime.llm.vllm.in_process import LocalVllm
+from mechm_runtime.llm.vllm.in_process import InProcessVllm
 from mechm_runtime.types import Utterance
 
 bundle = open_bundle(Path(sys.argv[1]), check_hashes=False)
 questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
-engine = LocalVllm(bundle, questions, ServeConfig(concurrency=8, step_tokens=int(sys.argv[4])))
-reader = LlamaReader(questions, engine, 64)
+engine = InProcessVllm(bundle, questions, ServeConfig(concurrency=8, step_tokens=int(sys.argv[4])))
+scorer = LlamaScorer(questions, engine, 64)
 given = np.load(sys.argv[2])
 talk = [Utterance(i, "AB"[i % 2], str(text)) for i, text in enumerate(given["texts"], 1)]
 asked = {"words": None}
@@ -56,7 +56,7 @@ if "tokens" in given:
     asked["told"] = SoftTokens(given["tokens"], given["evident"])
 found = {}
 for name, soft in asked.items():
-    scores = reader.read(talk, soft)
+    scores = scorer.score(talk, soft)
     found |= {f"{name}_emotions": scores.emotions, f"{name}_causes": scores.causes}
 for harmful in (np.full((1, 64), np.nan, np.float32), np.zeros((1, 63), np.float32)):
     try:
@@ -97,14 +97,14 @@ def test_it_answers_as_the_graph_does_a_few_tokens_at_a_time(vllm_python: str, s
     random = np.random.default_rng(0)
     texts = [f"I never told you what happened on the {number} of May, did I?" for number in range(6)]
     soft = SoftTokens(random.normal(size=(6, 2, 64)).astype(np.float32), np.array([1, 0, 1, 0, 0, 1], bool))
-    given = {"texts": texts, "tokens": soft.tokens, "evident": soft.evident}
+    given = {"texts": texts, "tokens": soft.tokens, "evident": soft.has_nonverbal}
     found = ask(vllm_python, served, tmp_path, given, step_tokens=32)
     bundle = open_bundle(served, check_hashes=False)
     assert bundle.llama is not None
     questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
     part = bundle.parts[LLAMA]
     engine = LlamaGraph(OnnxRuntimeEngine(bundle.path(part.files["fp32"]), EngineConfig(n_threads=1)), part)
-    graph = LlamaReader(questions, engine, 64)
+    graph = LlamaScorer(questions, engine, 64)
     compare(found, "words", graph.read(talk_of(texts)))
     compare(found, "told", graph.read(talk_of(texts), soft))
     assert np.abs(found["told_emotions"] - found["words_emotions"]).max() > 4 * TOLERANCE
@@ -125,7 +125,7 @@ def test_the_shipped_llama_answers_as_in_torch(
     found = ask(vllm_python, folder, tmp_path, {"texts": texts}, step_tokens=512)
     questions = QuestionTokenizer(base / "tokenizer.json", QuestionConfig(soft_tokens=2))
     scores = AnswerScores(load_merged(base, adapter), questions).eval()
-    expected = LlamaReader(questions, TorchLlama(scores), scores.hidden_size).read(talk_of(texts))
+    expected = LlamaScorer(questions, TorchLlama(scores), scores.hidden_size).score(talk_of(texts))
     compare(found, "words", expected)
     np.testing.assert_array_equal(found["words_emotions"].argmax(-1), expected.emotions.argmax(-1))
 
@@ -147,6 +147,6 @@ def test_it_multiplies_in_8_bits(
     found = ask(vllm_python, folder, tmp_path, {"texts": texts}, step_tokens=512)
     questions = QuestionTokenizer(llama_base / "tokenizer.json", QuestionConfig(soft_tokens=2))
     scores = AnswerScores(load_merged(llama_base, adapter), questions).eval()
-    expected = LlamaReader(questions, TorchLlama(scores), scores.hidden_size).read(talk_of(texts))
+    expected = LlamaScorer(questions, TorchLlama(scores), scores.hidden_size).score(talk_of(texts))
     assert 1e-4 < np.abs(found["words_emotions"] - expected.emotions).max() < 0.05
     assert 1e-4 < np.abs(found["words_causes"] - expected.causes).max() < 0.05
