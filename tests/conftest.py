@@ -169,8 +169,8 @@ def exported(preset: str, trained: Path | None = None) -> Path:
     with FileLock(folder.parent / f"{preset}.lock"):  # the test workers start at the same time
         if not (folder / "bundle.json").is_file():
             # The export renames its folder into place when it is whole, so what is there is whole.
-            # Random weights answer with near ties: on a CPU without VNNI instructions int8 may change one label too many
-            # for the gate, and the tests need its files.
+            # Random weights answer with near ties: on a CPU without VNNI instructions int8 may change one label more
+            # than the gate allows, and the tests need its files.
             lenient = ["--accept-quality-loss"] if preset == "tiny" else []
             done = subprocess.run(
                 [*command, "--preset", preset, "--llm", "none", "--out", str(folder), *lenient],

@@ -16,7 +16,8 @@ from mechm_export.gate.run import compare, torch_reference
 from mechm_export.parts import ModelParts, build_parts
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.bundle.precision import GPU_ENGINE, HALF, W8
+from mechm_runtime.bundle.precision import HALF, W8
+from mechm_runtime.engines.spec import ENGINES, GPU_ENGINE
 from mechm_runtime.errors import VerificationError
 
 
