@@ -210,7 +210,7 @@ def openvino_graphs(subject: Subject, notes: list[str]) -> Iterator[Candidate]:
     seconds, gb = next((g.export_s, subject.peaks.get("fp32", 0.0)) for g in subject.report.graphs)
     yield _candidate(subject, "openvino", "bf16", fp32, seconds, gb, lambda threads: OpenVinoBf16(fp32, threads))
     makers: dict[str, Callable[[Path], None]] = {
-        "int8": lambda path: quantize_weights(fp32, path, replace(part.int8, tokens=False), subject.calibration)
+        "int8": lambda path: quantize_weights(fp32, path, replace(part.int8, token_scales=False), subject.calibration)
     }
     if subject.calibration:
         makers["static"] = lambda path: quantize_static_int8(fp32, path, subject.calibration, _waveform_layers(subject))

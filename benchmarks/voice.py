@@ -136,7 +136,7 @@ def listen(fusion: Fusion, decision: DecisionConfig, tokens: torch.Tensor) -> tu
             ~nothing,
         )
     no_pairs, wordless = np.full((len(tokens), 1), -np.inf), np.zeros(len(tokens), bool)
-    labels = decide(output.emotion_logits[:, 0].numpy(), no_pairs, decision, worded=wordless).labels
+    labels = decide(output.emotion_logits[:, 0].numpy(), no_pairs, decision, has_text=wordless).labels
     return opinion.argmax(-1).numpy(), labels
 
 

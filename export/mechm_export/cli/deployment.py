@@ -12,7 +12,7 @@ from mechm_runtime.engines.spec import ENGINES
 
 if TYPE_CHECKING:
     from mechm_export.deployment.split import LlamaForm
-    from mechm_runtime.bundle.precision import EngineName
+    from mechm_runtime.engines.spec import EngineName
 
 MODALITIES = ("text", "audio", "face", "scene")
 
