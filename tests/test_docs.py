@@ -472,6 +472,7 @@ def set_at(manifest: Manifest, path: str, value: Any) -> None:
         ("preprocessing.log_mel.n_mels", 80.5, "$.preprocessing.log_mel.n_mels"),
         ("preprocessing.scene.mean", [0.5], "$.preprocessing.scene.mean"),
         ("parts.fusion", MISSING, "$.parts"),
+        ("parts.detector", MISSING, "$.parts"),
         ("parts.text.files", {"fp32": "../text.onnx"}, "$.parts.text.files.fp32"),
         ("parts.text.files", {"fp32": "/text.onnx"}, "$.parts.text.files.fp32"),
         ("parts.text.default", "int4", "$.parts.text.default"),
