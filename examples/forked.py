@@ -18,7 +18,7 @@ TALKS = [
 ]
 
 pipelines: list[Pipeline] = []
-"""What the processes are forked with; a pipeline cannot be sent to one."""
+"""The pipeline that processes are forked with; one cannot be sent to a process."""
 
 
 def emotions(talk: Conversation) -> tuple[str, list[str | None]]:

@@ -27,7 +27,7 @@ BUNDLE_SOURCES = (
     *(f"runtime/mechm_runtime/engines/{name}.py" for name in ("base", "load", "onnxruntime_engine")),
     "runtime/mechm_runtime/llm/questions.py",
 )
-"""What a bundle's content depends on, measurements of it too, besides base weights (pinned), trained weights and
+"""Sources that a bundle's content and its measurements depend on, besides base weights (pinned), trained weights and
 `BUNDLE_PACKAGES`."""
 
 BUNDLE_PACKAGES = ("mechm", "torch", "transformers", "onnx", "onnxscript", "onnxruntime")

@@ -29,7 +29,7 @@ def run(example: Path, bundle: Path) -> str:
 
 
 def expected(bundle: Path) -> str:
-    """What the examples print, from a pipeline in this process."""
+    """The output of the examples, from a pipeline in this process."""
     pipeline = Pipeline.from_bundle(bundle, engine=EngineConfig(n_threads=1))
     lines = []
     for n in range(8):

@@ -109,7 +109,7 @@ def probabilities_of(analysis: Analysis) -> np.ndarray:
 
 
 def assert_sound(analysis: Analysis, conversation: Conversation, pipeline: Pipeline) -> None:
-    """What holds of every analysis whatever went in."""
+    """Laws that hold for every analysis whatever went in."""
     assert analysis.conversation_id == conversation.id
     assert analysis.bundle_id == pipeline.bundle_id == pipeline.bundle.id
     assert [(u.id, u.speaker, u.text, u.start_s, u.end_s) for u in analysis.utterances] == [

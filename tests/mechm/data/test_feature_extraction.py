@@ -40,7 +40,7 @@ class Eavesdropper:
 
 
 class PipelineInputs:
-    """What a bundle's pipeline hands to the fusion, its graphs run in fp32."""
+    """The fusion's inputs in a bundle's pipeline, its graphs run in fp32."""
 
     def __init__(self, folder: Path) -> None:
         self.bundle = open_bundle(folder)

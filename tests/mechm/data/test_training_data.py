@@ -1,4 +1,4 @@
-"""What a training is given: corpora of every layout with their clips, checks between them, evidence of recordings."""
+"""The data of a training: corpora of every layout with their clips, checks between them, evidence of recordings."""
 
 from __future__ import annotations
 

@@ -51,7 +51,7 @@ def words(figure: ElementTree.Element) -> list[str]:
 
 
 def groups(figure: ElementTree.Element, name: str) -> list[ElementTree.Element]:
-    """What was drawn under names that start so."""
+    """The elements drawn under names that start so."""
     return [element for element in figure.iter(f"{SVG}g") if (element.get("id") or "").startswith(name)]
 
 

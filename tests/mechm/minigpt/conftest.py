@@ -78,7 +78,7 @@ def write_llama(folder: Path, **sizes: Any) -> Path:
 
 
 def vit_state(n_layers: int, width: int, mlp: int, patch: int = 14, side: int = 4, seed: int = 1) -> dict[str, Tensor]:
-    """What eva_vit_g.pth holds: one block more than is read, a norm and a head."""
+    """The content of eva_vit_g.pth: one block more than is read, a norm and a head."""
     torch.manual_seed(seed)
 
     def linear(out: int, *into: int) -> Tensor:
@@ -148,7 +148,7 @@ class Files:
 
 @pytest.fixture(scope="session")
 def kit() -> dict[str, Callable[..., Any]]:
-    """What makes files, for tests that need others than `files`."""
+    """A maker of files, for tests that need others than `files`."""
     return {
         "llama": write_llama,
         "vit": vit_state,

@@ -237,7 +237,7 @@ def test_emotion_llama_adds_features_and_the_class_token(shared_files: Any, kit:
 
 
 class Payload:
-    """What runs code when it is unpickled."""
+    """Runs code when it is unpickled."""
 
     def __reduce__(self) -> tuple[Any, ...]:
         return os.mkdir, ("ran",)

@@ -170,7 +170,7 @@ class TritonError:
 
 @dataclass
 class InferenceResponse:
-    """What a model answers."""
+    """The response of a model."""
 
     output_tensors: list[NamedArray] = field(default_factory=list)
     error: Any = None
@@ -178,7 +178,7 @@ class InferenceResponse:
 
 @dataclass
 class Response:
-    """What a model that was asked by another one answered."""
+    """The response of a model to a request from another one."""
 
     tensors: list[NamedArray]
     failure: str = ""
@@ -192,7 +192,7 @@ class Response:
 
 @dataclass
 class Request:
-    """What a client sends."""
+    """The request of a client."""
 
     tensors: list[NamedArray]
 

@@ -75,7 +75,7 @@ def test_sentence_encoders(name: str, encoders: Folders, tmp_path: Path) -> None
 
 @pytest.mark.parametrize("name", ["camembert", "distilbert", "electra", "xlm-roberta"])
 def test_relatives_with_the_same_graph(name: str, encoders: Folders) -> None:
-    """What is traced; tracing itself differs in nothing from the above."""
+    """The module that is traced; tracing itself differs in nothing from the above."""
     part = encoder_part(find_source(str(encoders(name))), Axes())
     feeds = padded_words()
     vectors = part.reference(feeds)["sentence_embedding"]
@@ -148,7 +148,7 @@ def images(side: int) -> np.ndarray[Any, np.dtype[np.float32]]:
 
 
 def embed(name: str, folder: Path, pixels: torch.Tensor) -> torch.Tensor:
-    """What transformers' own classes answer, interpolating positions where the images have another size."""
+    """The outputs of transformers' own classes, interpolating positions where the images have another size."""
     larger = {"interpolate_pos_encoding": True} if pixels.shape[-1] != 28 and name != "dinov2" else {}
     with torch.inference_mode():
         if name == "clip":

@@ -237,7 +237,7 @@ def test_opsets_that_cannot_be() -> None:
 
 
 def test_weights_beside_the_graph(encoders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What happens above 2 GB, with a lower limit."""
+    """Files above 2 GB, with a lower limit."""
     monkeypatch.setattr(onnx_graph, "EXTERNAL_BYTES", 10_000)
     report = export_encoder(
         str(encoders("eva-clip")), tmp_path / "out", precisions=("fp32", "fp16", "int8"), accept_quality_loss=True

@@ -53,7 +53,7 @@ def test_code_of_a_models_repository_is_never_run(folder: Path) -> None:
 
 
 class Evil:
-    """What a pickle does when it is loaded."""
+    """Runs code when it is unpickled."""
 
     def __init__(self, marker: Path) -> None:
         self.marker = marker

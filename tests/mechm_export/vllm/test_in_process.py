@@ -72,7 +72,7 @@ np.savez(sys.argv[3], **found)
 def ask(
     python: str, bundle: Path, folder: Path, given: Mapping[str, Any], step_tokens: int
 ) -> Mapping[str, npt.NDArray[np.float32]]:
-    """What vLLM answers, in a process of its own: emotions and causes, about the words alone and with soft tokens."""
+    """Answers of vLLM, in a process of its own: emotions and causes, about the words alone and with soft tokens."""
     np.savez(folder / "given.npz", **given)
     files = [str(folder / "given.npz"), str(folder / "found.npz"), str(step_tokens)]
     done = subprocess.run(

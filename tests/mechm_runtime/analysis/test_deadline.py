@@ -1,4 +1,4 @@
-"""What stages cost is learnt from runs, and what does not fit into a deadline is left out in order, and said so."""
+"""Costs of stages are learnt from runs; stages that do not fit into a deadline are left out in order and named."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was asked before is not run again, is the same to the bit, stays in its bounds; a bad file is no file."""
+"""Cached outputs are not computed again, equal to the bit and bounded; a damaged file counts as absent."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What comes from outside is refused, survived or killed, with one line that says why."""
+"""Hostile input is refused, survived or killed, with one line that says why."""
 
 from __future__ import annotations
 

@@ -83,7 +83,7 @@ def without_times(found: Analysis | SessionUpdate) -> dict[str, Any]:
 
 
 def said(updates: list[SessionUpdate]) -> tuple[dict[int, Any], dict[int, tuple[Pair, ...]]]:
-    """What somebody knows who has only listened to the updates."""
+    """The state of a client that has only received the updates."""
     utterances, pairs = {}, {}
     for update in updates:
         utterances[update.utterance.id], pairs[update.utterance.id] = update.utterance.emotion, update.pairs
