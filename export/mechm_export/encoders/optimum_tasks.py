@@ -14,15 +14,15 @@ from collections.abc import Mapping
 from typing import Any
 
 import transformers
-from optimum.exporters.tasks import TasksManager  # type: ignore[import-untyped]
-from optimum.utils.input_generators import (  # type: ignore[import-untyped]
+from optimum.exporters.tasks import TasksManager
+from optimum.utils.input_generators import (
     ASTDummyAudioInputGenerator,
     DummyAudioInputGenerator,
     DummyInputGenerator,
     DummyTextInputGenerator,
     DummyVisionInputGenerator,
 )
-from optimum.utils.normalized_config import (  # type: ignore[import-untyped]
+from optimum.utils.normalized_config import (
     NormalizedConfig,
     NormalizedVisionConfig,
 )

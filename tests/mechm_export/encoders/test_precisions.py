@@ -187,6 +187,12 @@ def test_a_leak_of_padding_is_seen(encoders: Folders, tmp_path: Path) -> None:
     assert "padded batches differ" in check.problem
 
 
+def test_a_leak_of_padding_is_measured_by_the_values_it_leaks_into() -> None:
+    logits = EncoderCheck("fp32", 1.5e-8, 1.0, 8, largest_value=0.16, padding_difference=2.5e-4)
+    assert "padded batches differ" in logits.problem
+    assert not replace(logits, padding_difference=1e-7).problem
+
+
 def test_padding_counts_for_texts_too(bert: tuple[Path, EncoderReport]) -> None:
     out, report = bert
     engine = OnnxRuntimeEngine(out / FILES["fp32"], EngineConfig())
