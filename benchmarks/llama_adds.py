@@ -21,15 +21,15 @@ import numpy as np
 
 from mechm.evaluation import score_emotions, score_pairs
 from mechm_runtime import Analysis, EngineConfig, EngineName, Llm, Pipeline, ServerConfig, open_bundle, read_labelled
-from mechm_runtime.bundle.precision import W8
+from mechm_runtime.bundle.precision import PORTABLE_INT8
 
 SYSTEMS: tuple[tuple[Llm, EngineName, str], ...] = (
     ("none", "onnxruntime", "fp32"),
     ("none", "onnxruntime", "int8"),
-    ("none", "openvino", W8),
+    ("none", "openvino", PORTABLE_INT8),
     ("onnx", "onnxruntime", "fp32"),
     ("onnx", "onnxruntime", "int8"),
-    ("onnx", "openvino", W8),
+    ("onnx", "openvino", PORTABLE_INT8),
     ("vllm", "onnxruntime", "int8"),
 )
 """Where the Llama runs, the engine, and the precision."""

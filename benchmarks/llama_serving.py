@@ -30,7 +30,7 @@ import numpy.typing as npt
 from mechm.bench.rivals.generators import ServerGenerator, TransformersGenerator, generation_prompt
 from mechm_runtime import Bundle, EngineConfig, EngineName, ServerConfig, Utterance, open_bundle, read_labelled
 from mechm_runtime.bundle.manifest import LLAMA
-from mechm_runtime.bundle.precision import W8
+from mechm_runtime.bundle.precision import PORTABLE_INT8
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.engines.load import load_engine
 from mechm_runtime.llm.graph import LlamaGraph
@@ -122,7 +122,7 @@ def _systems(bundle: Bundle, served: Path, questions: QuestionTokenizer, url: st
         systems["vLLM scoring"] = _packed(server, questions, width)
         systems[f"vLLM scoring, {KNOWN}"] = systems["vLLM scoring"]
     for precision, file in bundle.parts[LLAMA].files.items():
-        name: EngineName = "openvino" if precision == W8 else "onnxruntime"
+        name: EngineName = "openvino" if precision == PORTABLE_INT8 else "onnxruntime"
         graph = LlamaGraph(load_engine(bundle.path(file), EngineConfig(n_threads=1, engine=name)), bundle.parts[LLAMA])
         systems[f"{name} {precision} scoring, one by one"] = _one_by_one(graph, questions, width)
         systems[f"{name} {precision} scoring, packed"] = _packed(graph, questions, width)

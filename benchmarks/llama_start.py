@@ -24,7 +24,7 @@ from pathlib import Path
 
 from mechm_runtime import EngineConfig, Utterance, open_bundle
 from mechm_runtime.bundle.manifest import LLAMA
-from mechm_runtime.bundle.precision import W8
+from mechm_runtime.bundle.precision import PORTABLE_INT8
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.engines.load import load_engine
 from mechm_runtime.llm.graph import LlamaGraph
@@ -85,7 +85,7 @@ def _answer(folder: Path, backend: str) -> None:
         engine = InProcessVllm(bundle, questions, ServeConfig())
     else:
         name = bundle.parts[LLAMA].files[backend]
-        config = EngineConfig(n_threads=1, engine="openvino" if backend == W8 else "onnxruntime")
+        config = EngineConfig(n_threads=1, engine="openvino" if backend == PORTABLE_INT8 else "onnxruntime")
         engine = LlamaGraph(load_engine(bundle.path(name), config), bundle.parts[LLAMA])
     LlamaScorer(questions, engine, bundle.parts[LLAMA].width("soft_tokens")).score(TALK)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10)

@@ -16,7 +16,7 @@ from mechm_export.gate.run import compare, torch_reference
 from mechm_export.parts import ModelParts, build_parts
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.bundle.precision import HALF, W8
+from mechm_runtime.bundle.precision import HALF, PORTABLE_INT8
 from mechm_runtime.engines.spec import ENGINES, GPU_ENGINE
 from mechm_runtime.errors import VerificationError
 
@@ -80,8 +80,10 @@ def _compare_answers(bundle: Bundle, model: ModelParts, checks: CheckSet) -> Ite
     reference = torch_reference(bundle, model, checks)
     yield from compare(bundle, reference, dict.fromkeys(bundle.parts))
     mixed = []
-    if any(W8 in part.files for part in bundle.parts.values()):
-        mixed.append({name: W8 if W8 in part.files else "fp32" for name, part in bundle.parts.items()})
+    if any(PORTABLE_INT8 in part.files for part in bundle.parts.values()):
+        mixed.append(
+            {name: PORTABLE_INT8 if PORTABLE_INT8 in part.files else "fp32" for name, part in bundle.parts.items()}
+        )
     if any(set(HALF) & part.files.keys() for part in bundle.parts.values()):
         mixed.append({name: ENGINES[GPU_ENGINE].default_precision(part) for name, part in bundle.parts.items()})
     if mixed and not checks.recorded:

@@ -32,7 +32,7 @@ from mechm_export.precision.static_int8 import quantize_static_int8
 from mechm_export.staging import check_target, staging_folder
 from mechm_runtime.bundle.manifest import LLAMA, TOKENIZER_FILE
 from mechm_runtime.bundle.open import file_sha256, open_bundle
-from mechm_runtime.bundle.precision import W8
+from mechm_runtime.bundle.precision import PORTABLE_INT8
 from mechm_runtime.engines.spec import GPU_ENGINE
 from mechm_runtime.errors import InputError, MissingExtraError
 from mechm_runtime.system.atomic_write import put_in_place
@@ -189,17 +189,19 @@ class _Export:
         """Write the static int8 of audio and picture encoders, stored as w8, with scales from recordings."""
         parts = [part for part in self.model if part.int8.portable == STATIC_INT8]
         names = [part.name for part in parts]
-        self.step(f"{', '.join(names)}: collecting inputs for {W8}")
+        self.step(f"{', '.join(names)}: collecting inputs for {PORTABLE_INT8}")
         inputs = recorded_inputs(open_bundle(self.staging, check_hashes=False), checks.recorded, names)
         for part in parts:
             if not inputs[part.name]:
-                self.refused[part.name, W8] = "nothing in the recordings reaches it, so that its scales are unknown"
+                self.refused[part.name, PORTABLE_INT8] = (
+                    "nothing in the recordings reaches it, so that its scales are unknown"
+                )
                 continue
-            self.step(f"{part.name}: exporting {W8}")
-            path = self._path(part, W8)
+            self.step(f"{part.name}: exporting {PORTABLE_INT8}")
+            path = self._path(part, PORTABLE_INT8)
             quantize_static_int8(self._path(part, "fp32"), path, inputs[part.name])
-            self._check_values(part, W8)
-            self.precisions[part.name].append(W8)
+            self._check_values(part, PORTABLE_INT8)
+            self.precisions[part.name].append(PORTABLE_INT8)
 
     def apply_gate(self, reference: TorchReference) -> None:
         """Compare answers with torch's, and delete the graphs that fail unless the loss is accepted.
@@ -255,10 +257,10 @@ class _Export:
         self.step(f"{part.name}: exporting fp32")
         export_graph(part, portable, "portable")
         self._check_values(part, "fp32")
-        if W8 in precisions:
-            self.step(f"{part.name}: exporting {W8}")
-            quantize_weights(portable, self._path(part, W8), part.int8, feeds)
-            self._check_values(part, W8)
+        if PORTABLE_INT8 in precisions:
+            self.step(f"{part.name}: exporting {PORTABLE_INT8}")
+            quantize_weights(portable, self._path(part, PORTABLE_INT8), part.int8, feeds)
+            self._check_values(part, PORTABLE_INT8)
         if "int8" not in precisions:
             return
         self.step(f"{part.name}: exporting int8")
@@ -282,7 +284,7 @@ class _Export:
 def _precisions(part: ExportPart, targets: Collection[Target]) -> list[str]:
     """The precisions that a part is written in without real inputs of audio and pictures."""
     int8 = ["int8"] if "onnxruntime" in targets else []
-    weight_only = [W8] if "openvino" in targets and part.int8.portable == WEIGHT_ONLY_INT8 else []
+    weight_only = [PORTABLE_INT8] if "openvino" in targets and part.int8.portable == WEIGHT_ONLY_INT8 else []
     return ["fp32", *int8, *weight_only]
 
 

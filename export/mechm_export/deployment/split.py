@@ -27,7 +27,7 @@ from mechm_runtime.bundle.manifest import (
 )
 from mechm_runtime.bundle.modality import MODALITY_PARTS
 from mechm_runtime.bundle.open import open_bundle
-from mechm_runtime.bundle.precision import HALF, W8
+from mechm_runtime.bundle.precision import HALF, PORTABLE_INT8
 from mechm_runtime.engines.spec import ENGINES, EngineName
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.system.atomic_write import put_in_place
@@ -140,10 +140,10 @@ def _llm(bundle: Bundle, deployment: Deployment, modalities: Sequence[str]) -> L
 def _precision(part: PartFiles, deployment: Deployment) -> str:
     """The precision of a part that the deployment runs."""
     asked, engine = deployment.precision, deployment.engine
-    if (asked == "int8" and engine != "onnxruntime") or (asked == W8 and engine != "openvino"):
+    if (asked == "int8" and engine != "onnxruntime") or (asked == PORTABLE_INT8 and engine != "openvino"):
         raise InputError(f"{engine} does not run {asked}", hint="leave --precision out, or give the other --engine")
     # Only the large parts have w8; openvino runs the others in fp32.
-    precision = ENGINES[engine].default_precision(part) if asked in (None, W8) else str(asked)
+    precision = ENGINES[engine].default_precision(part) if asked in (None, PORTABLE_INT8) else str(asked)
     if precision not in part.files:
         raise BundleError(
             f"the bundle has no {precision} file of its {part.name} part",
@@ -161,7 +161,7 @@ def _checks(checks: Mapping[str, Any], precisions: Mapping[str, str], is_complet
 
     Answers were checked with all parts, so their checks hold only if no part is left out (`is_complete`).
     """
-    lowest = next((p for p in (W8, "int8", *HALF) if p in precisions.values()), "fp32")
+    lowest = next((p for p in (PORTABLE_INT8, "int8", *HALF) if p in precisions.values()), "fp32")
     of_graphs = {
         kind: [check for check in checks.get(kind, ()) if precisions.get(check["part"]) == check["precision"]]
         for kind in ("values", ACCEPTED)

@@ -19,7 +19,7 @@ from mechm_export.graphs.part import ExportPart
 from mechm_export.graphs.signature import check_signature
 from mechm_export.precision.simulated import SimulatedHalfRunner
 from mechm_runtime.bundle.manifest import Bundle, PartFiles
-from mechm_runtime.bundle.precision import HALF, W8
+from mechm_runtime.bundle.precision import HALF, PORTABLE_INT8
 from mechm_runtime.engines.base import EngineConfig, GraphRunner
 from mechm_runtime.engines.load import load_engine
 from mechm_runtime.errors import VerificationError
@@ -178,7 +178,7 @@ def one_torch_thread() -> Iterator[None]:
 
 def engine_for(precision: str) -> EngineConfig:
     """The engine that a precision is made for, on which it is checked."""
-    return EngineConfig(engine="openvino" if precision == W8 else "onnxruntime")
+    return EngineConfig(engine="openvino" if precision == PORTABLE_INT8 else "onnxruntime")
 
 
 def torch_pipeline(bundle: Bundle, parts: Iterable[ExportPart]) -> Pipeline:

@@ -13,14 +13,14 @@ from mechm_export.gate.comparison import TaskCheck, check_task, engine_for, torc
 from mechm_export.graphs.part import ExportPart
 from mechm_export.precision.simulated import SimulatedHalfRunner
 from mechm_runtime.bundle.manifest import Bundle, PartFiles
-from mechm_runtime.bundle.precision import HALF, W8
+from mechm_runtime.bundle.precision import HALF, PORTABLE_INT8
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.engines.part_loader import PartLoader
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.types import Analysis
 
-LOWER_PRECISIONS = ("int8", W8, *HALF)
+LOWER_PRECISIONS = ("int8", PORTABLE_INT8, *HALF)
 """Precisions below fp32."""
 
 Graph = tuple[str, str]
@@ -59,7 +59,7 @@ def run_gate(
     if problems := problems_of(tasks):
         raise VerificationError(f"fp32: {'; '.join(problems)}")
     failed: dict[Graph, str] = {}
-    for precision in ("int8", W8):
+    for precision in ("int8", PORTABLE_INT8):
         wanted = {name: precision for name, part in bundle.parts.items() if precision in part.files}
         lower, reasons = select_passing_parts(bundle, reference, wanted)
         if reasons and accept_quality_loss:

@@ -28,7 +28,7 @@ from mechm_export.graphs.files import MICROSOFT
 from mechm_export.graphs.part import ExportPart
 from mechm_export.llama.graph_builder import GraphBuilder
 from mechm_export.precision.dynamic_int8 import MIN_SCALE, quantize_rows
-from mechm_runtime.bundle.precision import W8
+from mechm_runtime.bundle.precision import PORTABLE_INT8
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.llm.questions import CONVERSATION
 
@@ -55,7 +55,7 @@ def write_llama_graph(
     if precision == "int8":
         operators: _Operators = _Int8Operators(build, causal.config.rms_norm_eps, token_scaled)
     else:
-        operators = _Operators(build, causal.config.rms_norm_eps, int8_weights=precision == W8)
+        operators = _Operators(build, causal.config.rms_norm_eps, int8_weights=precision == PORTABLE_INT8)
     _LlamaGraph(build, operators, packed, positions).write()
     model = build.model("llama", part.inputs, part.outputs, OPSET, own_operators=precision == "int8")
     onnx.checker.check_model(model)

@@ -1,8 +1,8 @@
 """One exported graph on OpenVINO: bfloat16 where the processor has it, int8 weights as int8.
 
-A file in fp32 is run in fp32. One whose weights are int8 (`W8`) is run with its linear layers in int8, the activations
-quantized as the graph says, or else a few channels at a time as they come, and all else in bfloat16 where the
-processor computes in it.
+A file in fp32 is run in fp32. One whose weights are int8 (`PORTABLE_INT8`) is run with its linear layers in int8, the
+activations quantized as the graph says, or else a few channels at a time as they come, and all else in bfloat16 where
+the processor computes in it.
 """
 
 from __future__ import annotations

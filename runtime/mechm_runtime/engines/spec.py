@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
-from mechm_runtime.bundle.precision import W8
+from mechm_runtime.bundle.precision import PORTABLE_INT8
 
 if TYPE_CHECKING:
     from mechm_runtime.bundle.manifest import PartFiles
@@ -22,7 +22,9 @@ GPU_ENGINE: Literal["onnxruntime-gpu"] = "onnxruntime-gpu"
 CPU = "CPUExecutionProvider"
 CUDA = "CUDAExecutionProvider"
 
-FOR_CPUS: Mapping[str, str] = {precision: f"the {precision} files are for CPUs" for precision in ("int8", W8)}
+FOR_CPUS: Mapping[str, str] = {
+    precision: f"the {precision} files are for CPUs" for precision in ("int8", PORTABLE_INT8)
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +81,7 @@ ENGINES: Mapping[EngineName, EngineSpec] = {
         extra="openvino",
         summary="Intel CPU, for bundles exported with --target openvino (closer to fp32 than onnxruntime in int8), "
         "others run in fp32",
-        preferred=(W8, "fp32"),
+        preferred=(PORTABLE_INT8, "fp32"),
         refused={"int8": "the int8 files are onnxruntime's own"},
         runs_beside_vllm=False,
     ),

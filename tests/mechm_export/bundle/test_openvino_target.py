@@ -20,7 +20,7 @@ from mechm_export.bundle.write import export_bundle
 from mechm_export.check_data import check_conversations, check_recordings
 from mechm_export.deployment.split import Deployment, split_bundle
 from mechm_runtime.bundle.manifest import LLAMA
-from mechm_runtime.bundle.precision import W8
+from mechm_runtime.bundle.precision import PORTABLE_INT8
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.errors import MissingExtraError
 from mechm_runtime.pipeline import Pipeline
@@ -40,12 +40,12 @@ def made(trained: Path, adapter: Path, llama_base: Path, tmp_path_factory: pytes
 def test_the_large_parts_have_int8_weights_and_each_was_checked_on_its_engine(made: BundleReport) -> None:
     assert not made.refused
     for name, part in made.bundle.parts.items():
-        assert list(part.files) == (["fp32", W8] if name in LOWERED else ["fp32"])
+        assert list(part.files) == (["fp32", PORTABLE_INT8] if name in LOWERED else ["fp32"])
         assert part.default == "fp32"
     sizes = {name: entry["size_bytes"] for name, entry in made.bundle.manifest["files"].items()}
     assert sizes["onnx/llama.w8.onnx"] < 0.5 * sizes["onnx/llama.fp32.onnx"]
-    assert {check.part for check in made.values if check.precision == W8} == LOWERED
-    assert [(task.precision, task.problem) for task in made.tasks] == [("fp32", "")] * 2 + [(W8, "")] * 2
+    assert {check.part for check in made.values if check.precision == PORTABLE_INT8} == LOWERED
+    assert [(task.precision, task.problem) for task in made.tasks] == [("fp32", "")] * 2 + [(PORTABLE_INT8, "")] * 2
     assert [task.split.endswith(", recordings") for task in made.tasks] == [False, True] * 2
 
 
@@ -53,7 +53,7 @@ def test_the_large_parts_have_int8_weights_and_each_was_checked_on_its_engine(ma
 def test_what_is_heard_and_seen_has_scales_from_a_recording(name: str, made: BundleReport) -> None:
     """Static int8: OpenVINO takes the scales in the graph, which speak of voices and pictures, not of noise."""
     part = made.bundle.parts[name]
-    graph = onnx.load(made.bundle.path(part.files[W8])).graph
+    graph = onnx.load(made.bundle.path(part.files[PORTABLE_INT8])).graph
     constants = {i.name: numpy_helper.to_array(i) for i in graph.initializer}
     first = next(node for node in graph.node if node.op_type == "QuantizeLinear")
     feeds = recorded_inputs(made.bundle, check_recordings(), [name])[name]
@@ -82,13 +82,13 @@ def test_openvino_runs_them_and_onnxruntime_does_not(made: BundleReport) -> None
 
 def test_what_is_split_for_openvino_answers_the_same_there(made: BundleReport, tmp_path: Path) -> None:
     conversation = check_conversations()[0].conversation
-    for precision in (None, W8, "fp32"):
+    for precision in (None, PORTABLE_INT8, "fp32"):
         bundle = split_bundle(made.bundle.folder, tmp_path / str(precision), Deployment("openvino", precision))
         asked = dict.fromkeys(made.bundle.parts, "fp32") if precision == "fp32" else {}
         expected = Pipeline(made.bundle, engine=OPENVINO, precisions=asked).analyze(conversation)
         assert Pipeline(bundle, engine=OPENVINO).analyze(conversation).utterances == expected.utterances
         kept = {name: list(part.files) for name, part in bundle.parts.items()}
-        large = ["fp32"] if precision == "fp32" else [W8]
+        large = ["fp32"] if precision == "fp32" else [PORTABLE_INT8]
         assert kept == {name: large if name in LOWERED else ["fp32"] for name in made.bundle.parts}
 
 
@@ -96,7 +96,7 @@ def test_verify_repeats_the_checks_on_that_engine(
     made: BundleReport, trained: Path, adapter: Path, llama_base: Path
 ) -> None:
     report = verify_bundle(made.bundle.folder, trained=trained, adapter=adapter, llm_base=llama_base)
-    assert [task.precision for task in report.tasks] == ["default", W8, W8]
+    assert [task.precision for task in report.tasks] == ["default", PORTABLE_INT8, PORTABLE_INT8]
     assert report.problems == []
 
 

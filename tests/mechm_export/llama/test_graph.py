@@ -17,7 +17,7 @@ from mechm_export.graphs.part import ExportPart
 from mechm_export.llama.graph import check_architecture, write_llama_graph
 from mechm_export.llama.part import LlamaSource, llama_parts, load_llama_source
 from mechm_runtime.bundle.manifest import LLAMA, PartFiles
-from mechm_runtime.bundle.precision import W8
+from mechm_runtime.bundle.precision import PORTABLE_INT8
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import BundleError, VerificationError
@@ -138,7 +138,7 @@ def test_many_questions_equal_one_by_one(source: LlamaSource, graph: LlamaGraph,
             np.testing.assert_allclose(together[name][position], alone[name][0], atol=1e-5)
 
 
-@pytest.mark.parametrize("precision", ["fp32", "int8", W8])
+@pytest.mark.parametrize("precision", ["fp32", "int8", PORTABLE_INT8])
 def test_a_precision_is_what_it_says(part: ExportPart, precision: str, tmp_path: Path) -> None:
     path = tmp_path / "llama.onnx"
     write_llama_graph(part, path, precision, 256)
