@@ -33,7 +33,7 @@ from mechm_export.encoders.optimum_tasks import (
     count_classifiers,
     count_encoders,
 )
-from mechm_runtime.errors import MechmError
+from mechm_runtime import MechmError
 
 SIZES: dict[str, Any] = {
     "hidden_size": 32,

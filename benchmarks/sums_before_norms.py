@@ -17,14 +17,15 @@ import platform
 import time
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import onnxruntime
 from second_thread import inputs
 
 from mechm_runtime import open_bundle
 from mechm_runtime.engines.onnxruntime_engine import DISABLED_OPTIMIZERS
 from mechm_runtime.engines.spec import CPU
+from mechm_runtime.system.telemetry import import_onnxruntime
 
 PARTS = ("text", "audio")
 
@@ -36,6 +37,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=30)
     given = parser.parse_args()
     bundle = open_bundle(given.bundle, check_hashes=False)
+    onnxruntime = import_onnxruntime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
     rows = []
@@ -44,7 +46,7 @@ def main() -> None:
             continue
         part = bundle.parts[name]
         path = str(bundle.path(part.files[part.default]))
-        ways: dict[str, onnxruntime.InferenceSession] = {
+        ways: dict[str, Any] = {
             way: onnxruntime.InferenceSession(path, options, providers=[CPU], disabled_optimizers=left_out)
             for way, left_out in (("joined", None), ("apart", DISABLED_OPTIMIZERS))
         }

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from mechm.bench.limits import Limits
+from mechm_runtime.system.telemetry import import_onnxruntime
 
 PRODUCTS = frozenset(("MatMul", "FusedMatMul", "Gemm", "FusedGemm", "MatMulNBits", "FusedMatMulActivation"))
 INT8_PRODUCTS = frozenset(("MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul", "QGemm", "QLinearMatMul"))
@@ -57,7 +58,7 @@ def graph_cost(path: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> GraphCost:
 
     feeds: arrays by input name; names that the graph does not have are ignored.
     """
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     options = onnxruntime.SessionOptions()
     options.enable_profiling = True
@@ -67,7 +68,7 @@ def graph_cost(path: Path, feeds: Mapping[str, npt.NDArray[Any]]) -> GraphCost:
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         wanted = {one.name: np.ascontiguousarray(feeds[one.name]) for one in session.get_inputs()}
         outputs = session.run(None, wanted)
-        profile = Path(session.end_profiling())  # type: ignore[no-untyped-call]
+        profile = Path(session.end_profiling())
         events = json.loads(profile.read_text(encoding="utf-8"))
     moved = sum(array.nbytes for array in (*wanted.values(), *(np.asarray(one) for one in outputs)))
     return count_events(events, moved)

@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from mechm_runtime.errors import MechmError, MissingExtraError
+from mechm_runtime.system.telemetry import import_onnxruntime
 
 GEMM_SIDE = 1536
 """Rows and columns of the matrices: large enough for a processor's full speed, 28 MB in fp32."""
@@ -105,9 +106,9 @@ def _measure(n_threads: int) -> Limits:
 def _onnxruntime_product(a: Any, n_threads: int) -> Callable[[], object]:
     """A product of `a` with a constant matrix, as in graphs; int8 if `a` is uint8."""
     import numpy as np
-    import onnxruntime
     from onnx import TensorProto, helper, numpy_helper
 
+    onnxruntime = import_onnxruntime()
     is_integer = a.dtype == np.uint8
     constant = np.full(a.shape, 3, np.int8) if is_integer else a
     kinds = (TensorProto.UINT8, TensorProto.INT32) if is_integer else (TensorProto.FLOAT, TensorProto.FLOAT)

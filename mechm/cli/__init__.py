@@ -71,7 +71,9 @@ def cli() -> None:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run the command line; errors of the library are printed as one line and a hint, and set the exit code."""
     from mechm_runtime.errors import MechmError
+    from mechm_runtime.system.telemetry import disable_telemetry
 
+    disable_telemetry()
     try:
         cli.main(args=None if arguments is None else list(arguments), prog_name="mechm", standalone_mode=True)
     except MechmError as error:

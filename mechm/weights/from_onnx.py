@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from mechm.weights.check import Check, largest_difference, require_close
 from mechm.weights.untyped import import_untyped
 from mechm_runtime.errors import MissingExtraError, WeightsError
+from mechm_runtime.system.telemetry import import_onnxruntime
 
 HEAD_DIM = 64
 """Every DINOv2 size has heads of 64 (Oquab et al. 2023, table 17); the graph does not contain the number of heads."""
@@ -158,7 +159,7 @@ def run_backbone(model: Any, images: NDArray[np.float32]) -> NDArray[np.float32]
     Raises: MissingExtraError: onnxruntime is missing.
     """
     try:
-        import onnxruntime
+        onnxruntime = import_onnxruntime()
     except ImportError as error:
         raise MissingExtraError("onnxruntime", extra="cpu") from error
     from onnx import TensorProto, helper

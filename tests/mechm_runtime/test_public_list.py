@@ -24,6 +24,7 @@ BELOW_THE_PIPELINE = {
     "llm": "the Llama by itself",
     "media": "decoding in this process, to be compared with decoding in another one",
     "modalities": "the preprocessing of one encoder",
+    "system": "onnxruntime by itself, with its usage reports switched off",
 }
 """Folders from which benchmarks, and nobody else, may import more, because they measure that part alone."""
 

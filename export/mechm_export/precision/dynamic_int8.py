@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 from onnx import helper, numpy_helper
-from onnxruntime.quantization import QuantType, quantize_dynamic
 
 from mechm_export.graphs.files import has_large_weights, save_graph, strip_provenance
 from mechm_export.graphs.nodes import set_nodes
 from mechm_export.graphs.part import Int8Recipe
 from mechm_export.precision.conv_to_matmul import convert_convolutions
+from mechm_export.precision.onnxruntime_tools import QuantType, quantize_dynamic
 from mechm_export.precision.smoothing import linear_layers, scale_tokens, smooth
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.system.arrays import Arrays, Float32Array

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import TensorProto, helper
 from onnx.external_data_helper import uses_external_data
 
 from mechm_export.graphs.nodes import set_nodes
 from mechm_export.precision.half import ELEMENT_TYPES
+from mechm_export.precision.onnxruntime_tools import onnxruntime
 from mechm_export.precision.tensor_types import element_types
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.system.arrays import Array

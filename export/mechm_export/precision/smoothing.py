@@ -18,10 +18,10 @@ from collections.abc import Iterable
 
 import numpy as np
 import onnx
-import onnxruntime
 from onnx import helper, numpy_helper
 
 from mechm_export.graphs.nodes import set_nodes
+from mechm_export.precision.onnxruntime_tools import onnxruntime
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.system.arrays import Arrays, Float32Array
 

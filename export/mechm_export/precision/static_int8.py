@@ -15,10 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-from onnxruntime.quantization import CalibrationDataReader, CalibrationMethod, QuantFormat, QuantType, quantize_static
 
 from mechm_export.graphs.files import strip_provenance
 from mechm_export.precision.half import PRODUCTS
+from mechm_export.precision.onnxruntime_tools import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
 from mechm_export.precision.smoothing import channel_peaks, linear_layers, smooth
 from mechm_export.precision.tensor_types import known_types, precision_sensitive
 from mechm_runtime.errors import VerificationError

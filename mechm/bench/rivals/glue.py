@@ -18,14 +18,14 @@ from mechm.bench.rivals.generators import ServerGenerator, question_tokenizer
 from mechm.bench.rivals.per_utterance import AnswerGenerator, PerUtteranceSystem
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.engines.base import GraphRunner
+from mechm_runtime.system.telemetry import import_onnxruntime
 
 
 class PlainSession:
     """A graph in a session as in onnxruntime's documentation."""
 
     def __init__(self, path: Path, n_threads: int) -> None:
-        import onnxruntime
-
+        onnxruntime = import_onnxruntime()
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = n_threads
         self._session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

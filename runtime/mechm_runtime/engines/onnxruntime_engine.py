@@ -19,6 +19,7 @@ from mechm_runtime.engines.spec import CPU, CUDA
 from mechm_runtime.errors import BundleError, MissingExtraError, ProviderError
 from mechm_runtime.system.after_fork import tell_after_fork
 from mechm_runtime.system.arrays import Array, Arrays
+from mechm_runtime.system.telemetry import import_onnxruntime
 
 DOCTOR = "mechm doctor tells what works and what to install"
 
@@ -61,7 +62,7 @@ class OnnxRuntimeEngine:
     def _load(self) -> Any:
         path, config, provider = self._path, self._config, self._provider
         try:
-            import onnxruntime
+            onnxruntime = import_onnxruntime()
         except ImportError as error:
             raise MissingExtraError("onnxruntime", extra=config.spec.extra) from error
         if provider not in onnxruntime.get_available_providers():

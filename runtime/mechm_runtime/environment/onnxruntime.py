@@ -6,6 +6,7 @@ The process is `provider_probe`. onnxruntime is not imported into the calling pr
 from __future__ import annotations
 
 import json
+import os
 import re
 import signal
 import subprocess
@@ -16,6 +17,7 @@ from typing import Any
 
 from mechm_runtime.environment.packages import engine_distributions, gpu_install_command
 from mechm_runtime.errors import MissingExtraError
+from mechm_runtime.system.telemetry import NO_TELEMETRY
 
 PROBE_TIMEOUT_S = 120.0
 """A first TensorRT session builds its engine, which takes tens of seconds on a slow machine."""
@@ -89,6 +91,7 @@ def _child(arguments: Sequence[str], *, timeout_s: float) -> subprocess.Complete
             errors="replace",
             timeout=timeout_s,
             stdin=subprocess.DEVNULL,
+            env={**os.environ, **NO_TELEMETRY},
             check=False,
         )
     except subprocess.TimeoutExpired:

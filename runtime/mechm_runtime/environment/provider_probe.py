@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 
 from mechm_runtime.system.arrays import Array, Float32Array
+from mechm_runtime.system.telemetry import import_onnxruntime
 
 N_ROWS, N_INNER, N_COLUMNS = 4, 64, 8
 CPU = "CPUExecutionProvider"
@@ -103,7 +104,7 @@ def probe(provider: str) -> ProbeAnswer:
 
     Raises: whatever onnxruntime raises; the caller reads it from the child's stderr.
     """
-    import onnxruntime
+    onnxruntime = import_onnxruntime()
 
     options = onnxruntime.SessionOptions()
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -1,0 +1,36 @@
+"""Switches off the usage reports of the libraries that run models and fetch weights.
+
+onnxruntime (since 1.29, on Linux too) keeps a device id and a database of events below the user's cache folder and
+sends the events to its vendor. Only the variable stops that, and only if it is set before the import: set later, or
+with `onnxruntime.disable_telemetry_events()`, both files are still written (measured with 1.32).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from types import ModuleType
+
+NO_TELEMETRY: Mapping[str, str] = {
+    "ORT_DISABLE_TELEMETRY": "1",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "DO_NOT_TRACK": "1",
+}
+"""Environment variables of onnxruntime, huggingface_hub and vLLM, and the one that several libraries share."""
+
+
+def disable_telemetry() -> None:
+    """Set the variables for this process and those that it starts."""
+    os.environ.update(NO_TELEMETRY)
+
+
+def import_onnxruntime() -> ModuleType:
+    """Import onnxruntime with its reports switched off; the only way in which the packages import it.
+
+    Raises: ImportError: it is not installed.
+    """
+    disable_telemetry()
+    import onnxruntime
+
+    return onnxruntime
