@@ -470,12 +470,16 @@ def test_precisions_answer_alike_and_not_equally(tiny_bundle: Path) -> None:
 
 @pytest.mark.parametrize(("precision", "atol"), [("fp32", 1e-5), ("int8", 0.1)])
 @pytest.mark.parametrize("n", [12, 13, 17, 30])
-def test_a_window_scores_as_if_it_were_all(n: int, precision: str, atol: float, pipeline: Pipeline) -> None:
+def test_a_window_scores_as_if_it_were_all(
+    n: int, precision: str, atol: float, pipeline: Pipeline, request: pytest.FixtureRequest
+) -> None:
     """An utterance of a long conversation gets the scores that it has in its window alone.
 
     They differ from those of one window over everything: what lies outside of the window is not seen. In int8 one
     scale serves a whole batch, so that windows which are run together blur each other a little.
     """
+    if precision == "int8":
+        request.getfixturevalue("exact_int8")
     part = pipeline.bundle.parts["fusion"]
     sizes, engine = pipeline.bundle.fusion, OnnxRuntimeEngine(pipeline.bundle.path(part.files[precision]), ONE_THREAD)
     random = np.random.default_rng(n)

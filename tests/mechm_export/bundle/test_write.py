@@ -151,6 +151,7 @@ def test_a_loss_that_is_accepted_is_written_and_said_wherever_the_bundle_goes(tr
     assert ACCEPTED not in open_bundle(edge).manifest["checks"]
 
 
+@pytest.mark.usefixtures("exact_int8")
 def test_what_one_target_runs_is_exported_alone(tmp_path: Path) -> None:
     out = tmp_path / "new" / "edge"
     asked = ["export", "bundle", "--preset", "tiny", "--out", str(out), "--split"]
@@ -210,6 +211,7 @@ def test_what_was_written_verifies(report: BundleReport, trained: Path) -> None:
     assert again.tasks[0].labels_kept == report.tasks[1].labels_kept
 
 
+@pytest.mark.usefixtures("exact_int8")
 def test_the_tiny_bundle_was_judged_fairly(tiny_bundle: Path, tiny_parts: Any, sharp: DecisionConfig) -> None:
     bundle = open_bundle(tiny_bundle)
     tasks, refused = gate_run.run_gate(bundle, gate_run.torch_reference(bundle, tiny_parts, shipped_check_set()))

@@ -274,8 +274,17 @@ def test_whisper_on_the_inputs_own_length(encoders: Folders, tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("part", "axes", "precision"), [("audio", None, "int8"), ("scene", "batch,height=224", "fp16")]
 )
-def test_real_weights_pass(part: str, axes: str | None, precision: Any, small_weights: Path, tmp_path: Path) -> None:
+def test_real_weights_pass(
+    part: str,
+    axes: str | None,
+    precision: Any,
+    small_weights: Path,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
     """Whisper-tiny and DINOv2-small."""
+    if precision == "int8":
+        request.getfixturevalue("exact_int8")
     report = export_encoder(str(small_weights / part), tmp_path / "out", axes=parse_axes(axes), precisions=(precision,))
     assert [graph.precision for graph in report.graphs] == [precision]
     assert report.graphs[0].check.cosine > 0.999
