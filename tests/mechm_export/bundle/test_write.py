@@ -36,6 +36,7 @@ from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.bundle.manifest import ACCEPTED, MANIFEST, manifest_id
 from mechm_runtime.bundle.open import file_sha256, open_bundle
 from mechm_runtime.engines.base import EngineConfig
+from mechm_runtime.engines.spec import ENGINES
 from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError
 from mechm_runtime.pipeline import Pipeline
 from mechm_runtime.system.atomic_write import put_in_place
@@ -466,8 +467,8 @@ def test_sixteen_bits_that_change_answers_are_accepted_too(tmp_path: Path, monke
     reason = "9 of 132 labels differ from torch on made-up"
     assert (strict.refused, strict.accepted_losses) == ({("fusion", "fp16"): reason}, {})
     assert (lenient.refused, lenient.accepted_losses) == ({}, {("fusion", "fp16"): reason})
-    assert strict.bundle.parts["fusion"].precision_on("onnxruntime-gpu") == "bf16"
-    assert lenient.bundle.parts["fusion"].precision_on("onnxruntime-gpu") == "fp16"
+    assert ENGINES["onnxruntime-gpu"].default_precision(strict.bundle.parts["fusion"]) == "bf16"
+    assert ENGINES["onnxruntime-gpu"].default_precision(lenient.bundle.parts["fusion"]) == "fp16"
     assert [task.problem for task in lenient.tasks] == ["", reason]
     assert lenient.problems == []
     lossy = tuple(replace(task, precision="w8") for task in lenient.tasks)
