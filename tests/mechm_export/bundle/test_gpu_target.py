@@ -126,6 +126,7 @@ def test_fp16_answers_as_fp32_does_and_not_to_the_bit(made: BundleReport) -> Non
     assert [u.probabilities for u in half.utterances] != [u.probabilities for u in exact.utterances]
 
 
+@pytest.mark.usefixtures("exact_int8")
 def test_what_overflows_in_fp16_is_in_bf16(overflowing: BundleReport) -> None:
     assert set(overflowing.refused) == {("fusion", "fp16")}
     assert "not finite" in overflowing.refused["fusion", "fp16"]
