@@ -68,6 +68,7 @@ def assert_error(ended: Ended, code: int, *words: str) -> None:
         assert word in lines[0]
 
 
+@pytest.mark.usefixtures("exact_int8")
 def test_two_exports_are_one_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
     """Byte by byte, id included, though other processes made them at other times and in other folders."""
     out = tmp_path / "made" / "here"
@@ -182,6 +183,7 @@ def test_own_conversations_and_recordings_are_judged_on(
     assert (shipped.name, len(shipped.recorded)) == (shipped_check_set().name, 1)
 
 
+@pytest.mark.usefixtures("exact_int8")
 def test_what_differs_is_shown_before_it_is_an_error(
     tiny_bundle: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:

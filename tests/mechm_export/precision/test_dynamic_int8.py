@@ -77,6 +77,7 @@ def error_of(recipe: Int8Recipe, tmp_path: Path, *, outliers: float = 1.0) -> fl
     return float(np.sqrt(np.mean((states(tmp_path / "int8.onnx") - exact) ** 2) / np.mean(exact**2)))
 
 
+@pytest.mark.usefixtures("exact_int8")
 def test_a_plain_recipe_quantizes_every_linear_layer(tmp_path: Path) -> None:
     assert error_of(Int8Recipe(), tmp_path) < 0.02
     found = operators(tmp_path / "int8.onnx")
@@ -158,6 +159,7 @@ def test_smoothing_evens_out_the_channels() -> None:
     assert after.max() / after.min() < 1.001
 
 
+@pytest.mark.usefixtures("exact_int8")
 def test_smoothing_saves_what_outliers_cost(tmp_path: Path) -> None:
     plain = error_of(Int8Recipe(keep_down_projections=True), tmp_path, outliers=100.0)
     smoothed = error_of(Int8Recipe(keep_down_projections=True, smoothing=0.5), tmp_path, outliers=100.0)
@@ -184,6 +186,7 @@ def test_a_token_of_zeros_stays_one(tmp_path: Path) -> None:
     np.testing.assert_allclose(states(saved(model, tmp_path / "scaled.onnx")), exact, atol=1e-6)
 
 
+@pytest.mark.usefixtures("exact_int8")
 def test_a_scale_a_token_saves_what_one_large_token_costs(tmp_path: Path) -> None:
     """Of a table with one word a thousand times larger, the other words keep their values."""
     model = mlp()
