@@ -105,8 +105,10 @@ def cosine(path: Path, source: Path) -> float:
     ],
 )
 def test_planted_layers_are_found_and_keeping_them_is_enough(
-    precision: LowerPrecision, gain: float, blamed: set[str], tmp_path: Path
+    precision: LowerPrecision, gain: float, blamed: set[str], tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    if precision == "int8":
+        request.getfixturevalue("exact_int8")
     source, inputs = written(gain, tmp_path)
     found = diagnose_file(source, precision, inputs, 0.999).diagnosis
     assert found.problem
@@ -143,7 +145,11 @@ def test_a_gate_that_nothing_passes_is_said_to_be_one(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_the_switched_graph_rounds_as_the_converted_file_does(precision: LowerPrecision, tmp_path: Path) -> None:
+def test_the_switched_graph_rounds_as_the_converted_file_does(
+    precision: LowerPrecision, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    if precision == "int8":
+        request.getfixturevalue("exact_int8")
     source, _ = written(1.0, tmp_path)
     graph = LayerSwitches(source, precision, feeds(), tmp_path)
     exact = [OnnxRuntimeEngine(source, EngineConfig()).run(feed) for feed in feeds()]

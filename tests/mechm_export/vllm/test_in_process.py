@@ -105,8 +105,8 @@ def test_it_answers_as_the_graph_does_a_few_tokens_at_a_time(vllm_python: str, s
     part = bundle.parts[LLAMA]
     engine = LlamaGraph(OnnxRuntimeEngine(bundle.path(part.files["fp32"]), EngineConfig(n_threads=1)), part)
     graph = LlamaScorer(questions, engine, 64)
-    compare(found, "words", graph.read(talk_of(texts)))
-    compare(found, "told", graph.read(talk_of(texts), soft))
+    compare(found, "words", graph.score(talk_of(texts)))
+    compare(found, "told", graph.score(talk_of(texts), soft))
     assert np.abs(found["told_emotions"] - found["words_emotions"]).max() > 4 * TOLERANCE
 
 

@@ -364,7 +364,7 @@ def test_a_conversation_is_read_once_and_its_prefix_is_used_again(server: Served
 
     def hits(utterances: list[Utterance]) -> tuple[float, float]:
         before = server.metric("vllm:prefix_cache_queries_total"), server.metric("vllm:prefix_cache_hits_total")
-        asked.read(utterances)
+        asked.score(utterances)
         return (
             server.metric("vllm:prefix_cache_queries_total") - before[0],
             server.metric("vllm:prefix_cache_hits_total") - before[1],
@@ -381,9 +381,9 @@ def test_a_conversation_is_read_once_and_its_prefix_is_used_again(server: Served
 def test_clients_at_once_get_their_own_answers(server: Served, served: Path) -> None:
     asked = reader(server, served)
     talks = [one.utterances for one in conversations()]
-    alone = [asked.read(talk) for talk in talks]
+    alone = [asked.score(talk) for talk in talks]
     with ThreadPoolExecutor(8) as pool:
-        together = list(pool.map(asked.read, talks * 3))
+        together = list(pool.map(asked.score, talks * 3))
     for found, expected in zip(together, alone * 3, strict=True):
         np.testing.assert_allclose(found.emotions, expected.emotions, atol=TOLERANCE)
         np.testing.assert_allclose(found.causes, expected.causes, atol=TOLERANCE)
