@@ -45,8 +45,11 @@ def part_of(model: ModelParts, name: str) -> ExportPart:
 
 
 @pytest.mark.parametrize("name", PARTS)
-@pytest.mark.usefixtures("exact_int8")
-def test_every_part_matches_torch_at_several_sizes(name: str, tiny_parts: ModelParts, tiny_bundle: Path) -> None:
+def test_every_part_matches_torch_at_several_sizes(
+    name: str, tiny_parts: ModelParts, tiny_bundle: Path, request: pytest.FixtureRequest
+) -> None:
+    if name == "fusion":  # the one part whose int8 saturates at these sizes
+        request.getfixturevalue("exact_int8")
     part = part_of(tiny_parts, name)
     checks = [check_values(part, tiny_bundle / f"onnx/{name}.{p}.onnx", p) for p in ("fp32", "int8")]
     assert [(check.part, check.precision) for check in checks] == [(name, "fp32"), (name, "int8")]
