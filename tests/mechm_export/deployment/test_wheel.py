@@ -10,13 +10,14 @@ import subprocess
 import sys
 import zipfile
 from collections.abc import Callable
-from importlib.metadata import PathDistribution
+from importlib.metadata import PathDistribution, version
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import CliRunner
 from packaging.utils import parse_wheel_filename
+from packaging.version import Version
 
 from mechm.cli import cli
 from mechm_export.deployment.wheel import wheel_name, write_wheel
@@ -57,7 +58,7 @@ def test_installed_it_is_whole_and_its_metadata_true(site: Path, tiny_bundle: Pa
     (info,) = site.glob("*.dist-info")
     distribution = PathDistribution(info)
     assert distribution.metadata["Name"] == "mechm-bundle-tiny"
-    assert distribution.requires == ["mechm>=0.1.0"]
+    assert distribution.requires == [f"mechm>={Version(version('mechm')).public}"]
     recorded = {str(file): file for file in distribution.files or ()}
     carried = {f"mechm_bundle_tiny/bundle/{name}" for name in (*open_bundle(tiny_bundle).manifest["files"], MANIFEST)}
     assert carried <= set(recorded)
