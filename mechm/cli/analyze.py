@@ -117,6 +117,8 @@ def analyze(
             raise click.UsageError("--quiet shows nothing: give --json, --vtt, --submission or --report with it")
         limits = MediaLimits() if limit_duration_s is None else MediaLimits(max_duration_s=limit_duration_s)
         conversations = read_input(source, transcript, outputs, limits, modalities or MODALITIES)
+        if not quiet:
+            show_notes(conversations)
         pipeline = options.load(n_threads=threads, modalities=modalities or None, limits=limits)
         show = AnalysisPrinter(outputs, heading=len(conversations) > 1, quiet=quiet)
         analyses, failures = analyze_all(pipeline, conversations, show, quiet=quiet, deadline_ms=deadline_ms)
@@ -146,6 +148,12 @@ def read_input(
             hint="give the recording as INPUT, or add --modality text",
         )
     return conversations
+
+
+def show_notes(conversations: Sequence[Conversation]) -> None:
+    """Say once what was repaired while the conversations were read."""
+    for note in dict.fromkeys(note for conversation in conversations for note in conversation.notes):
+        click.echo(f"note: {note}", err=True)
 
 
 def analyze_all(

@@ -312,7 +312,7 @@ class Pipeline:
             found, pairs = build_results(
                 conversation.utterances, state.inputs, state.missing, decision, self.modalities
             )
-        return Analysis(conversation.id, found, pairs, state.finish(), self.bundle.id)
+        return Analysis(conversation.id, found, pairs, state.finish(), self.bundle.id, conversation.notes)
 
     def _load(self, part: str) -> GraphRunner:
         """The engine of a part.

@@ -49,12 +49,15 @@ class Utterance:
 class Conversation:
     """Utterances in order, and the recording they come from, where there is one.
 
+    notes: what a reader repaired in the file, a sentence per kind of repair with its count; see `Analysis.notes`.
+
     Raises: TranscriptError: no utterances, or their ids are not rising.
     """
 
     id: str
     utterances: tuple[Utterance, ...]
     media: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.utterances:
@@ -148,6 +151,8 @@ class Analysis:
 
     timings_ms: stage -> wall-clock milliseconds.
     bundle_id: the id in `bundle.json`, of the weights that were used.
+    notes: repairs of the input, a sentence per kind with its count ("2 cues were sorted by their start"), in the order
+        in which they were made. They name counts and fields, never words or names.
     """
 
     conversation_id: str
@@ -155,6 +160,7 @@ class Analysis:
     pairs: tuple[Pair, ...]
     timings_ms: Mapping[str, float]
     bundle_id: str
+    notes: tuple[str, ...] = ()
 
     def causes_of(self, utterance_id: int) -> tuple[Pair, ...]:
         """The pairs whose emotion utterance is `utterance_id`, in the order of their causes."""

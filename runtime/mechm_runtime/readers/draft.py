@@ -47,6 +47,7 @@ class Draft:
     episode_times: the rows' times count from the start of a TV episode, not of the conversation.
     emotions: one label per row, None for a row without one; checked against `EMOTIONS`.
     pairs: None where the file has no annotation of pairs; checked against the rows and the emotions.
+    notes: what was repaired, a sentence per kind of repair with its count (`Conversation.notes`).
     """
 
     id: str
@@ -54,6 +55,7 @@ class Draft:
     episode_times: bool = False
     emotions: tuple[str | None, ...] | None = None
     pairs: frozenset[GoldPair] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def build_conversation(
@@ -74,7 +76,7 @@ def build_conversation(
     origin_s = 0.0
     if draft.episode_times and media is None:
         origin_s = min((row.start_s for row in draft.rows if row.start_s is not None), default=0.0)
-    return Conversation(draft.id, tuple(_utterance(row, origin_s) for row in draft.rows), media)
+    return Conversation(draft.id, tuple(_utterance(row, origin_s) for row in draft.rows), media, draft.notes)
 
 
 def build_labelled(source: Source, draft: Draft) -> LabelledConversation:

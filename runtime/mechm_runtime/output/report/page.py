@@ -218,7 +218,7 @@ def _row(
 
 
 def _missing(analysis: Analysis) -> str:
-    """The modalities used in the conversation, the missing ones with the reasons, and the timings."""
+    """The modalities used in the conversation, the missing ones with the reasons, repairs of the input, and timings."""
     used = Counter(modality for u in analysis.utterances for modality in u.modalities)
     n = len(analysis.utterances)
     modalities = [m if used[m] == n else f"{m} ({used[m]} of {n} turns)" for m in MODALITIES if used[m]]
@@ -230,6 +230,7 @@ def _missing(analysis: Analysis) -> str:
     for (modality, reason), ids in reasons.items():
         where = "every turn" if len(ids) == n else f"{'turn' if len(ids) == 1 else 'turns'} {shorten(ranges(ids), 60)}"
         lines.append(f"<li>{escape(modality)} is missing in {where}: {escape(reason)}</li>")
+    lines += [f"<li>Repaired in the input: {escape(printable(note))}</li>" for note in analysis.notes]
     stages = ", ".join(
         f"{escape(printable(stage))} {ms:,.0f} ms" for stage, ms in analysis.timings_ms.items() if stage != "total"
     )
