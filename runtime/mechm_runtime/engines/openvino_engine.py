@@ -17,6 +17,7 @@ import numpy as np
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.errors import BundleError, MissingExtraError
 from mechm_runtime.system.arrays import Array, Arrays
+from mechm_runtime.system.telemetry import import_openvino
 
 GROUP_SIZE = 64
 """Channels of an activation that share a scale. It divides the width of every layer here, Llama-2's too."""
@@ -30,7 +31,7 @@ class OpenVinoEngine:
 
     def __init__(self, path: Path, config: EngineConfig) -> None:
         try:
-            from openvino import Type
+            openvino = import_openvino()
         except ImportError as error:
             raise MissingExtraError("openvino", extra="openvino") from error
         core = shared_core()
@@ -39,7 +40,7 @@ class OpenVinoEngine:
             # Before it is compiled: afterwards a tensor has the names of all that it was found to equal.
             names = tuple(tuple(v.get_any_name() for v in values) for values in (model.inputs, model.outputs))
             has_int8_weights = any(
-                constant.get_element_type() == Type.i8
+                constant.get_element_type() == openvino.Type.i8
                 for constant in model.get_ops()
                 if constant.get_type_name() == "Constant"
             )
@@ -88,6 +89,4 @@ def shared_core() -> Any:
     back where the last Core ends. Where that is in another thread, the first keeps what is no memory any more: the next
     signal that Python handles, such as SIGTERM, ends the process with SIGSEGV (OpenVINO 2026.4).
     """
-    from openvino import Core
-
-    return Core()
+    return import_openvino().Core()

@@ -47,9 +47,10 @@ def start_decoder() -> subprocess.Popen[bytes]:
     environment = {key: os.environ[key] for key in INHERITED_VARIABLES if key in os.environ}
     environment["PYTHONPATH"] = os.pathsep.join(entry for entry in sys.path if entry)
     environment["PYTHONDONTWRITEBYTECODE"] = "1"
+    environment["HOME"] = "/nonexistent"  # without one the interpreter asks for it, first at a socket
     process = subprocess.Popen(  # noqa: S603 (our own interpreter and script, no shell)
-        # -P: nothing is imported from the caller's working directory.
-        [sys.executable, "-P", "-c", START, str(Path(__file__).parents[1])],
+        # -P: nothing is imported from the caller's working directory. -s: PYTHONPATH has the user's packages already.
+        [sys.executable, "-P", "-s", "-c", START, str(Path(__file__).parents[1])],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -21,6 +21,7 @@ from mechm_runtime.llm.vllm.launch_plan import ServeConfig, ServingPlan, plan_fo
 from mechm_runtime.llm.vllm.process import require_vllm
 from mechm_runtime.llm.vllm.prompts import answer_ids, make_prompts, prompt_positions, read_answers
 from mechm_runtime.system.arrays import Arrays, BoolArray, Float32Array, Int64Array
+from mechm_runtime.system.telemetry import disable_telemetry
 
 
 class InProcessVllm:
@@ -122,6 +123,7 @@ class _Engine:
             os.environ.setdefault(name, value)
         # An engine in a separate process would outlive this process, and take three times as long to start.
         os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
+        disable_telemetry()
         from vllm import LLM
 
         self._lock = threading.Lock()
@@ -161,6 +163,7 @@ class _Engine:
 
 
 def _device() -> str:
+    disable_telemetry()
     from vllm.platforms import current_platform
 
     return "cuda" if current_platform.is_cuda() else "cpu"
