@@ -45,6 +45,8 @@ def show(report: Report, console: Console) -> None:
     ):
         if table.row_count:
             console.print(table)
+    for notice in report.notices:
+        console.print(f"note: {_literal(notice)}")
     if report.ok:
         console.print("[bold green]The light runtime can run here.[/]")
     for problem in report.problems:

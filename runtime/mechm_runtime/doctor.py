@@ -74,6 +74,7 @@ class Report:
     """All that `examine` found.
 
     decoders: name -> whether PyAV has it; empty without the `media` extra.
+    notices: sentences that a user should know about this machine, none of them a problem.
     ok: the light runtime can run here.
     """
 
@@ -85,6 +86,7 @@ class Report:
     decoders: Mapping[str, bool]
     files: tuple[Files, ...]
     problems: tuple[Problem, ...]
+    notices: tuple[str, ...]
 
     @property
     def ok(self) -> bool:
@@ -103,16 +105,18 @@ def examine(*, probe_timeout_s: float = PROBE_TIMEOUT_S) -> Report:
     """
     engines = engine_distributions()
     extras = examine_extras()
+    machine = examine_machine()
     providers = examine_providers(timeout_s=probe_timeout_s) if engines else ()
     return Report(
         mechm=installed_version("mechm") or "",
-        machine=examine_machine(),
+        machine=machine,
         extras=extras,
         providers=providers,
         tools={name: version for name in TOOLS if (version := installed_version(name))},
         decoders=examine_decoders(),
         files=examine_files(),
         problems=find_problems(engines, providers),
+        notices=find_notices(machine),
     )
 
 
@@ -153,6 +157,21 @@ def _files(name: str, path: Path, present: bool, command: str, parts: tuple[str,
         return Files(name, str(path), False, 0, command)
     size_bytes = sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     return Files(name, str(path), True, size_bytes, parts=parts)
+
+
+def find_notices(machine: Machine) -> tuple[str, ...]:
+    """Sentences about privacy and about what this CPU changes in the answers."""
+    notices = [
+        "Nothing is sent from this machine: MECHM reports nothing, and the usage reports of onnxruntime, OpenVINO, "
+        "huggingface_hub and vLLM are switched off in its processes."
+    ]
+    if machine.architecture in ("x86_64", "AMD64") and "AVX2" in machine.cpu_features:
+        if not any("VNNI" in feature for feature in machine.cpu_features):
+            notices.append(
+                "This CPU has no VNNI instructions: onnxruntime's int8 sums may saturate on it, and int8 answers differ "
+                "more from fp32 than on other CPUs. Where accuracy counts: mechm analyze --precision fp32"
+            )
+    return tuple(notices)
 
 
 def find_problems(engines: Sequence[str], providers: Sequence[Provider]) -> tuple[Problem, ...]:

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -318,3 +319,19 @@ def test_the_tables_show_everything(monkeypatch):
     for word in ("Python", "cores", "memory", "CPUExecutionProvider", "onnxruntime ", "h264", "base weights", "bundle"):
         assert word in done.output
     assert done.output.rstrip().endswith("The light runtime can run here.")
+
+
+@pytest.mark.parametrize(
+    ("architecture", "features", "told"),
+    [
+        ("x86_64", ("AVX2",), True),
+        ("x86_64", ("AVX2", "AVX512", "AVX512-VNNI"), False),
+        ("x86_64", ("AVX2", "AVX-VNNI"), False),
+        ("aarch64", ("NEON",), False),
+    ],
+)
+def test_a_cpu_whose_int8_saturates_is_named(architecture: str, features: tuple[str, ...], told: bool) -> None:
+    machine = replace(machines.examine_machine(), architecture=architecture, cpu_features=features)
+    notices = doctors.find_notices(machine)
+    assert "Nothing is sent from this machine" in notices[0]
+    assert any("--precision fp32" in notice for notice in notices) is told
