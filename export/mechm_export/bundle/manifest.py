@@ -18,8 +18,7 @@ from mechm.model.build import CARD_FILE
 from mechm.model.config import ModelConfig
 from mechm.model.detector import WEIGHTS_NAME
 from mechm.model.preprocessing import log_mel_config, scene_config
-from mechm.weights import part_of, weights_path
-from mechm.weights.fetch import read_provenance
+from mechm_export.bundle.licences import licences_of, licences_text, provenances
 from mechm_export.gate.comparison import TaskCheck, ValueCheck
 from mechm_export.parts import ModelParts
 from mechm_runtime.bundle.config import FaceConfig, TextConfig
@@ -27,7 +26,6 @@ from mechm_runtime.bundle.manifest import (
     ACCEPTED,
     LLAMA,
     MANIFEST,
-    PROJECTOR,
     SCHEMA_VERSION,
     SIGNATURE,
     Bundle,
@@ -35,6 +33,7 @@ from mechm_runtime.bundle.manifest import (
     manifest_id,
 )
 from mechm_runtime.bundle.open import file_sha256
+from mechm_runtime.bundle.terms import LICENCES_FILE
 from mechm_runtime.system.atomic_write import replaced_file
 from mechm_runtime.types import EMOTIONS
 
@@ -68,6 +67,8 @@ def write_manifest(
     gate, part and precision -> the reason.
     """
     config = model.config
+    cards, licences = _cards(model), licences_of(model)
+    (staging / LICENCES_FILE).write_text(licences_text(licences, cards), encoding="utf-8")
     files = sorted(path for path in staging.rglob("*") if path.is_file() and path.name != MANIFEST)
     manifest: dict[str, Any] = {
         "schema_version": SCHEMA_VERSION,
@@ -92,9 +93,9 @@ def write_manifest(
         "model": json.loads(config.to_json()),
         "decision": asdict(model.decision),
         "checks": {"values": [asdict(check) for check in values], "task": [asdict(task) for task in tasks]},
-        "card": _card(model.trained),
+        "card": cards["card"],
         "weights": weights_hashes(model),
-        "licences": _licences(model),
+        "licences": licences,
         "versions": {name: version(name) for name in STATED_VERSIONS},
         "files": {path.relative_to(staging).as_posix(): file_facts(path) for path in files},
     }
@@ -105,11 +106,9 @@ def write_manifest(
     if (files_of_llama := llama_files(model)) is not None and model.llama is not None:
         manifest[LLAMA] = {
             **asdict(files_of_llama),
-            "card": _card(model.llama.adapter),
+            **cards[LLAMA],
             "scores": model.llama.fitted.scores,
         }
-        if model.llama.projector is not None:
-            manifest[LLAMA]["projector_card"] = _card(model.llama.adapter / PROJECTOR_FOLDER)
     manifest = json.loads(json.dumps(manifest))
     manifest["id"] = manifest_id(config.preset, manifest)
     text = json.dumps(manifest, indent=1, ensure_ascii=False) + "\n"
@@ -153,30 +152,20 @@ def weights_hashes(model: ModelParts) -> dict[str, str]:
             hashes["projector"] = file_sha256(model.llama.adapter / PROJECTOR_FOLDER / PROJECTOR_FILE)
     if model.trained is not None:
         hashes["trained"] = file_sha256(model.trained / "model.safetensors")
-    for part, provenance in _provenances(model).items():
+    for part, provenance in provenances(model).items():
         hashes[part] = ",".join(sorted(provenance.sha256.values()))
     return hashes
 
 
-def _licences(model: ModelParts) -> dict[str, str]:
-    licences = {part: f"{p.licence} ({p.origin})" for part, p in _provenances(model).items()}
-    # `tiny` has the detector of `small`, as the detector's folder states.
-    detector = read_provenance(model.detector)
-    if detector is not None:
-        credit = part_of(detector.preset, detector.part).attribution
-        licences["detector"] = f"{detector.licence} ({detector.origin}); {credit}"
-    return licences
-
-
-def _provenances(model: ModelParts) -> dict[str, Any]:
-    if model.config.preset == "tiny":
-        return {}
-    found = {
-        part.name: read_provenance(weights_path("llm" if part.name == LLAMA else part.name, model.config.preset))
-        for part in model
-        if part.name not in ("fusion", "detector", PROJECTOR)
-    }
-    return {name: provenance for name, provenance in found.items() if provenance is not None}
+def _cards(model: ModelParts) -> dict[str, Any]:
+    """The cards of everything trained, in the places that they have in the manifest."""
+    llama = model.llama
+    cards: dict[str, Any] = {"card": _card(model.trained)}
+    if llama is not None:
+        cards[LLAMA] = {"card": _card(llama.adapter)}
+        if llama.projector is not None:
+            cards[LLAMA]["projector_card"] = _card(llama.adapter / PROJECTOR_FOLDER)
+    return cards
 
 
 def _card(trained: Path | None) -> dict[str, Any]:

@@ -89,10 +89,12 @@ def bundle(
     mechm export bundle --out bundle --trained runs/mine --conversations dev.txt --recording call.wav call.stm
     """
     require_packages()
+    from mechm_export.bundle.licences import terms_of_weights
     from mechm_export.bundle.report import print_report
     from mechm_export.bundle.write import export_bundle, require_targets
     from mechm_export.diagnose.proposal import read_int8_proposals
     from mechm_export.staging import check_target
+    from mechm_runtime.bundle.terms import OWN_DATA_PAGE
 
     if split and len(targets) != 1:
         raise click.UsageError("--split is for one --target")
@@ -101,6 +103,8 @@ def bundle(
     keep = read_int8_proposals(keeps)
     check_set = read_check_set(conversations, recordings)
     trained = find_trained(preset, trained)
+    if terms := terms_of_weights(trained, find_adapter(trained, adapter)):
+        click.echo(f"{terms} To train on your own data: {OWN_DATA_PAGE}")
     with steps_display() as on_step:
         report = export_bundle(
             preset,

@@ -8,6 +8,7 @@ from typing import Any
 
 from mechm_runtime.bundle.manifest import ACCEPTED, Bundle, Tensor
 from mechm_runtime.bundle.signature import read_signature
+from mechm_runtime.bundle.terms import terms_of_use
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +44,7 @@ class Inspection:
     split_from: id of the bundle from which this one was split, an empty string for an exported one.
     modalities: those that it has parts for. default_modalities: those that are read by default.
     llama: forms of the Llama in the bundle: `onnx` for a graph, `served` for weights that a server loads.
+    terms: what the training data allow, an empty string where they restrict nothing (`mechm_runtime.bundle.terms`).
     scores: checks of the answers, as in the manifest. accepted: graphs that were written although they fail the gate.
     """
 
@@ -61,6 +63,7 @@ class Inspection:
     licences: Mapping[str, str]
     versions: Mapping[str, str]
     card: Mapping[str, Any]
+    terms: str
 
     def to_dict(self) -> dict[str, Any]:
         """Convert to plain dicts and lists."""
@@ -109,4 +112,5 @@ def inspect_bundle(bundle: Bundle) -> Inspection:
         licences=manifest.get("licences", {}),
         versions=manifest.get("versions", {}),
         card=manifest.get("card", {}),
+        terms=terms_of_use(manifest),
     )

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mechm_runtime.bundle.terms import OWN_DATA_PAGE
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -54,6 +56,8 @@ def _print_summary(found: Inspection) -> None:
     signed = "signed; mechm bundle verify --key says by whom" if found.is_signed else "not signed"
     llama = f"; Llama: {', '.join(found.llama)}" if found.llama else ""
     click.echo(f"{found.id}: preset {found.preset}, schema {found.schema_version}{split_from}, {signed}")
+    if found.terms:
+        click.echo(f"{found.terms} To train on your own data: {OWN_DATA_PAGE}")
     if_asked = [modality for modality in found.modalities if modality not in found.default_modalities]
     reads = ", ".join(found.default_modalities) + (f", and {', '.join(if_asked)} if asked to" if if_asked else "")
     click.echo(f"{found.size_bytes / 1e6:.1f} MB; reads {reads}{llama}")

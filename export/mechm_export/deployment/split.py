@@ -28,6 +28,7 @@ from mechm_runtime.bundle.manifest import (
 from mechm_runtime.bundle.modality import MODALITY_PARTS
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.precision import HALF, PORTABLE_INT8
+from mechm_runtime.bundle.terms import LICENCES_FILE
 from mechm_runtime.engines.spec import ENGINES, EngineName
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.system.atomic_write import put_in_place
@@ -96,6 +97,7 @@ def split_manifest(bundle: Bundle, deployment: Deployment) -> dict[str, Any]:
         files.add(bundle.llama.tokenizer)
     if llm == "vllm" and bundle.served is not None:
         files |= {name for name in bundle.manifest["files"] if name.startswith(f"{bundle.served.folder}/")}
+    files |= {LICENCES_FILE} & bundle.manifest["files"].keys()
     is_complete = modalities == bundle.modalities and (llm != "none" or bundle.llama is None)
     dropped = {*(() if llm != "none" else (LLAMA,)), *(() if llm == "vllm" else (SERVED,))}
     manifest: dict[str, Any] = {key: value for key, value in bundle.manifest.items() if key not in dropped}

@@ -79,12 +79,13 @@ class Outputs:
                 require_times(conversation.id, conversation.utterances)
 
     def write(
-        self, analyses: Sequence[Analysis], conversations: Sequence[Conversation], *, title: str
+        self, analyses: Sequence[Analysis], conversations: Sequence[Conversation], *, title: str, terms: str = ""
     ) -> tuple[tuple[Path, ...], tuple[InputError, ...]]:
         """Write every file; the others are still written when one fails.
 
         analyses: those that succeeded, at least one. conversations: all that were read; file names and formats follow
             these, so that a failed conversation does not change the files of the others.
+        title, terms: of the report, see `render_report`.
         Returns: the files written, and one error per file that was not.
         """
         from mechm_runtime.output.report import write_report
@@ -100,7 +101,7 @@ class Outputs:
         if self.submission is not None:
             jobs.append((self.submission, partial(write_submission, analyses)))
         if self.report is not None:
-            jobs.append((self.report, partial(write_report, analyses, title=title)))
+            jobs.append((self.report, partial(write_report, analyses, title=title, terms=terms)))
         written: list[Path] = []
         errors: list[InputError] = []
         for path, write_to in jobs:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping
+from importlib import import_module
 from types import ModuleType
 
 NO_TELEMETRY: Mapping[str, str] = {
@@ -49,15 +50,12 @@ def import_openvino() -> ModuleType:
     Raises: ImportError: it is not installed.
     """
     if "openvino" in sys.modules or _OPENVINO_REPORTS in sys.modules:
-        import openvino
-
-        return openvino
+        return import_module("openvino")
     sys.modules[_OPENVINO_REPORTS] = None  # type: ignore[assignment]  # the import system reads None as "not there"
     try:
-        import openvino
+        return import_module("openvino")
     finally:
         del sys.modules[_OPENVINO_REPORTS]
-    return openvino
 
 
 _OPENVINO_REPORTS = "openvino_telemetry"

@@ -13,6 +13,7 @@ from mechm_export.deployment.split import Deployment, split_bundle
 from mechm_runtime.bundle.manifest import MANIFEST, SIGNATURE, TOKENIZER_FILE, manifest_id
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.signature import sign_bundle, write_keys
+from mechm_runtime.bundle.terms import LICENCES_FILE
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.pipeline import Pipeline
@@ -77,7 +78,7 @@ def test_modalities_that_are_left_out_count_as_absent(
     bundle = split_bundle(tiny_bundle, tmp_path / "split", Deployment(modalities=modalities))
     graphs = {file for part in bundle.parts.values() for file in part.files.values()}
     assert set(bundle.parts) == {"fusion", *parts}
-    assert set(bundle.manifest["files"]) == graphs | files
+    assert set(bundle.manifest["files"]) == graphs | files | {LICENCES_FILE}
     assert ("detector" in bundle.manifest["licences"]) is ("face" in modalities)
     assert bundle.manifest["checks"]["task"] == [], "answers were checked with all parts"
     pipeline = Pipeline(bundle, engine=ONE_THREAD)

@@ -294,3 +294,10 @@ def test_it_lives_in_a_browser_and_hostile_text_does_not(tmp_path: Path):
     assert "Oh, hello." in detail[0]
     assert "surprise" in detail[0]
     assert re.search(r'<svg class="arcs" aria-hidden="true"><g class="link e-surprise on"', ran.stdout)
+
+
+def test_terms_of_use_and_repairs_are_shown() -> None:
+    noted = dataclasses.replace(examples.phone_call(), notes=("2 cues <were> sorted",))
+    text = render_report([noted], title="x", terms="For research & more.")
+    assert "Repaired in the input: 2 cues &lt;were&gt; sorted" in text
+    assert "<p>For research &amp; more.</p>" in text.partition('<footer class="page">')[2]

@@ -39,7 +39,7 @@ NOTE = (
 )
 
 
-def render(analyses: Sequence[Analysis], title: str) -> str:
+def render(analyses: Sequence[Analysis], title: str, terms: str) -> str:
     """The whole page as HTML text."""
     style = css_colours() + _asset("report.css")
     script = _asset("report.js")
@@ -73,7 +73,7 @@ def render(analyses: Sequence[Analysis], title: str) -> str:
         f'<svg class="defs" aria-hidden="true" width="0" height="0"><defs>{arrow_tips}</defs></svg>'
         f'<header class="page"><h1 dir="auto">{escape(printable(title))}</h1>'
         f"{_index(analyses) if many else ''}</header>"
-        f'<main id="main">{sections}</main>{_footer(analyses)}'
+        f'<main id="main">{sections}</main>{_footer(analyses, terms)}'
         '<div class="tip" aria-hidden="true" hidden></div>'
         f'<script type="application/json" id="data">{_embedded(data)}</script><script>{script}</script></body></html>\n'
     )
@@ -243,10 +243,12 @@ def _missing(analysis: Analysis) -> str:
     )
 
 
-def _footer(analyses: Sequence[Analysis]) -> str:
+def _footer(analyses: Sequence[Analysis], terms: str) -> str:
     bundles = ", ".join(f"<code>{escape(printable(b))}</code>" for b in dict.fromkeys(a.bundle_id for a in analyses))
     return (
-        f'<footer class="page"><p>{NOTE}</p><p>Made by MECHM'
+        f'<footer class="page"><p>{NOTE}</p>'
+        + (f"<p>{escape(printable(terms))}</p>" if terms else "")
+        + "<p>Made by MECHM"
         + (f" with the bundle {bundles}" if bundles else "")
         + ". This page is complete and loads nothing from the network.</p></footer>"
     )
