@@ -26,7 +26,12 @@ from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.system.atomic_write import put_in_place
 from mechm_runtime.system.progress import Progress
 
-TYPES = {"float32": "TYPE_FP32", "int64": "TYPE_INT64", "bool": "TYPE_BOOL"}
+TYPES = {
+    "bool": "TYPE_BOOL",
+    **{f"int{bits}": f"TYPE_INT{bits}" for bits in (8, 16, 32, 64)},
+    **{f"uint{bits}": f"TYPE_UINT{bits}" for bits in (8, 16, 32, 64)},
+    **{f"float{bits}": f"TYPE_FP{bits}" for bits in (16, 32, 64)},
+}
 """numpy dtype -> Triton's data type."""
 MODEL = Path(__file__).with_name("triton_model.py")
 """The model that analyses. It is copied, not imported, since the backend's own module exists only on a server."""

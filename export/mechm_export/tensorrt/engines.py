@@ -36,7 +36,7 @@ from mechm_runtime.engines.tensorrt.build import build_into
 from mechm_runtime.engines.tensorrt.engine import check_memory
 from mechm_runtime.engines.tensorrt.engine_store import EngineStore
 from mechm_runtime.engines.tensorrt.library import Gpu, Library, LibraryName, load_library, system_name, visible_gpu
-from mechm_runtime.errors import InputError, MissingExtraError, ProviderError, VerificationError
+from mechm_runtime.errors import BundleError, InputError, MissingExtraError, ProviderError, VerificationError
 from mechm_runtime.system.progress import Progress, no_progress
 
 AMPERE = 80
@@ -95,6 +95,12 @@ def add_engines(
     parts = settings.parts or tuple(bundle.parts)
     if unknown := sorted({*parts, *settings.fp32_nodes} - set(bundle.parts)):
         raise InputError(f"the bundle has no part {unknown[0]}", hint=f"it has {', '.join(bundle.parts)}")
+    for part in parts:
+        if "fp32" not in bundle.parts[part].files:
+            raise BundleError(
+                f"the bundle has no fp32 file of its {part} part, from which engines are built",
+                hint="give the bundle that it was split from, or split it with --precision fp32",
+            )
     with explain_write_errors(folder, "engines", hint=""), _workspace(folder) as workspace:
         sources, found, refused = _convert(bundle, parts, settings, checks, workspace.folder, step)
         if not sources:

@@ -25,6 +25,8 @@ from mechm_runtime.llm.vllm.memory import read_shape
 IMAGE = "vllm/vllm-openai:v0.32.0"
 NAME = "mechm-llama"
 MOUNTED = PurePosixPath("/bundle")
+BUNDLE = "MECHM_BUNDLE"
+"""Variable that names the bundle's folder on the machine that runs the containers."""
 COMPOSE_FILE = "compose.yaml"
 KUBERNETES_FILE = "kubernetes.yaml"
 MAX_START_S = 600
@@ -46,7 +48,7 @@ def write_deployment(bundle: Bundle, config: ServeConfig, out: Path) -> tuple[Pa
     settings = engine_settings(shape, bundle.llama, bundle.served, inside, MOUNTED / bundle.served.folder)
     arguments = server_arguments(settings, inside)
     documents_by_file = {
-        COMPOSE_FILE: [_compose(bundle, arguments, config.port)],
+        COMPOSE_FILE: [_compose(arguments, config.port)],
         KUBERNETES_FILE: [_deployment(bundle, arguments), _service(config.port)],
     }
     check_deployment_target(out)
@@ -69,14 +71,17 @@ def check_deployment_target(out: Path) -> None:
 
 def _heading(name: str) -> str:
     if name == COMPOSE_FILE:
-        return f"# {API_KEY}=... docker compose up; mechm analyze --llm vllm with the same {API_KEY} asks it.\n"
+        return (
+            f"# {BUNDLE}=DIR {API_KEY}=... docker compose up\n"
+            f"# DIR is the bundle's folder. mechm analyze --llm vllm with the same {API_KEY} asks the server.\n"
+        )
     return (
         f"# kubectl create secret generic {NAME} --from-literal={API_KEY}=...\n"
         f"# The volume claim {NAME} holds the bundle's folder.\n"
     )
 
 
-def _compose(bundle: Bundle, arguments: list[str], port: int) -> dict[str, Any]:
+def _compose(arguments: list[str], port: int) -> dict[str, Any]:
     gpu = {"driver": "nvidia", "count": 1, "capabilities": ["gpu"]}
     health = {
         "test": ["CMD", "curl", "--fail", "http://localhost:8000/health"],
@@ -91,7 +96,7 @@ def _compose(bundle: Bundle, arguments: list[str], port: int) -> dict[str, Any]:
         "environment": {**OFFLINE_ENVIRONMENT, API_KEY: f"${{{API_KEY}:?set it to a secret}}"},
         # Clients on other machines need a proxy with TLS: without one, conversations travel unencrypted.
         "ports": [f"127.0.0.1:{port}:8000"],
-        "volumes": [f"{bundle.folder.absolute()}:{MOUNTED}:ro"],
+        "volumes": [f"${{{BUNDLE}:?set it to the folder of the bundle}}:{MOUNTED}:ro"],
         "ipc": "host",
         "restart": "unless-stopped",
         "healthcheck": health,

@@ -752,7 +752,13 @@ def slow_process(tmp_path: Path, tiny_bundle: Path) -> Iterator[subprocess.Popen
     """An analysis that takes half a minute and has printed its first conversation."""
     (path,) = with_json(tmp_path, *(conversation(k, ["We won!", "Really?"] * 50) for k in range(1, 1001)))
     command = [*COMMAND, str(path), "--bundle", str(tiny_bundle), "--report", str(tmp_path / "out.html")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    # A shell starts background jobs with SIGINT ignored, and children would inherit that from a test run in one.
+    inherited = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    finally:
+        signal.signal(signal.SIGINT, inherited)
+    with process:
         assert process.stdout is not None
         process.stdout.readline()
         yield process

@@ -22,6 +22,7 @@ import pytest
 from google.protobuf import text_format
 from tritonclient.grpc.model_config_pb2 import DataType, ModelConfig, ModelInstanceGroup
 
+from mechm_export.bundle.report import BundleReport
 from mechm_export.check_data import check_conversations
 from mechm_export.deployment.triton import MAX_BATCH, part_config, write_repository
 from mechm_runtime.bundle.manifest import LLAMA, PartFiles, Tensor
@@ -36,7 +37,7 @@ from mechm_runtime.types import Conversation
 
 PARTS = ("text", "audio", "scene", "detector", "expression", "fusion")
 ONE_THREAD = EngineConfig(n_threads=1)
-NUMPY = {"TYPE_FP32": np.float32, "TYPE_INT64": np.int64, "TYPE_BOOL": np.bool_}
+NUMPY = {"TYPE_FP16": np.float16, "TYPE_FP32": np.float32, "TYPE_INT64": np.int64, "TYPE_BOOL": np.bool_}
 
 
 @pytest.fixture(scope="module")
@@ -313,6 +314,17 @@ def test_names_and_places_are_judged_first(tiny_bundle: Path, tmp_path: Path) ->
     with pytest.raises(BundleError, match="was changed"):
         write_repository(folder, tmp_path / "models")
     assert {path.name for path in tmp_path.iterdir()} == {"taken", "bundle"}
+
+
+def test_a_bundle_with_a_llama_answers_as_the_runtime_does(report: BundleReport, tmp_path: Path, backend: Any) -> None:
+    """Its graph reads keys and values in float16, none of them at the start of a conversation."""
+    write_repository(report.bundle.folder, tmp_path / "models", precision="fp32")
+    conversation = check_conversations()[0].conversation
+    runtime = Pipeline(report.bundle, precision="fp32", modalities=("text",), engine=ONE_THREAD)
+    assert runtime.llm == "onnx"
+    (answer,) = ask(load(tmp_path / "models" / "mechm", backend), [conversation])
+    expected = runtime.analyze(conversation)
+    assert [u["probabilities"] for u in answer["utterances"]] == [u.probabilities for u in expected.utterances]
 
 
 def test_another_name_names_all_models(tiny_bundle: Path, tmp_path: Path, backend: Any) -> None:

@@ -13,6 +13,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from mechm.cli import cli
+from mechm_export.deployment.split import Deployment, split_bundle
 from mechm_export.gate.check_set import CheckSet, shipped_check_set
 from mechm_export.graphs.nodes import set_nodes
 from mechm_export.tensorrt import engines as engines_module
@@ -336,3 +337,11 @@ def test_the_pipeline_says_why_it_cannot_run_engines(made: Path) -> None:
     except ProviderError:
         with pytest.raises(ProviderError, match="needs an NVIDIA GPU"):
             Pipeline(bundle, engine=rtx)
+
+
+def test_a_bundle_split_to_int8_has_nothing_to_build_from(tiny_bundle: Path, tmp_path: Path) -> None:
+    split_bundle(tiny_bundle, tmp_path / "split", Deployment(precision="int8"))
+    done = run("--bundle", tmp_path / "split", "--part", "text")
+    assert done.exit_code == 2
+    assert "no fp32 file of its text part" in done.output
+    assert "the bundle that it was split from" in done.output
