@@ -10,13 +10,11 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from mechm_runtime.readers.name_heads import Head, Likeness, find_head
+from mechm_runtime.readers.text_file import SpeakerNames
 
-SpeakerNames = Literal["auto", "prefix", "none"]
-"""`auto` decides over the whole file; `prefix` takes the words before a line's first colon for its speaker wherever
-that is possible; `none` leaves all of them in the text."""
+__all__ = ["NamedLines", "SpeakerNames", "name_lines"]
 
 MOST = 0.75
 """Share of cues that have to start with a name where no name recurs."""
@@ -82,7 +80,6 @@ class _Decision:
         self._counts = Counter(place.head.key for place in self._places)
         self._voices = frozenset(voice.casefold() for voice in voices)
         n_cues = sum(any(line.strip() for line in lines) for lines in cues)
-        self._n_cues = n_cues
         self._voiced = n_voiced > n_cues
         starts = {place.cue for place in self._places if place.line == 0 and self._may_start(place.head)}
         self._share = len(starts) / n_cues if n_cues else 0.0
@@ -128,7 +125,7 @@ class _Decision:
         notes: list[str] = []
         taken = {place.head.key for place in self._taken.values()} - self._voices
         single = all(self._counts[key] == 1 for key in taken)
-        if taken and self._n_cues > 1 and (single or self._share < SOME):
+        if taken and self._share < 1 and (single or self._share < SOME):
             why = "none of them recurs" if single else "few lines have one"
             notes.append(
                 f"{_count(len(taken), 'name')} at the start of lines {_were(len(taken))} read as speakers, though "

@@ -11,9 +11,14 @@ import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mechm_runtime.errors import LabelError, TranscriptError
 from mechm_runtime.types import EMOTIONS
+
+SpeakerNames = Literal["auto", "prefix", "none"]
+"""How names at the start of lines are found: `auto` decides over the whole file; `prefix` takes the words before a
+line's first colon for its speaker wherever that is possible; `none` leaves all of them in the text."""
 
 DEFAULT_MAX_BYTES = 32 * 2**20
 """Largest transcript in bytes; larger ones are refused unread. All of ECF is 1.6 MB; parsed JSON takes about ten times
@@ -41,10 +46,16 @@ def clean_text(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A decoded text file. `path` is used in messages; the file is not opened again."""
+    """A decoded text file.
+
+    path: used in messages; the file is not opened again. speaker_names: how the readers find names in its lines.
+    notes: what was repaired when it was decoded (`Conversation.notes`).
+    """
 
     path: Path
     text: str
+    speaker_names: SpeakerNames = "auto"
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The lines, without their ends; index 0 is line 1. Only CR, LF and CRLF end a line."""
@@ -82,7 +93,7 @@ class Source:
         return f"{self.path.name}, {where}: {message}" if where else f"{self.path.name}: {message}"
 
 
-def read_source(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Source:
+def read_source(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, speaker_names: SpeakerNames = "auto") -> Source:
     """Read and decode a text file: UTF-8, with or without a byte order mark, or UTF-16 with one.
 
     Raises: TranscriptError: not a readable regular file, more than `max_bytes`, or not such text.
@@ -105,7 +116,7 @@ def read_source(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Source:
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a usable path"
         raise TranscriptError(f"{quote(path)}: cannot be read ({reason})") from error
-    return Source(path, decode(data, path))
+    return Source(path, decode(data, path), speaker_names)
 
 
 def decode(data: bytes, path: Path) -> str:

@@ -234,22 +234,17 @@ def a_recording_above_the_limit(folder: Path) -> list[object]:
 
 @bad("past the end of the recording at 2.000 s")
 def times_past_the_recording(folder: Path) -> list[object]:
-    return with_transcript(folder, SRT.replace("00:00:01,800", "00:00:09,800"))
+    return with_transcript(folder, SRT.replace("00:00:0", "00:00:1"))
 
 
 @bad("past the end of the recording")
 def stm_times_past_the_recording(folder: Path) -> list[object]:
-    return with_transcript(folder, STM.replace("1.8", "9.8"), "bad.stm")
+    return with_transcript(folder, STM.replace("1.8", "29.8"), "bad.stm")
 
 
 @bad("before it starts")
 def a_time_that_ends_before_it_starts(folder: Path) -> list[object]:
-    return with_transcript(folder, SRT.replace("00:00:00,900", "00:00:00,050"))
-
-
-@bad("before the cue above it")
-def cues_that_go_backwards(folder: Path) -> list[object]:
-    return with_transcript(folder, SRT.replace("00:00:01,000", "00:00:00,050"))
+    return with_transcript(folder, STM.replace("1.8", "0.2"), "bad.stm")
 
 
 @bad("gives no times")

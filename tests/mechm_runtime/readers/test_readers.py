@@ -174,8 +174,10 @@ def test_clip_names(write: Write) -> None:
 def test_times_past_the_recording(write: Write) -> None:
     path = write("talk.srt", SRT)
     assert read_transcript(path, media=Path("a.wav"), media_duration_s=2.0)
-    with pytest.raises(TranscriptError, match=r"talk\.srt, line 2: ends at 2\.500 s, past .* 1\.990 s"):
-        read_transcript(path, media=Path("a.wav"), media_duration_s=1.99)
+    (cut,) = read_transcript(path, media=Path("a.wav"), media_duration_s=1.99)
+    assert cut.utterances[-1].end_s == 1.99
+    with pytest.raises(TranscriptError, match=r"talk\.srt, line 2: ends at 2\.500 s, past .* 0\.500 s"):
+        read_transcript(path, media=Path("a.wav"), media_duration_s=0.5)
 
 
 @pytest.mark.parametrize(

@@ -206,9 +206,9 @@ def test_what_stays_ambiguous_is_said_without_names() -> None:
         "1 line may start with a speaker's name before a colon, which was left in the words; "
         "`--speaker-names prefix` reads it as the speaker",
     )
-    all_once = name_lines([["Ana: hi."], ["Ben: hi."]])
+    all_once = name_lines([["Ana: hi."], ["Ben: hi."], ["Cleo: hi."], ["Well."]])
     assert all_once.notes == (
-        "2 names at the start of lines were read as speakers, though none of them recurs; "
+        "3 names at the start of lines were read as speakers, though none of them recurs; "
         "`--speaker-names none` leaves them in the words",
     )
     assert name_lines([[line] for line in NAMED]).notes == ()
