@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 from mechm_runtime.readers.cue_text import SpokenCue
-from mechm_runtime.readers.draft import counted
+from mechm_runtime.readers.repair_notes import counted
 
 MAX_SWAPPED_S = 30.0
 """Longest cue in seconds whose start and end are taken for swapped; a longer one has a wrong digit somewhere."""

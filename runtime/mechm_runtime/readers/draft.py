@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mechm_runtime.readers.repair_notes import counted
 from mechm_runtime.readers.text_file import Source, quote
 from mechm_runtime.types import EMOTIONS, Conversation, GoldPair, LabelledConversation, Utterance
 
@@ -187,11 +188,6 @@ def _cut(source: Source, draft: Draft, duration_s: float) -> Draft:
         ),
     )
     return replace(draft, rows=tuple(kept), notes=draft.notes + notes)
-
-
-def counted(number: int, one: str, many: str) -> tuple[str, ...]:
-    """A note with its count, for no, one or many repairs."""
-    return (f"{number} {one if number == 1 else many}",) if number else ()
 
 
 def _utterance(row: Row, origin_s: float) -> Utterance:

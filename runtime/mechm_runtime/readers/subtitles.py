@@ -21,7 +21,8 @@ from mechm_runtime.readers.cue_repairs import repair_cues
 from mechm_runtime.readers.cue_text import SpokenCue, SpokenLine, spoken_cue
 from mechm_runtime.readers.cue_times import BadTimesError, parse_times
 from mechm_runtime.readers.cues import Cue, CueFile, split_cues, times_hint
-from mechm_runtime.readers.draft import Draft, Row, counted
+from mechm_runtime.readers.draft import Draft, Row
+from mechm_runtime.readers.repair_notes import counted
 from mechm_runtime.readers.rolling_captions import join_rolling
 from mechm_runtime.readers.speaker_labels import speakers_of_labels
 from mechm_runtime.readers.speaker_names import SpeakerNames, name_lines

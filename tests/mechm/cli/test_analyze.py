@@ -302,20 +302,20 @@ def a_pair_that_points_nowhere(folder: Path) -> list[object]:
 
 
 @bad("is not UTF-8")
-def a_transcript_in_latin_1(folder: Path) -> list[object]:
-    (folder / "bad.srt").write_bytes(SRT.replace("Really", "Olé").encode("latin-1"))
+def a_transcript_in_no_encoding(folder: Path) -> list[object]:
+    (folder / "bad.srt").write_bytes(SRT.encode().replace(b"Really", b"Ol\x81\x8d\x8f\x90\xff"))
     return [folder / "call.wav", "--transcript", folder / "bad.srt"]
 
 
 @bad("is not UTF-8")
-def a_transcript_in_latin_1_without_a_suffix(folder: Path) -> list[object]:
-    (folder / "bad").write_bytes(SRT.replace("Really", "Olé").encode("latin-1"))
+def a_transcript_in_no_encoding_without_a_suffix(folder: Path) -> list[object]:
+    (folder / "bad").write_bytes(SRT.encode().replace(b"Really", b"Ol\x81\x8d\x8f\x90\xff"))
     return [folder / "bad"]
 
 
 @bad("is NUL")
-def utf_16_without_its_mark(folder: Path) -> list[object]:
-    (folder / "bad.srt").write_bytes(SRT.encode("utf-16-le"))
+def a_nul_character(folder: Path) -> list[object]:
+    (folder / "bad.srt").write_bytes(SRT.encode() + b"\0")
     return [folder / "bad.srt"]
 
 

@@ -301,6 +301,6 @@ def test_times_past_the_end_of_the_recording() -> None:
 
 @pytest.mark.parametrize("cues", [[(5, 7.8, "a")], [(0, 1, "a"), (3, 4, "b"), (4, 5, "c")], [(0, 9, "a")]])
 def test_a_transcript_of_another_recording_is_refused(cues: list[tuple[float, float, str]]) -> None:
-    with pytest.raises(TranscriptError, match="past the end of the recording at 2.900 s") as caught:
+    with pytest.raises(TranscriptError, match=r"past the end of the recording at 2\.900 s") as caught:
         within(srt(*cues), 2.9)
     assert "belongs to this recording" in caught.value.hint
