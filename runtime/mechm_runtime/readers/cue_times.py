@@ -67,4 +67,4 @@ def _seconds(time: re.Match[str]) -> float:
     milliseconds = (int(hours or 0) * 3600 + int(minutes) * 60 + int(seconds)) * 1000
     if len(fraction) <= 3:
         return (milliseconds + int(fraction.ljust(3, "0"))) / 1000
-    return round(milliseconds / 1000 + int(fraction) / 10 ** len(fraction), 6)
+    return round(milliseconds / 1000 + float(f"0.{fraction}"), 6)
