@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from mechm_runtime.errors import InputError
     from mechm_runtime.media import MediaLimits
     from mechm_runtime.pipeline import Pipeline
+    from mechm_runtime.readers.text_file import SpeakerNames
     from mechm_runtime.types import Analysis, Conversation
 
 EXAMPLES = """\b
@@ -45,6 +46,13 @@ _File = click.Path(path_type=Path)
 @click.argument("source", metavar="INPUT", type=_File)
 @click.option(
     "--transcript", type=_File, metavar="FILE", help="Who says what and when: SRT, WebVTT, STM, RTTM or JSON."
+)
+@click.option(
+    "--speaker-names",
+    type=click.Choice(["auto", "prefix", "none"]),
+    default="auto",
+    help="Names before a colon in the transcript: `prefix` takes all of them as speakers, `none` leaves them in the "
+    "words. Default: those that recur, or that most lines start with.",
 )
 @pipeline_options
 @click.option(
@@ -76,6 +84,7 @@ _File = click.Path(path_type=Path)
 def analyze(
     source: Path,
     transcript: Path | None,
+    speaker_names: SpeakerNames,
     options: PipelineOptions,
     modalities: tuple[str, ...],
     threads: int | None,
@@ -116,7 +125,7 @@ def analyze(
         if quiet and not outputs.wanted:
             raise click.UsageError("--quiet shows nothing: give --json, --vtt, --submission or --report with it")
         limits = MediaLimits() if limit_duration_s is None else MediaLimits(max_duration_s=limit_duration_s)
-        conversations = read_input(source, transcript, outputs, limits, modalities or MODALITIES)
+        conversations = read_input(source, transcript, outputs, limits, modalities or MODALITIES, speaker_names)
         if not quiet:
             show_notes(conversations)
         pipeline = options.load(n_threads=threads, modalities=modalities or None, limits=limits)
@@ -131,7 +140,12 @@ def analyze(
 
 
 def read_input(
-    source: Path, transcript: Path | None, outputs: Outputs, limits: MediaLimits, modalities: Sequence[str]
+    source: Path,
+    transcript: Path | None,
+    outputs: Outputs,
+    limits: MediaLimits,
+    modalities: Sequence[str],
+    speaker_names: SpeakerNames = "auto",
 ) -> tuple[Conversation, ...]:
     """Read the conversations and check everything that can be refused before the work.
 
@@ -140,7 +154,7 @@ def read_input(
     from mechm.cli.options.inputs import load_conversations
     from mechm_runtime.errors import InputError
 
-    conversations = load_conversations(source, transcript, limits=limits)
+    conversations = load_conversations(source, transcript, limits=limits, speaker_names=speaker_names)
     outputs.check(conversations, [source] if transcript is None else [source, transcript])
     has_media = any(c.media is not None or any(u.media for u in c.utterances) for c in conversations)
     if "text" not in modalities and not has_media:

@@ -19,6 +19,7 @@ from mechm_runtime.errors import InputError, TranscriptError
 from mechm_runtime.media import MediaLimits, MediaReader
 from mechm_runtime.output.formatting import printable
 from mechm_runtime.readers import clip_names, clips_for, conversation_from_media, read_transcript, require_content
+from mechm_runtime.readers.text_file import SpeakerNames
 from mechm_runtime.types import Conversation, Utterance
 
 Kind = Literal["folder", "recording", "transcript"]
@@ -40,17 +41,22 @@ HEAD_BYTES = 4096
 
 
 def load_conversations(
-    source: Path, transcript: Path | None = None, *, limits: MediaLimits | None = None
+    source: Path,
+    transcript: Path | None = None,
+    *,
+    limits: MediaLimits | None = None,
+    speaker_names: SpeakerNames = "auto",
 ) -> tuple[Conversation, ...]:
     """The conversations of a recording, a transcript or a folder of clips.
 
     transcript: speakers, words and times; a folder needs one, a transcript takes none.
     limits: on recordings; None for the defaults.
+    speaker_names: how names at the start of lines are found; see `read_transcript`.
     Raises: InputError: none of the three, a combination that makes no sense, or nothing to analyse. MediaError,
         TranscriptError, LabelError: what is in the files. MissingExtraError: a recording, without the `media` extra.
     """
     try:
-        return _load(source, transcript, limits)
+        return _load(source, transcript, limits, speaker_names)
     except InputError as error:
         # The readers name the problem and its place, but not always the remedy.
         error.hint = error.hint or "correct it and run this again; mechm analyze --help says what INPUT may be"
@@ -107,7 +113,9 @@ def quoted(path: Path) -> str:
     return shlex.quote(shown(path))
 
 
-def _load(source: Path, transcript: Path | None, limits: MediaLimits | None) -> tuple[Conversation, ...]:
+def _load(
+    source: Path, transcript: Path | None, limits: MediaLimits | None, speaker_names: SpeakerNames
+) -> tuple[Conversation, ...]:
     kind = kind_of(source)
     if transcript is None:
         if kind == "folder":
@@ -117,16 +125,16 @@ def _load(source: Path, transcript: Path | None, limits: MediaLimits | None) -> 
             )
         if kind == "recording":
             return (_alone(source, limits),)
-        conversations = read_transcript(source)
+        conversations = read_transcript(source, speaker_names=speaker_names)
         require_content(conversations)
         return conversations
     if kind == "transcript":
         _refuse_two_transcripts(source, transcript)
     _require_transcript(transcript)
     if kind == "folder":
-        conversations = read_transcript(transcript)
+        conversations = read_transcript(transcript, speaker_names=speaker_names)
         return clips_for(conversations, source, names=clip_names(transcript))
-    return (_recorded(source, transcript, limits),)
+    return (_recorded(source, transcript, limits, speaker_names),)
 
 
 def _alone(recording: Path, limits: MediaLimits | None) -> Conversation:
@@ -139,10 +147,12 @@ def _alone(recording: Path, limits: MediaLimits | None) -> Conversation:
     return conversation_from_media(recording, info.duration_s or 0.0)
 
 
-def _recorded(recording: Path, transcript: Path, limits: MediaLimits | None) -> Conversation:
+def _recorded(
+    recording: Path, transcript: Path, limits: MediaLimits | None, speaker_names: SpeakerNames
+) -> Conversation:
     """A recording with its transcript."""
     # Read twice: errors of the transcript alone are found before the decoder starts, then with the recording's length.
-    (conversation,) = read_transcript(transcript, media=recording)
+    (conversation,) = read_transcript(transcript, media=recording, speaker_names=speaker_names)
     if not any(utterance.start_s is not None for utterance in conversation.utterances):
         raise TranscriptError(
             f"{shown(transcript)} gives no times, so nobody can tell which part of {shown(recording)} is whose",
@@ -151,7 +161,9 @@ def _recorded(recording: Path, transcript: Path, limits: MediaLimits | None) -> 
         )
     with MediaReader(limits) as reader:
         duration_s = reader.probe(recording).duration_s
-    (conversation,) = read_transcript(transcript, media=recording, media_duration_s=duration_s)
+    (conversation,) = read_transcript(
+        transcript, media=recording, media_duration_s=duration_s, speaker_names=speaker_names
+    )
     return conversation
 
 

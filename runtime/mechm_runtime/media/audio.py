@@ -42,6 +42,9 @@ EXACT_SEEK = frozenset(("flac", "matroska,webm", "mov,mp4,m4a,3gp,3g2,mj2", "w64
 
 MAX_DAMAGED_PACKETS = 10_000
 
+MAX_SURROUND_SUM = 16.0
+"""More than the factors of any layout of up to 16 channels add up to."""
+
 
 @dataclass(slots=True)
 class _Run:
@@ -159,9 +162,8 @@ class AudioTrack:
             self._finish_run()
             self._setup = setup
             self._run_start_s, self._run_samples = max(stamped_s, 0.0), 0
-            # Without this option libswresample mixes floats up to 3 dB louder, and loud channels clip.
-            averaged = {"rematrix_maxval": "1.0"}
-            self._resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE, options=averaged)
+            options = {"rematrix_maxval": _largest_sum(frame)}
+            self._resampler = AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE, options=options)
             self._runs.append(_Run(round(self._run_start_s * SAMPLE_RATE)))
         self._run_samples += frame.samples
         self._resample(frame)
@@ -197,3 +199,13 @@ class AudioTrack:
             raise
         except av.FFmpegError:
             self.damaged += 1
+
+
+def _largest_sum(frame: AudioFrame) -> str:
+    """Sum of the factors by which libswresample may mix channels down, as its option `rematrix_maxval` takes it.
+
+    1 averages: without it floats are mixed up to 3 dB louder, and loud channels clip. Surround sound has its dialogue
+    in the front centre channel, whose factor is 1 as long as the sum is not limited; averaged, it would lose 11 dB.
+    """
+    channels = [channel.name for channel in frame.layout.channels]
+    return str(MAX_SURROUND_SUM if len(channels) > 2 and "FC" in channels else 1.0)

@@ -50,6 +50,9 @@ VIDEO_CODECS = frozenset(
 GUESSED_DURATION = frozenset(("aac", "ac3", "amr", "amrnb", "amrwb", "eac3", "ivf", "mp3"))
 """Formats without an index, whose duration FFmpeg extrapolates from the first packets' bit rate."""
 
+MAX_START_S = 0.1
+"""Largest time stamp of Matroska's first packet in seconds that counts as a codec's delay."""
+
 MAX_STREAMS = 64
 IMAGE_SIGNATURES = {"JPEG": b"\xff\xd8\xff", "PNG": b"\x89PNG\r\n\x1a\n", "BMP": b"BM"}
 ACCEPTED = "use a recording (mp4, mov, mkv, webm, avi, wav, mp3, m4a, flac, ogg, …) or a picture (jpg, png, webp, bmp)"
@@ -169,8 +172,14 @@ def has_index(file: BinaryIO) -> bool:
 
 
 def stated_duration_s(container: InputContainer) -> float | None:
-    """The duration that the container states, in seconds; None where it states none or FFmpeg guesses it."""
+    """The duration that the container states, in seconds; None where it states none or FFmpeg guesses it.
+
+    Matroska's counts from time stamp 0 in some writers and from the first packet in others; where that makes a
+    difference it is not used.
+    """
     if container.duration is None or container.duration <= 0 or container.format.name in GUESSED_DURATION:
+        return None
+    if container.format.name == "matroska,webm" and start_s(container) > MAX_START_S:
         return None
     return container.duration / av.time_base
 

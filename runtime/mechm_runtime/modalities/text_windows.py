@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from mechm_runtime.bundle.config import TextConfig
 from mechm_runtime.errors import BundleError
@@ -62,19 +62,30 @@ class ConversationTokenizer:
         self._tokenizer.encode_special_tokens = True
         self.config = config
         self._cls, self._sep, self._pad = self._special(tokenizer_file)
+        self._unknown = self._tokenizer.token_to_id("[UNK]")
 
     def __call__(self, utterances: Sequence[Utterance]) -> TextWindows:
-        """Tokenize a conversation; utterances without text have no tokens."""
+        """Tokenize a conversation; utterances without text, or without a word that is known, have no tokens."""
         spoken = [(i, u) for i, u in enumerate(utterances) if u.text and u.text.strip()]
         encoded = self._tokenizer.encode_batch(
             [f"{u.speaker}: {u.text}" if u.speaker else str(u.text) for _, u in spoken], add_special_tokens=False
         )
         tokens: list[int] = []
         owners: list[int] = []
-        for (index, _), encoding in zip(spoken, encoded, strict=True):
+        for (index, utterance), encoding in zip(spoken, encoded, strict=True):
+            if self._knows_no_word(utterance, encoding):
+                continue
             tokens += [*encoding.ids, self._sep]
             owners += [index] * (len(encoding.ids) + 1)
         return self._windows(np.array(tokens, np.int64), np.array(owners, np.int64), len(utterances))
+
+    def _knows_no_word(self, utterance: Utterance, encoding: Encoding) -> bool:
+        """Whether every token of an utterance's words, without its speaker, is the unknown token: it says nothing."""
+        if self._unknown not in encoding.ids:
+            return False
+        n_speaker = len(f"{utterance.speaker}: ") if utterance.speaker else 0
+        words = (token for token, (start, _) in zip(encoding.ids, encoding.offsets, strict=True) if start >= n_speaker)
+        return all(token == self._unknown for token in words)
 
     def _special(self, tokenizer_file: Path) -> tuple[int, int, int]:
         """Ids of the tokens that begin a window, end an utterance and pad, by their names in MPNet or BERT.

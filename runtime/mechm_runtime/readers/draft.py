@@ -6,9 +6,10 @@ It opens no files and knows no format. Errors name the file and the line or utte
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from mechm_runtime.readers.repair_notes import counted
 from mechm_runtime.readers.text_file import Source, quote
 from mechm_runtime.types import EMOTIONS, Conversation, GoldPair, LabelledConversation, Utterance
 
@@ -65,18 +66,24 @@ def build_conversation(
 
     media: the recording of this conversation; times are then positions in it. Without one, times that count from the
         start of an episode are shifted so that the earliest utterance starts at 0.
-    Raises: TranscriptError: no utterances; ids that repeat or decrease; a time that is not finite, is negative, ends
-        before it starts, or runs more than `MEDIA_TOLERANCE_S` past `media_duration_s`.
+    media_duration_s: utterances that run more than `MEDIA_TOLERANCE_S` past it are cut there, and those that start
+        past it are left out, with a note, where most of the transcript lies inside of the recording.
+    Raises: TranscriptError: no utterances; ids that repeat or decrease; a time that is not finite, is negative or ends
+        before it starts; or most of the transcript lies past the end of the recording.
     """
     if not draft.rows:
         raise source.error(f"conversation {draft.id} has no utterances")
     check_ids(source, draft.rows)
     for row in draft.rows:
-        _check_times(source, row, media_duration_s)
+        _check_times(source, row)
+    if media_duration_s is not None:
+        draft = _cut(source, draft, media_duration_s)
     origin_s = 0.0
     if draft.episode_times and media is None:
         origin_s = min((row.start_s for row in draft.rows if row.start_s is not None), default=0.0)
-    return Conversation(draft.id, tuple(_utterance(row, origin_s) for row in draft.rows), media, draft.notes)
+    return Conversation(
+        draft.id, tuple(_utterance(row, origin_s) for row in draft.rows), media, source.notes + draft.notes
+    )
 
 
 def build_labelled(source: Source, draft: Draft) -> LabelledConversation:
@@ -130,7 +137,7 @@ def check_unique_ids(source: Source, drafts: Sequence[Draft]) -> None:
         seen.add(draft.id)
 
 
-def _check_times(source: Source, row: Row, media_duration_s: float | None) -> None:
+def _check_times(source: Source, row: Row) -> None:
     if row.start_s is None or row.end_s is None:
         return
     for time_s in (row.start_s, row.end_s):
@@ -142,12 +149,45 @@ def _check_times(source: Source, row: Row, media_duration_s: float | None) -> No
             where=row.where,
             hint="put the start before the end",
         )
-    if media_duration_s is not None and row.end_s > media_duration_s + MEDIA_TOLERANCE_S:
+
+
+def _cut(source: Source, draft: Draft, duration_s: float) -> Draft:
+    """The rows inside of a recording, those that run past its end cut there; a transcriber's last segment often does.
+
+    Raises: TranscriptError: not most of the rows, or not most of their time, lie inside of it.
+    """
+    timed = [(row.start_s, row.end_s) for row in draft.rows if row.start_s is not None and row.end_s is not None]
+    late = [row for row in draft.rows if row.end_s is not None and row.end_s > duration_s + MEDIA_TOLERANCE_S]
+    if not late:
+        return draft
+    n_inside = sum(start_s < duration_s for start_s, _ in timed)
+    inside_s = sum(max(0.0, min(end_s, duration_s) - start_s) for start_s, end_s in timed)
+    if n_inside * 2 < len(timed) or inside_s * 2 < sum(end_s - start_s for start_s, end_s in timed):
         raise source.error(
-            f"ends at {row.end_s:.3f} s, past the end of the recording at {media_duration_s:.3f} s",
-            where=row.where,
+            f"ends at {late[0].end_s:.3f} s, past the end of the recording at {duration_s:.3f} s",
+            where=late[0].where,
             hint="check that the transcript belongs to this recording",
         )
+    late_ids = {row.id for row in late}
+    kept = [
+        replace(row, end_s=duration_s) if row.id in late_ids else row
+        for row in draft.rows
+        if row.id not in late_ids or (row.start_s is not None and row.start_s < duration_s)
+    ]
+    n_left_out = len(draft.rows) - len(kept)
+    notes = (
+        *counted(
+            len(late) - n_left_out,
+            "utterance ran past the end of the recording and was cut there",
+            "utterances ran past the end of the recording and were cut there",
+        ),
+        *counted(
+            n_left_out,
+            "utterance started past the end of the recording and was left out",
+            "utterances started past the end of the recording and were left out",
+        ),
+    )
+    return replace(draft, rows=tuple(kept), notes=draft.notes + notes)
 
 
 def _utterance(row: Row, origin_s: float) -> Utterance:

@@ -13,7 +13,7 @@ from pathlib import Path
 from mechm_runtime.errors import TranscriptError
 from mechm_runtime.readers import mecpe, nist, semeval, subtitles
 from mechm_runtime.readers.draft import Draft, build_conversation, build_labelled, check_unique_ids
-from mechm_runtime.readers.text_file import DEFAULT_MAX_BYTES, Source, quote, read_source
+from mechm_runtime.readers.text_file import DEFAULT_MAX_BYTES, Source, SpeakerNames, quote, read_source
 from mechm_runtime.types import Conversation, GoldPair, LabelledConversation
 
 FORMATS_HINT = "give SRT, WebVTT, STM, RTTM, ECF / SemEval JSON or MECPE text"
@@ -42,19 +42,23 @@ def read_transcript(
     media: Path | None = None,
     media_duration_s: float | None = None,
     max_bytes: int = DEFAULT_MAX_BYTES,
+    speaker_names: SpeakerNames = "auto",
 ) -> tuple[Conversation, ...]:
     """Read the conversations of a transcript; its annotation is checked and not returned.
 
     path: SRT, WebVTT, STM, RTTM, ECF / SemEval JSON or MECPE text.
     media: the recording that the transcript belongs to. It is one recording, so there is one conversation: the only
         one of the file, or the one whose id is the recording's name without its suffix (STM and RTTM name it so).
-    media_duration_s: the recording's duration; times that exceed it by more than half a second are refused.
+    media_duration_s: the recording's duration; utterances that exceed it by more than half a second are cut there or
+        left out, and refused where most of the transcript lies past it.
     max_bytes: larger files are refused unread.
+    speaker_names: how names at the start of lines are found: `auto` decides over the whole file, `prefix` takes the
+        words before a line's first colon, `none` leaves all of them in the text.
 
     Raises: TranscriptError: the file cannot be read, is of no known format, or contradicts itself or the recording.
         LabelError: annotation in it names an unknown emotion or an utterance that does not exist.
     """
-    source = read_source(path, max_bytes=max_bytes)
+    source = read_source(path, max_bytes=max_bytes, speaker_names=speaker_names)
     drafts: Sequence[Draft] = _detect(source).parse(source)
     check_unique_ids(source, drafts)
     if media is not None and len(drafts) > 1:

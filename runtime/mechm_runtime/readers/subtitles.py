@@ -1,177 +1,149 @@
 """SubRip (SRT) and WebVTT: cues become utterances.
 
-The speaker comes from `<v Name>`, `Name: text` or `[Name]: text`; a line that starts with `- ` or `>>` belongs to a new
-speaker of unknown name (""). Two speakers of one cue share its times. `Name:` counts as a speaker only where three in
-four cues of the file have one, or where that name occurs again; otherwise "Remember: no cake" would be said by somebody
-called Remember.
+The speaker comes from `<v Name>`, from identifiers of cues that recur, or from the start of a line (`speaker_names`);
+a line that starts with `- ` or `>>` belongs to a new speaker of unknown name (""). Two speakers of one cue share its
+times.
 
-Utterances are numbered from 1; cue numbers and identifiers are ignored, as players do. A cue without text becomes an
-utterance without words. Starts must not decrease from cue to cue (WebVTT requires that; in SRT it shows a bad merge).
-Styling, regions, notes and cue settings are skipped; a line that cannot be parsed is an error, so that no text gets
-lost.
+Utterances are numbered from 1 in the order of their starts; cue numbers are ignored, as players do. A cue without text
+becomes an utterance without words. Styling, regions, notes and cue settings are skipped. Files that are not written as
+the formats have it are repaired (`cues`, `cue_repairs`, `rolling_captions`), and each kind of repair is a note; text
+that belongs to no cue is an error, so that no words get lost.
 """
 
 from __future__ import annotations
 
-import html
 import re
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import groupby
 
+from mechm_runtime.readers.cue_repairs import repair_cues
+from mechm_runtime.readers.cue_text import SpokenCue, SpokenLine, spoken_cue
+from mechm_runtime.readers.cue_times import BadTimesError, parse_times
+from mechm_runtime.readers.cues import Cue, CueFile, split_cues, times_hint
 from mechm_runtime.readers.draft import Draft, Row
+from mechm_runtime.readers.repair_notes import counted
+from mechm_runtime.readers.rolling_captions import join_rolling
+from mechm_runtime.readers.speaker_labels import speakers_of_labels
+from mechm_runtime.readers.speaker_names import SpeakerNames, name_lines
 from mechm_runtime.readers.text_file import Source, clean_text
 
-_TIME = r"(?:([0-9]{1,4}):)?([0-9]{1,2}):([0-9]{1,2})(?:[.,]([0-9]{1,3}))?"
-_TIME_LINE = re.compile(rf"\s*{_TIME}\s*-->\s*{_TIME}(?:\s.*)?")
-_NUMBER_LINE = re.compile(r"\s*[0-9]{1,9}\s*")
-_VOICE = re.compile(r"<v(?:\.[^\s<>]*)?[ \t\n]([^<>]*)>")
-# WebVTT escapes "<" in text, so everything in angle brackets is a tag; in SRT only known tags are.
-_ANY_TAG = re.compile(r"</?[A-Za-z0-9][^<>]*>|</>")
-_KNOWN_TAG = re.compile(r"</?(?:i|b|u|s|em|strong|font|span|c|v|lang|ruby|rt)(?:[\s.][^<>]*)?/?>", re.IGNORECASE)
-_POSITION = re.compile(r"\{\\[^{}]*\}")
 _TURN_MARK = re.compile(r"\s*(?:>>+\s*|[-–]\s+|[-–](?=[^\W\d_]|[\"'“‘¿¡(\[♪]))")
-_NAME_CHARACTERS = 40
-_NAME_MARKS = frozenset("_.'’-&#()")
-
-
-@dataclass(frozen=True, slots=True)
-class _Cue:
-    line: int
-    start_s: float
-    end_s: float
-    payload: list[str]
 
 
 def is_webvtt(text: str) -> bool:
     """Whether the text starts with WebVTT's signature."""
-    return re.match(r"WEBVTT(?:[ \t\r\n]|$)", text) is not None
+    return re.match(r"\s*WEBVTT(?:[ \t\r\n]|$)", text) is not None
 
 
 def is_srt(lines: list[str]) -> bool:
     """Whether one of the first two lines that are not empty holds a cue's times."""
     first = [line for line in lines[:50] if line.strip()][:2]
-    return any(_TIME_LINE.fullmatch(line) is not None for line in first)
+    return any(_is_times(line) for line in first)
 
 
 def parse_srt(source: Source) -> tuple[Draft, ...]:
     """Read a SubRip file as one conversation.
 
-    Raises: TranscriptError: no cues, text without times, or starts that decrease.
+    Raises: TranscriptError: no cues, or text without times.
     """
-    return (_draft(source, _cues(source, source.lines(), first=0, webvtt=False), _KNOWN_TAG),)
+    file = split_cues(source, source.lines(), first=0, webvtt=False)
+    return (_draft(source, file, webvtt=False),)
 
 
 def parse_webvtt(source: Source) -> tuple[Draft, ...]:
     """Read a WebVTT file as one conversation.
 
-    Raises: TranscriptError: no signature, no cues, text without times, or starts that decrease.
+    Raises: TranscriptError: no signature, no cues, or text without times.
     """
     lines = source.lines()
     if not is_webvtt(source.text):
         raise source.error("no WEBVTT signature", where="line 1", hint="the first line of a WebVTT file is WEBVTT")
-    first = 0
-    while first < len(lines) and lines[first].strip() and "-->" not in lines[first]:
+    first = next(index for index, line in enumerate(lines) if line.strip())
+    while first < len(lines) and lines[first] and not _is_times(lines[first]):
         first += 1  # the signature and the header lines below it
-    return (_draft(source, _cues(source, lines, first=first, webvtt=True), _ANY_TAG),)
+    return (_draft(source, split_cues(source, lines, first=first, webvtt=True), webvtt=True),)
 
 
-def _cues(source: Source, lines: list[str], *, first: int, webvtt: bool) -> list[_Cue]:
-    cues: list[_Cue] = []
-    for start, block in _blocks(lines, first):
-        if webvtt and "-->" not in block[0] and re.match(r"(?:NOTE|STYLE|REGION)(?:\s|$)", block[0]):
-            continue
-        times = [index for index, line in enumerate(block) if "-->" in line]
-        # Text before the first times: a number or identifier; in SRT also text after a blank line inside a cue.
-        before = times[0] if times else len(block)
-        if before and times:
-            before -= 1 if webvtt or _NUMBER_LINE.fullmatch(block[before - 1]) else 0
-        if before:
-            if webvtt or not cues or _NUMBER_LINE.fullmatch(block[0]):
-                raise source.error("a cue without its line of times", where=f"line {start + 1}", hint=_hint(webvtt))
-            cues[-1].payload.extend(block[:before])
-        for index, next_index in pairwise([*times, len(block)]):
-            end = next_index
-            if next_index < len(block) and next_index - index > 1 and _NUMBER_LINE.fullmatch(block[next_index - 1]):
-                end -= 1  # the next cue's number, where no blank line separates the two
-            start_s, end_s = _times(source, block[index], start + index + 1, webvtt)
-            if cues and start_s < cues[-1].start_s:
-                raise source.error(
-                    f"starts at {start_s:.3f} s, before the cue above it at {cues[-1].start_s:.3f} s",
-                    where=f"line {start + index + 1}",
-                    hint="sort the cues by their start",
-                )
-            cues.append(_Cue(start + index + 1, start_s, end_s, block[index + 1 : end]))
+def _is_times(line: str) -> bool:
+    try:
+        return parse_times(line) is not None
+    except BadTimesError:
+        return False
+
+
+def _draft(source: Source, file: CueFile, *, webvtt: bool) -> Draft:
+    speakers, label_notes = speakers_of_labels([cue.label for cue in file.cues])
+    if source.speaker_names == "none" or not any(speakers):
+        speakers = [""] * len(file.cues)
+        if not webvtt:
+            _labels_are_text(source, file)
+    notes = (
+        *counted(
+            file.irregular_times,
+            "line of times was written in an unusual way",
+            "lines of times were written in an unusual way",
+        ),
+        *counted(
+            file.stray,
+            "cue had text below an empty line, which was taken as its own",
+            "cues had text below an empty line, which was taken as theirs",
+        ),
+    )
+    spoken = [
+        _with_speaker(spoken_cue(cue, webvtt=webvtt), name) for cue, name in zip(file.cues, speakers, strict=True)
+    ]
+    cues, repairs = repair_cues(spoken)
     if not cues:
-        raise source.error("no cues", hint=_hint(webvtt))
-    return cues
+        raise source.error("no cues whose times can be used", hint=times_hint(webvtt))
+    cues, n_rolled = join_rolling(cues)
+    rolled = counted(
+        n_rolled,
+        "repeated line of rolling captions was left out: each line is one utterance",
+        "repeated lines of rolling captions were left out: each line is one utterance",
+    )
+    rows, name_notes = _rows(cues, source.speaker_names)
+    name = clean_text(source.path.stem) or "transcript"
+    return Draft(name, tuple(rows), notes=(*notes, *repairs, *rolled, *label_notes, *name_notes))
 
 
-def _hint(webvtt: bool) -> str:
-    return f"a cue is a line 00:00:01{'.' if webvtt else ','}000 --> 00:00:02{'.' if webvtt else ','}500 and its text"
+def _labels_are_text(source: Source, file: CueFile) -> None:
+    """Take what stands above a cue of an SRT file, and is no number, as text of the cue above.
+
+    Raises: TranscriptError: there is no cue above.
+    """
+    above: Cue | None = None
+    for cue in file.cues:
+        if cue.label:
+            if above is None:
+                raise source.error(
+                    "a cue without its line of times", where=f"line {cue.line - 1}", hint=times_hint(False)
+                )
+            above.lines.append(cue.label)
+            file.stray += 1
+        above = cue
 
 
-def _blocks(lines: list[str], first: int) -> Iterator[tuple[int, list[str]]]:
-    """Runs of lines between blank lines, each with the index of its first line."""
-    start = first
-    for index in range(first, len(lines) + 1):
-        if index == len(lines) or not lines[index].strip():
-            if index > start:
-                yield start, lines[start:index]
-            start = index + 1
+def _with_speaker(cue: SpokenCue, speaker: str) -> SpokenCue:
+    """The cue with the speaker of its identifier for the lines that have none."""
+    if not speaker:
+        return cue
+    return replace(cue, lines=tuple(line if line.voice else replace(line, voice=speaker) for line in cue.lines))
 
 
-def _times(source: Source, line: str, number: int, webvtt: bool) -> tuple[float, float]:
-    match = _TIME_LINE.fullmatch(line)
-    if match is None:
-        raise source.error("not a line of times", where=f"line {number}", hint=_hint(webvtt))
-    values: list[float] = []
-    for hours, minutes, seconds, fraction in (match.groups()[:4], match.groups()[4:]):
-        if int(minutes) > 59 or int(seconds) > 59:
-            raise source.error("minutes or seconds above 59", where=f"line {number}", hint=_hint(webvtt))
-        milliseconds = int((fraction or "0").ljust(3, "0"))
-        values.append((int(hours or 0) * 3_600_000 + int(minutes) * 60_000 + int(seconds) * 1000 + milliseconds) / 1000)
-    return values[0], values[1]
-
-
-def _draft(source: Source, cues: list[_Cue], tag: re.Pattern[str]) -> Draft:
-    parts = [_voices(cue, tag) for cue in cues]
-    names = _speaker_names(parts)
+def _rows(cues: Sequence[SpokenCue], mode: SpeakerNames) -> tuple[list[Row], tuple[str, ...]]:
+    """The utterances of the cues, and notes about the names in their lines."""
+    marked = [[_split_turn_mark(line.text) for line in cue.lines if not line.voice] for cue in cues]
+    voices = {line.voice for cue in cues for line in cue.lines if line.voice}
+    n_voiced = sum(any(line.voice for line in cue.lines) for cue in cues)
+    found = name_lines([[words for _, words in lines] for lines in marked], mode, voices=voices, n_voiced=n_voiced)
     rows: list[Row] = []
-    for cue, voices in zip(cues, parts, strict=True):
-        turns = [turn for voice, lines in voices for turn in _turns(voice, lines, names)]
+    for cue, marks, named in zip(cues, marked, found.cues, strict=True):
+        unvoiced = [(mark, *line) for (mark, _), line in zip(marks, named, strict=True)]
+        turns = _turns(cue.lines, unvoiced)
         for speaker, text in [turn for turn in turns if turn[1]] or [(turns[0][0] if turns else "", "")]:
             rows.append(Row(len(rows) + 1, speaker, text, cue.start_s, cue.end_s, f"line {cue.line}"))
-    return Draft(clean_text(source.path.stem) or "transcript", tuple(rows))
-
-
-def _voices(cue: _Cue, tag: re.Pattern[str]) -> list[tuple[str, list[str]]]:
-    """The cue's voice spans (name or "", plain lines), without tags and with entities decoded."""
-    payload = _POSITION.sub("", "\n".join(cue.payload))
-    pieces = _VOICE.split(payload)  # text, name, text, name, text, …
-    voices = [("", pieces[0]), *zip(map(html.unescape, pieces[1::2]), pieces[2::2], strict=True)]
-    plain = [
-        (clean_text(name), [line for line in html.unescape(tag.sub("", text)).split("\n") if line.strip()])
-        for name, text in voices
-    ]
-    return [(name, lines) for name, lines in plain if name or lines]
-
-
-def _split_name(line: str) -> tuple[str, str] | None:
-    """The name and the words of a line of the form `Name: words`; None for any other line."""
-    head, colon, words = line.partition(":")
-    if not colon or (words and not words[0].isspace()):
-        return None
-    name = head.strip()
-    if name.startswith("[") and name.endswith("]"):
-        name = name[1:-1].strip()
-    parts = name.split()
-    if not 0 < len(name) <= _NAME_CHARACTERS or len(parts) > 4 or not parts[0][0].isalpha():
-        return None
-    if any(part[0].islower() or not all(c.isalnum() or c in _NAME_MARKS for c in part) for part in parts):
-        return None
-    return clean_text(name), words
+    return rows, found.notes
 
 
 def _split_turn_mark(line: str) -> tuple[bool, str]:
@@ -180,31 +152,20 @@ def _split_turn_mark(line: str) -> tuple[bool, str]:
     return mark is not None, line[mark.end() :] if mark else line
 
 
-def _speaker_names(parts: list[list[tuple[str, list[str]]]]) -> frozenset[str]:
-    """The names that this file uses as speakers in `Name: words`."""
-    counts: Counter[str] = Counter()
-    n_cues = n_named = 0
-    for voices in parts:
-        lines = [_split_turn_mark(line)[1] for voice, voice_lines in voices if not voice for line in voice_lines]
-        found = [named[0] for named in map(_split_name, lines) if named is not None]
-        counts.update(found)
-        n_cues += bool(lines)
-        n_named += bool(found)
-    if n_named * 4 >= n_cues * 3:
-        return frozenset(counts)
-    return frozenset(name for name, count in counts.items() if count > 1)
+def _turns(lines: Sequence[SpokenLine], unvoiced: Sequence[tuple[bool, str | None, str]]) -> list[tuple[str, str]]:
+    """The (speaker, text) turns of a cue.
 
-
-def _turns(voice: str, lines: list[str], names: frozenset[str]) -> list[tuple[str, str]]:
-    """The (speaker, text) turns in one voice span's lines."""
+    unvoiced: of its lines without a voice (starts with a turn mark, speaker or None, words).
+    """
     turns: list[tuple[str, list[str]]] = []
-    for line in lines:
-        marked, words = _split_turn_mark(line)
-        named = None if voice else _split_name(words)
-        if named is not None and named[0] in names:
-            turns.append((named[0], [named[1]]))
-        elif not turns or (marked and not voice):
-            turns.append((voice, [words]))
-        else:
-            turns[-1][1].append(words)
+    rest = iter(unvoiced)
+    for (_, voice), span in groupby(lines, key=lambda line: (line.span, line.voice)):
+        is_new = True
+        for line in span:
+            mark, speaker, words = (False, voice, _split_turn_mark(line.text)[1]) if voice else next(rest)
+            if is_new or mark or (speaker is not None and not voice):
+                turns.append((speaker or "", [words]))
+            else:
+                turns[-1][1].append(words)
+            is_new = False
     return [(speaker, clean_text("\n".join(text))) for speaker, text in turns]

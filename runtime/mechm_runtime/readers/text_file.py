@@ -5,21 +5,29 @@ It knows no format. A message never holds more of a transcript than a short quot
 
 from __future__ import annotations
 
-import codecs
 import re
 import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from mechm_runtime.errors import LabelError, TranscriptError
+from mechm_runtime.readers.encoding import Decoded, UnknownEncodingError, decode_text
 from mechm_runtime.types import EMOTIONS
+
+SpeakerNames = Literal["auto", "prefix", "none"]
+"""How names at the start of lines are found: `auto` decides over the whole file; `prefix` takes the words before a
+line's first colon for its speaker wherever that is possible; `none` leaves all of them in the text."""
 
 DEFAULT_MAX_BYTES = 32 * 2**20
 """Largest transcript in bytes; larger ones are refused unread. All of ECF is 1.6 MB; parsed JSON takes about ten times
 its size in memory."""
 
-_CONTROLS = dict.fromkeys((*range(0x20), *range(0x7F, 0xA0)), " ")
+_CONTROLS = dict.fromkeys((*range(0x20), 0x7F), " ") | {
+    code: bytes([code]).decode("cp1252", errors="ignore") or " " for code in range(0x80, 0xA0)
+}
+# U+0080 to U+009F are what Windows-1252's quotes, dashes and ellipses become when it is read as Latin-1.
 _SURROGATES = re.compile("[\ud800-\udfff]")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 _QUOTED_CHARACTERS = 24
@@ -34,6 +42,9 @@ def quote(token: object) -> str:
 def clean_text(text: str) -> str:
     """Replace control characters and line breaks by spaces, and each run of white space by one space.
 
+    U+0080 to U+009F become the characters that Windows-1252 has there: nobody means a control character, and U+0092 was
+    an apostrophe once.
+
     Control characters are removed because terminals act on them (escape sequences) and no tokenizer knows them.
     """
     return " ".join(text.translate(_CONTROLS).split())
@@ -41,10 +52,16 @@ def clean_text(text: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """A decoded text file. `path` is used in messages; the file is not opened again."""
+    """A decoded text file.
+
+    path: used in messages; the file is not opened again. speaker_names: how the readers find names in its lines.
+    notes: what was repaired when it was decoded (`Conversation.notes`).
+    """
 
     path: Path
     text: str
+    speaker_names: SpeakerNames = "auto"
+    notes: tuple[str, ...] = ()
 
     def lines(self) -> list[str]:
         """The lines, without their ends; index 0 is line 1. Only CR, LF and CRLF end a line."""
@@ -82,8 +99,8 @@ class Source:
         return f"{self.path.name}, {where}: {message}" if where else f"{self.path.name}: {message}"
 
 
-def read_source(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Source:
-    """Read and decode a text file: UTF-8, with or without a byte order mark, or UTF-16 with one.
+def read_source(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES, speaker_names: SpeakerNames = "auto") -> Source:
+    """Read and decode a text file; its encoding is found by `encoding` and said in a note unless it is UTF-8.
 
     Raises: TranscriptError: not a readable regular file, more than `max_bytes`, or not such text.
     """
@@ -105,41 +122,27 @@ def read_source(path: Path, *, max_bytes: int = DEFAULT_MAX_BYTES) -> Source:
     except (OSError, ValueError) as error:  # ValueError: a NUL character in the path
         reason = error.strerror if isinstance(error, OSError) and error.strerror else "not a usable path"
         raise TranscriptError(f"{quote(path)}: cannot be read ({reason})") from error
-    return Source(path, decode(data, path))
+    decoded = decode(data, path)
+    return Source(path, decoded.text, speaker_names, decoded.notes)
 
 
-def decode(data: bytes, path: Path) -> str:
-    """Decode the bytes of `path`, the byte order mark removed.
+def decode(data: bytes, path: Path) -> Decoded:
+    """Decode the bytes of `path`, byte order marks removed.
 
-    Raises: TranscriptError: the bytes are neither UTF-8 nor UTF-16 with a mark, or hold NUL characters.
+    Raises: TranscriptError: the bytes are no text in an encoding that can be told, or hold NUL characters.
     """
-    encoding, skip = "utf-8", 0
-    for mark, name in (
-        (codecs.BOM_UTF8, "utf-8"),
-        (codecs.BOM_UTF16_LE, "utf-16-le"),
-        (codecs.BOM_UTF16_BE, "utf-16-be"),
-    ):
-        if data.startswith(mark):
-            encoding, skip = name, len(mark)
-            break
     try:
-        text = data[skip:].decode(encoding)
-    except UnicodeDecodeError as error:
-        offset = skip + error.start
-        line = data.count(b"\n", 0, offset) + 1
+        decoded = decode_text(data)
+    except UnknownEncodingError as error:
+        line = data.count(b"\n", 0, error.offset) + 1
+        name, target = shlex.quote(path.name), shlex.quote(f"{path.stem}.utf8{path.suffix}")
         raise TranscriptError(
-            f"{path.name}: byte {offset} (line {line}) is not {encoding.upper()}", hint=_iconv("WINDOWS-1252", path)
+            f"{path.name}: byte {error.offset} (line {line}) is not {error.encoding}, and its encoding is unknown",
+            hint=f"find out its encoding and convert it: iconv -f ENCODING -t UTF-8 {name} > {target}",
         ) from error
-    nul = text.find("\0")
+    nul = decoded.text.find("\0")
     if nul >= 0:
-        # Where every second byte is NUL it is UTF-16 without its mark; otherwise it is no text.
-        utf16 = skip == 0 and len(data) % 2 == 0 and data.count(0) * 3 >= len(data)
-        little = data[1::2].count(0) >= data[::2].count(0)
-        hint = _iconv("UTF-16LE" if little else "UTF-16BE", path) if utf16 else "give a text file"
-        raise TranscriptError(f"{path.name}: character {nul} is NUL, so this is not a text file", hint=hint)
-    return text
-
-
-def _iconv(encoding: str, path: Path) -> str:
-    name, target = shlex.quote(path.name), shlex.quote(f"{path.stem}.utf8{path.suffix}")
-    return f"convert it, for example: iconv -f {encoding} -t UTF-8 {name} > {target}"
+        raise TranscriptError(
+            f"{path.name}: character {nul} is NUL, so this is not a text file", hint="give a text file"
+        )
+    return decoded

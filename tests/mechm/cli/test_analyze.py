@@ -234,22 +234,17 @@ def a_recording_above_the_limit(folder: Path) -> list[object]:
 
 @bad("past the end of the recording at 2.000 s")
 def times_past_the_recording(folder: Path) -> list[object]:
-    return with_transcript(folder, SRT.replace("00:00:01,800", "00:00:09,800"))
+    return with_transcript(folder, SRT.replace("00:00:0", "00:00:1"))
 
 
 @bad("past the end of the recording")
 def stm_times_past_the_recording(folder: Path) -> list[object]:
-    return with_transcript(folder, STM.replace("1.8", "9.8"), "bad.stm")
+    return with_transcript(folder, STM.replace("1.8", "29.8"), "bad.stm")
 
 
 @bad("before it starts")
 def a_time_that_ends_before_it_starts(folder: Path) -> list[object]:
-    return with_transcript(folder, SRT.replace("00:00:00,900", "00:00:00,050"))
-
-
-@bad("before the cue above it")
-def cues_that_go_backwards(folder: Path) -> list[object]:
-    return with_transcript(folder, SRT.replace("00:00:01,000", "00:00:00,050"))
+    return with_transcript(folder, STM.replace("1.8", "0.2"), "bad.stm")
 
 
 @bad("gives no times")
@@ -307,20 +302,20 @@ def a_pair_that_points_nowhere(folder: Path) -> list[object]:
 
 
 @bad("is not UTF-8")
-def a_transcript_in_latin_1(folder: Path) -> list[object]:
-    (folder / "bad.srt").write_bytes(SRT.replace("Really", "Olé").encode("latin-1"))
+def a_transcript_in_no_encoding(folder: Path) -> list[object]:
+    (folder / "bad.srt").write_bytes(SRT.encode().replace(b"Really", b"Ol\x81\x8d\x8f\x90\xff"))
     return [folder / "call.wav", "--transcript", folder / "bad.srt"]
 
 
 @bad("is not UTF-8")
-def a_transcript_in_latin_1_without_a_suffix(folder: Path) -> list[object]:
-    (folder / "bad").write_bytes(SRT.replace("Really", "Olé").encode("latin-1"))
+def a_transcript_in_no_encoding_without_a_suffix(folder: Path) -> list[object]:
+    (folder / "bad").write_bytes(SRT.encode().replace(b"Really", b"Ol\x81\x8d\x8f\x90\xff"))
     return [folder / "bad"]
 
 
 @bad("is NUL")
-def utf_16_without_its_mark(folder: Path) -> list[object]:
-    (folder / "bad.srt").write_bytes(SRT.encode("utf-16-le"))
+def a_nul_character(folder: Path) -> list[object]:
+    (folder / "bad.srt").write_bytes(SRT.encode() + b"\0")
     return [folder / "bad.srt"]
 
 

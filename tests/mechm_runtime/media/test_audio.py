@@ -234,3 +234,23 @@ def test_limits_on_sound(tmp_path: Path, limits: MediaLimits, message: str) -> N
         reader.probe(path)
     assert str(caught.value).startswith("a.flac: ")
     assert "MediaLimits" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("name", "codec"), [("late.mka", "flac"), ("late.webm", "libopus"), ("late.m4a", "aac"), ("late.ts", "aac")]
+)
+def test_a_recording_counts_from_its_own_start(tmp_path: Path, reader: MediaReader, name: str, codec: str) -> None:
+    path = encode(tmp_path / name, clicks(48_000, 3.0, (0.5, 1.0)), 48_000, codec, first_s=40.0)
+    duration_s = reader.probe(path).duration_s
+    assert duration_s is not None
+    assert abs(duration_s - 3.0) < 0.1
+
+
+def test_surround_sound_keeps_the_level_of_its_centre(tmp_path: Path, reader: MediaReader) -> None:
+    t = np.arange(2 * 48_000) / 48_000
+    planes = np.zeros((6, len(t)), np.float32)  # FL, FR, FC, LFE, BL, BR
+    planes[2] = 0.5 * np.sin(2 * np.pi * 440 * t)
+    path = encode(tmp_path / "film.mkv", planes, 48_000, "aac", layout="5.1")
+    samples = reader.read_segments(path, [(0.5, 1.5)]).segments[0].samples
+    assert samples is not None
+    assert abs(float(np.abs(samples).max()) - 0.5) < 0.05

@@ -103,6 +103,13 @@ def test_a_conversation_without_words_has_no_windows(word_file: Path) -> None:
     assert not pooled.any()
 
 
+def test_an_utterance_without_a_known_word_has_no_tokens(word_file: Path) -> None:
+    tokenizer = ConversationTokenizer(word_file, TextConfig(32, 8))
+    windows = tokenizer(said("😡 🤬", WORDS[0], f"😡 {WORDS[0]}"))
+    assert windows.has_text.tolist() == [False, True, True]
+    assert not len(tokenizer(said("😡")).input_ids)
+
+
 def test_five_thousand_utterances_cost_what_they_are(word_file: Path) -> None:
     tokenizer = ConversationTokenizer(word_file, TextConfig(64, 16))
 

@@ -174,8 +174,10 @@ def test_clip_names(write: Write) -> None:
 def test_times_past_the_recording(write: Write) -> None:
     path = write("talk.srt", SRT)
     assert read_transcript(path, media=Path("a.wav"), media_duration_s=2.0)
-    with pytest.raises(TranscriptError, match=r"talk\.srt, line 2: ends at 2\.500 s, past .* 1\.990 s"):
-        read_transcript(path, media=Path("a.wav"), media_duration_s=1.99)
+    (cut,) = read_transcript(path, media=Path("a.wav"), media_duration_s=1.99)
+    assert cut.utterances[-1].end_s == 1.99
+    with pytest.raises(TranscriptError, match=r"talk\.srt, line 2: ends at 2\.500 s, past .* 0\.500 s"):
+        read_transcript(path, media=Path("a.wav"), media_duration_s=0.5)
 
 
 @pytest.mark.parametrize(
@@ -281,14 +283,11 @@ def test_formats_without_annotation_are_no_gold(write: Write) -> None:
         read_labelled(write("talk.srt", SRT))
 
 
-def test_other_encodings_name_the_byte_and_the_way_out(write: Write) -> None:
-    data = SRT.replace("Hello", "Grüße").encode("latin-1")
-    with pytest.raises(TranscriptError, match=rf"byte {data.index(0xFC)} \(line 3\) is not UTF-8") as caught:
+def test_an_unknown_encoding_names_the_byte_and_the_way_out(write: Write) -> None:
+    data = SRT.encode().replace(b"Hello", b"H\x81\x8d\x8f\x90\xff")
+    with pytest.raises(TranscriptError, match=rf"byte {data.index(0x81)} \(line 3\) is not UTF-8") as caught:
         read_transcript(write("my talk.srt", data))
-    assert "iconv -f WINDOWS-1252 -t UTF-8 'my talk.srt' > 'my talk.utf8.srt'" in caught.value.hint
-    with pytest.raises(TranscriptError, match="NUL") as caught:
-        read_transcript(write("talk.srt", SRT.encode("utf-16-be")))
-    assert "iconv -f UTF-16BE" in caught.value.hint
+    assert "iconv -f ENCODING -t UTF-8 'my talk.srt' > 'my talk.utf8.srt'" in caught.value.hint
     with pytest.raises(TranscriptError, match="UTF-16"):
         read_transcript(write("talk.srt", SRT.encode("utf-16")[:-1]))
     with pytest.raises(TranscriptError, match="NUL"):
