@@ -15,7 +15,7 @@ VLLM := .venv-vllm
 OPTIMUM := .venv-optimum
 
 # The Llama goes into the bundle where an adapter for it is shipped.
-LLM := $(if $(wildcard mechm/pretrained/small/llm/combination.json),--llm)
+LLM := $(if $(wildcard mechm/pretrained/small/llm/combination.json),--with-llm)
 
 # What a bundle is made from: when one of these is newer than the bundle, `make bundle` exports again.
 BUNDLE_SOURCES := mechm/model mechm/llm mechm/weights mechm/pretrained export/mechm_export runtime/mechm_runtime/modalities

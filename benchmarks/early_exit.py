@@ -56,7 +56,7 @@ def main() -> None:
     labelled = read_labelled(given.gold)[: given.limit]
     bundle = open_bundle(given.bundle)
     if bundle.llama is None:
-        raise BundleError("the bundle has no Llama that could be left unasked", hint="mechm export bundle --llm DIR")
+        raise BundleError("the bundle has no Llama to leave unasked", hint="mechm export bundle --adapter DIR")
     chosen = bundle.llama.combination.asked_below
     bounds = sorted({*given.bounds, chosen})
     loader = PartLoader(bundle, {}, EngineConfig(n_threads=given.threads))

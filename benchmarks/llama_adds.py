@@ -3,7 +3,7 @@
     python benchmarks/llama_adds.py --bundle DIR --gold ecf/test.txt
 
 Runs the bundle's graphs on the CPU, one conversation at a time, without and with the Llama, in fp32 and in int8 on
-onnxruntime, and with int8 weights on OpenVINO if the bundle was exported for it (`--target openvino`); with --url also
+onnxruntime, and with int8 weights on OpenVINO if the bundle was exported for it (`--engine openvino`); with --url also
 the fusion in int8 with a vLLM server; in turns on the same conversations. For a bundle without a Llama, the fusion
 alone. Limit to expect: the Llama reads every token twice, with slightly more parameters than the fusion's text encoder,
 so an analysis takes at least twice as long.

@@ -1,7 +1,7 @@
 """Measures the Llama's answers by generating and by scoring: packed, one by one, in the graph and on a server.
 
     mechm export llm --bundle DIR && mechm serve llm --bundle DIR &
-    mechm export bundle --target onnxruntime --target openvino --out DIR
+    mechm export bundle --engine onnxruntime --engine openvino --out DIR
     python benchmarks/llama_serving.py --bundle DIR --conversations ecf/test.txt --url http://127.0.0.1:8000
 
 Four questions on each conversation of ten utterances, in turns on the same conversations, with one thread. A question

@@ -116,7 +116,7 @@ def small_weights() -> Path:
     cache = cache_dir()
     cache.mkdir(parents=True, exist_ok=True)
     mechm = [sys.executable, "-c", "from mechm.cli import main; main()"]
-    command = [*mechm, "weights", "fetch", "--preset", "small", "--llm"]
+    command = [*mechm, "weights", "fetch", "--preset", "small", "--with-llm"]
     with FileLock(cache / "tests.lock"):  # the test workers start at the same time
         done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
@@ -187,7 +187,7 @@ def exported(preset: str, trained: Path | None = None) -> Path:
             # than the gate allows, and the tests need its files.
             lenient = ["--accept-quality-loss"] if preset == "tiny" else []
             done = subprocess.run(
-                [*command, "--preset", preset, "--llm", "none", "--out", str(folder), *lenient],
+                [*command, "--preset", preset, "--adapter", "none", "--out", str(folder), *lenient],
                 capture_output=True,
                 text=True,
                 check=False,

@@ -38,11 +38,17 @@ COMMANDS: CommandTable = {
 
 
 class LazyGroup(click.Group):
-    """A group that lists its commands from a table, without importing them, and imports a command on use."""
+    """A group that lists its commands from a table, without importing them, and imports a command on use.
 
-    def __init__(self, *args: Any, table: CommandTable, **attributes: Any) -> None:
+    renamed: old name of a command -> its name; old names work, with a warning, and are not listed.
+    """
+
+    def __init__(
+        self, *args: Any, table: CommandTable, renamed: Mapping[str, str] | None = None, **attributes: Any
+    ) -> None:
         super().__init__(*args, **attributes)
         self._table = table
+        self._renamed = renamed or {}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """Return the names of the table, sorted."""
@@ -50,6 +56,11 @@ class LazyGroup(click.Group):
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import the command; None for an unknown name."""
+        if cmd_name in self._renamed:
+            from mechm.cli.options.renamed import warn_of_rename
+
+            warn_of_rename(f"{ctx.command_path} {cmd_name}", f"{ctx.command_path} {self._renamed[cmd_name]}")
+            cmd_name = self._renamed[cmd_name]
         if cmd_name not in self._table:
             return None
         module, attribute, _ = self._table[cmd_name]

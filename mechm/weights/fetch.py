@@ -94,7 +94,7 @@ def weights_path(part: str, preset: str = "small") -> Path:
     if read_provenance(folder) is None:
         raise WeightsError(
             f"the {part} weights of preset {preset} are not in {folder}",
-            hint=f"mechm weights fetch --preset {preset}{' --llm' if known.optional else ''}",
+            hint=f"mechm weights fetch --preset {preset}{' --with-llm' if known.optional else ''}",
         )
     return folder
 

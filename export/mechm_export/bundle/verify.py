@@ -57,7 +57,7 @@ def _check_constants(bundle: Bundle, model: ModelParts) -> None:
     if bundle.manifest.get("weights") != weights_hashes(model):
         raise VerificationError(
             "the bundle was made from other weights than those at hand",
-            hint="name its trained weights: --trained DIR --llm DIR; and fetch its base weights: mechm weights fetch",
+            hint="give --trained DIR and --adapter DIR, and fetch its base weights: mechm weights fetch",
         )
     if (bundle.decision, bundle.fusion, bundle.llama) != (model.decision, model.fusion_windows, llama_files(model)):
         raise VerificationError("the bundle decides with other constants, or reads other sizes, than its weights do")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mechm.cli.options.renamed import RenamedOptions
 from mechm_export.cli.options import (
     conversations_option,
     find_adapter,
@@ -24,14 +25,14 @@ if TYPE_CHECKING:
 PRESETS = ("small", "tiny", "llama2-7b")
 
 
-@click.command()
+@click.command(cls=RenamedOptions, renamed={"--target": "--engine", "--llm": "--adapter"})
 @click.option("--preset", type=click.Choice(PRESETS), default="small", show_default=True, help="Which model.")
 @click.option("--out", type=click.Path(path_type=Path), required=True, metavar="DIR", help="The bundle's folder.")
 @weights_options
 @conversations_option
 @recordings_option
 @click.option(
-    "--target",
+    "--engine",
     "targets",
     type=click.Choice(["onnxruntime", "onnxruntime-gpu", "openvino"]),
     multiple=True,
@@ -59,7 +60,7 @@ PRESETS = ("small", "tiny", "llama2-7b")
 @click.option(
     "--split",
     is_flag=True,
-    help="Write only what the one --target runs by default; mechm bundle split has more choices.",
+    help="Write only what the one --engine runs by default; mechm bundle split has more choices.",
 )
 def bundle(
     preset: str,
@@ -82,9 +83,9 @@ def bundle(
 
     \b
     mechm export bundle --preset small --out bundle
-    mechm export bundle --out bundle --target onnxruntime --target openvino
-    mechm export bundle --out bundle --target onnxruntime-gpu
-    mechm export bundle --out edge --target openvino --split
+    mechm export bundle --out bundle --engine onnxruntime --engine openvino
+    mechm export bundle --out bundle --engine onnxruntime-gpu
+    mechm export bundle --out edge --engine openvino --split
     mechm export bundle --out bundle --keep keep.json
     mechm export bundle --out bundle --trained runs/mine --conversations dev.txt --recording call.wav call.stm
     """
@@ -97,7 +98,7 @@ def bundle(
     from mechm_runtime.bundle.terms import OWN_DATA_PAGE
 
     if split and len(targets) != 1:
-        raise click.UsageError("--split is for one --target")
+        raise click.UsageError("--split is for one --engine")
     check_target(out)
     require_targets(targets)
     keep = read_int8_proposals(keeps)

@@ -124,7 +124,7 @@ def sign(folder: Path, key: Path) -> None:
 def verify(folder: Path | None, key: Path | None) -> None:
     """Check every file of a bundle, that its folder holds no others, and with --key who signed it.
 
-    Exit codes: 0 it is whole (and signed by that key), 2 it is not. mechm export verify checks that it answers as torch
+    Exit codes: 0 it is whole (and signed by that key), 2 it is not. mechm export check checks that it answers as torch
     does, which needs the weights.
     """
     from mechm.cli.options.progress import steps_progress

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mechm.cli.options.renamed import RenamedOptions
 from mechm_export.cli.options import (
     bundle_option,
     bundle_to_change,
@@ -21,10 +22,10 @@ if TYPE_CHECKING:
     from mechm_runtime.engines.tensorrt.library import LibraryName
 
 
-@click.command()
+@click.command(cls=RenamedOptions, renamed={"--target": "--engine"})
 @bundle_option
 @click.option(
-    "--target",
+    "--engine",
     "library",
     type=click.Choice(["tensorrt-rtx", "tensorrt"]),
     default="tensorrt-rtx",

@@ -60,7 +60,7 @@ _WEIGHTS_OPTIONS = (
         help="Weights that `mechm train fusion` wrote. Default: those shipped with the preset.",
     ),
     click.option(
-        "--llm",
+        "--adapter",
         "adapter",
         metavar="DIR",
         help="The Llama's adapter that `mechm train llm` wrote, with the weights of its answers from `mechm train "

@@ -67,7 +67,7 @@ def check_architecture(config: Any) -> None:
     if config.model_type != "llama":
         raise VerificationError(
             f"the Llama's graph is written for model type llama, this is {config.model_type}",
-            hint="serve it with vLLM instead: mechm merge, or leave it out: --llm none",
+            hint="serve it with vLLM instead: mechm merge, or leave it out: --adapter none",
         )
     required = {"hidden_act": "silu", "attention_bias": False, "mlp_bias": False}
     for name, expected in required.items():

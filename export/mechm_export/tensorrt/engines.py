@@ -130,14 +130,14 @@ def choose_capabilities(library: Library, gpu: Gpu | None, settings: EngineSetti
         if other := sorted(set(asked) - {gpu.compute_capability}):
             raise InputError(
                 f"{library.name} builds for the GPU at hand, {gpu.compute_capability}, not for {other[0]}",
-                hint="run it on a machine with that GPU, or use --target tensorrt-rtx",
+                hint="run it on a machine with that GPU, or use --engine tensorrt-rtx",
             )
         return (gpu.compute_capability,)
     known = library.compute_capabilities
     if unknown := sorted(set(asked) - set(known)):
         raise InputError(
             f"{library.name} cannot build for compute capability {unknown[0]}",
-            hint=f"it can for {', '.join(known)}; for other GPUs use --target tensorrt there",
+            hint=f"it can for {', '.join(known)}; for other GPUs use --engine tensorrt there",
         )
     chosen = asked or tuple(one for one in known if int(one) >= AMPERE)
     old = [one for one in chosen if int(one) < AMPERE]

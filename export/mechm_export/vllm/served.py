@@ -131,7 +131,7 @@ def check_adapter(bundle: Bundle, adapter: Path) -> None:
     """Raises: BundleError: the bundle's Llama was not made from this adapter."""
     if bundle.llama is None:
         raise BundleError(
-            f"{bundle.folder} has no Llama", hint="mechm export bundle --llm DIR --out DIR makes one that has"
+            f"{bundle.folder} has no Llama", hint="mechm export bundle --adapter DIR --out DIR makes one that has"
         )
     weights = bundle.manifest.get("weights", {})
     if not isinstance(weights, dict) or weights.get("adapter") != file_sha256(adapter / ADAPTER_FILE):

@@ -93,7 +93,7 @@ class Outputs:
 
         jobs: list[tuple[Path, Callable[[Path], None]]] = []
         if self.json_file is not None:
-            jobs.append((self.json_file, partial(write_json, analyses, as_lines=len(conversations) > 1)))
+            jobs.append((self.json_file, partial(write_json, analyses, as_list=len(conversations) > 1)))
         if self.vtt is not None:
             names = [conversation.id for conversation in conversations]
             paths = dict(zip(names, vtt_paths(names, self.vtt), strict=True))

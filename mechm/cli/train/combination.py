@@ -6,18 +6,19 @@ from pathlib import Path
 
 import click
 
+from mechm.cli.options.renamed import RenamedOptions
 from mechm.cli.train.options import adapter_options
 
 _file = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(cls=RenamedOptions, renamed={"--report": "--score"})
 @adapter_options
 @click.option(
     "--dev", "dev_file", type=_file, required=True, metavar="FILE", help="Conversations to fit the weights on."
 )
 @click.option(
-    "--report", "reports", type=_file, multiple=True, metavar="FILE", help="Score these too; not used for fitting."
+    "--score", "reports", type=_file, multiple=True, metavar="FILE", help="Score these too; not used for fitting."
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Default: torch's own choice.")
 def combination(
@@ -34,7 +35,7 @@ def combination(
     A bundle with both models uses it, so fit it again when either has changed.
 
     \b
-    mechm train combination --adapter runs/llm --fusion runs/fusion --dev ecf/dev.txt --report ecf/test.txt
+    mechm train combination --adapter runs/llm --fusion runs/fusion --dev ecf/dev.txt --score ecf/test.txt
     """
     import torch
     from rich.console import Console

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mechm.cli.options.renamed import RenamedOptions
 from mechm.cli.train.options import loop_options
 from mechm.cli.train.recordings import RecordingOptions, recording_options
 
@@ -17,12 +18,12 @@ _folder = click.Path(path_type=Path, exists=True, file_okay=False)
 _file = click.Path(path_type=Path)
 
 
-@click.command()
+@click.command(cls=RenamedOptions, renamed={"--report": "--score"})
 @loop_options
 @click.option("--preset", type=click.Choice(["small", "tiny", "llama2-7b"]), default="small", show_default=True)
 @click.option("--train", "train_file", type=_file, required=True, metavar="FILE", help="ECF, or a table of MELD.")
 @click.option("--dev", "dev_file", type=_file, required=True, metavar="FILE", help="Selects the weights that are kept.")
-@click.option("--report", "reports", type=_file, multiple=True, metavar="FILE", help="Score at the end, for the card.")
+@click.option("--score", "reports", type=_file, multiple=True, metavar="FILE", help="Score at the end, for the card.")
 @recording_options
 @click.option("--goemotions", type=_folder, metavar="DIR", help="Warm up the text encoder on GoEmotions (train.tsv).")
 @click.option("--comments", type=click.IntRange(min=1), metavar="N", help="Most comments of GoEmotions. Default: all.")
@@ -75,7 +76,7 @@ def fusion(
 
     \b
     mechm train fusion --train ecf/train.txt --dev ecf/dev.txt --out runs/closed
-    mechm train fusion --train ecf/train.txt --dev ecf/dev.txt --report ecf/test.txt \\
+    mechm train fusion --train ecf/train.txt --dev ecf/dev.txt --score ecf/test.txt \\
         --goemotions goemotions --reccon reccon --speech emodb --out runs/open
     mechm train fusion --train ecf/train.txt --dev ecf/dev.txt --clips MELD.Raw --clip-names ecf/ecf_vs_meld.txt \\
         --out runs/clips

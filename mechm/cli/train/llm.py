@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from mechm.cli.options.renamed import RenamedOptions
 from mechm.cli.train.options import loop_options
 
 if TYPE_CHECKING:
@@ -16,7 +17,7 @@ _file = click.Path(path_type=Path)
 _folder = click.Path(path_type=Path, exists=True, file_okay=False)
 
 
-@click.command()
+@click.command(cls=RenamedOptions, renamed={"--report": "--score"})
 @loop_options
 @click.option("--preset", type=click.Choice(["small", "llama2-7b"]), default="small", show_default=True)
 @click.option(
@@ -30,7 +31,7 @@ _folder = click.Path(path_type=Path, exists=True, file_okay=False)
 )
 @click.option("--train", "train_file", type=_file, required=True, metavar="FILE", help="ECF conversations to train on.")
 @click.option("--dev", "dev_file", type=_file, required=True, metavar="FILE", help="Selects the epoch that is kept.")
-@click.option("--report", "reports", type=_file, multiple=True, metavar="FILE", help="Score at the end, for the card.")
+@click.option("--score", "reports", type=_file, multiple=True, metavar="FILE", help="Score at the end, for the card.")
 @click.option(
     "--goemotions",
     type=_folder,
@@ -80,7 +81,7 @@ def llm(
     """Train the Llama's LoRA adapter on the answers it is scored by; keep the epoch that scores best on --dev.
 
     \b
-    mechm train llm --train ecf/train.txt --dev ecf/dev.txt --report ecf/test.txt --out runs/llm
+    mechm train llm --train ecf/train.txt --dev ecf/dev.txt --score ecf/test.txt --out runs/llm
     mechm train llm --train ecf/train.txt --dev ecf/dev.txt --goemotions goemotions --reccon reccon --out runs/llm
     mechm train llm --start-from runs/llm --train own/train.json --dev own/dev.json --lr 2e-4 --out runs/own
     torchrun --nproc-per-node 2 --no-python mechm train llm --train ecf/train.txt ...

@@ -71,7 +71,7 @@ ENGINES: Mapping[EngineName, EngineSpec] = {
     "onnxruntime-gpu": EngineSpec(
         loader="onnxruntime_cuda:CudaEngine",
         extra="gpu",
-        summary="NVIDIA GPU, 16 bits if the bundle was exported with --target onnxruntime-gpu, else fp32",
+        summary="NVIDIA GPU, 16 bits if the bundle was exported with --engine onnxruntime-gpu, else fp32",
         preferred=("fp16", "bf16", "fp32"),
         refused=FOR_CPUS,
         provider=CUDA,
@@ -79,7 +79,7 @@ ENGINES: Mapping[EngineName, EngineSpec] = {
     "openvino": EngineSpec(
         loader="openvino_engine:OpenVinoEngine",
         extra="openvino",
-        summary="Intel CPU, for bundles exported with --target openvino (closer to fp32 than onnxruntime in int8), "
+        summary="Intel CPU, for bundles exported with --engine openvino (closer to fp32 than onnxruntime in int8), "
         "others run in fp32",
         preferred=(PORTABLE_INT8, "fp32"),
         refused={"int8": "the int8 files are onnxruntime's own"},

@@ -56,6 +56,26 @@ def shorten(text: str, n_characters: int) -> str:
     return cut.rstrip(" ,;:.!?–-") + "…"
 
 
+def shorten_names(names: Iterable[str], n_characters: int) -> dict[str, str]:
+    """Names cut to `n_characters`, with as many more as it takes to tell them apart: name -> shown name.
+
+    Where the beginnings are alike the end is kept: "Speaker 10" and "Speaker 12" become "Spea…10" and "Spea…12".
+    """
+    distinct = list(dict.fromkeys(names))
+    for size in range(n_characters, max(map(len, distinct), default=0)):
+        for n_last in (0, size // 4, size // 2):
+            shown = {name: _cut_name(name, size, n_last) for name in distinct}
+            if len(set(shown.values())) == len(distinct):
+                return shown
+    return {name: name for name in distinct}
+
+
+def _cut_name(name: str, size: int, n_last: int) -> str:
+    if len(name) <= size or n_last == 0:
+        return shorten(name, size)
+    return f"{name[: size - 1 - n_last].rstrip()}…{name[-n_last:].lstrip()}"
+
+
 def clock(seconds: float) -> str:
     """Seconds as a clock time: 75.2 as "1:15", 3675 as "1:01:15"; rounded down, as players do."""
     minutes, second = divmod(int(max(seconds, 0.0)), 60)
@@ -116,3 +136,15 @@ def probability_of(utterance: UtteranceAnalysis) -> float:
 def total_ms(timings_ms: Mapping[str, float]) -> float:
     """Milliseconds of the whole analysis: the stage "total" where it was measured, else the sum of all stages."""
     return timings_ms["total"] if "total" in timings_ms else sum(timings_ms.values())
+
+
+def stages_text(timings_ms: Mapping[str, float], unit: str = "") -> str:
+    """The stages with their times: "text 31, fusion 26"; says so where some ran at the same time. Empty without stages.
+
+    unit: written after each time.
+    """
+    stages = {stage: ms for stage, ms in timings_ms.items() if stage != "total"}
+    text = ", ".join(f"{printable(stage)} {ms:,.0f}{unit}" for stage, ms in stages.items())
+    # Rounding to whole milliseconds alone may make the sum larger than the total.
+    overlap = sum(stages.values()) > total_ms(timings_ms) + 1
+    return f"{text}; some at the same time" if overlap else text

@@ -30,7 +30,9 @@ from mechm_runtime.output.formatting import (
     probability_of,
     ranges,
     shorten,
+    shorten_names,
     speaker_of,
+    stages_text,
     strongest,
     total_ms,
     words_of,
@@ -102,7 +104,8 @@ def _table(analysis: Analysis, width: int) -> Table:
     ids = [utterance.id for utterance in analysis.utterances]
     timed = any(utterance.start_s is not None for utterance in analysis.utterances)
     times = [clock(u.start_s) if u.start_s is not None else "-" for u in analysis.utterances]
-    speakers = [shorten(speaker_of(u), 8 if narrow else 16) for u in analysis.utterances]
+    names = shorten_names(map(speaker_of, analysis.utterances), 8 if narrow else 16)
+    speakers = [names[speaker_of(u)] for u in analysis.utterances]
     causes = [_causes(analysis, utterance, narrow=narrow) for utterance in analysis.utterances]
 
     columns: list[tuple[str, int, Literal["left", "right"]]] = [
@@ -212,7 +215,7 @@ def _summary(analysis: Analysis) -> Text:
     details.append(f"{emotional} with an emotion")
     text.append(" in " + ", ".join(details))
     if analysis.timings_ms:
-        stages = ", ".join(f"{printable(k)} {ms:,.0f}" for k, ms in analysis.timings_ms.items() if k != "total")
+        stages = stages_text(analysis.timings_ms)
         text.append(f" · {total_ms(analysis.timings_ms):,.0f} ms" + (f" ({stages})" if stages else ""), style="dim")
     text.append(f" · bundle {shorten(printable(analysis.bundle_id), 24)}", style="dim")
     return text

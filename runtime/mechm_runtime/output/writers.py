@@ -40,17 +40,25 @@ CUE_COLOURS = {
 }
 
 
-def write_json(analyses: Sequence[Analysis], path: Path, *, as_lines: bool = False) -> None:
-    """Write one analysis as one indented JSON object, several (or none) as JSON lines.
+JSON_LINES = ".jsonl"
+"""Suffix of files with one JSON object per line."""
 
-    as_lines: write JSON lines for one analysis too, for a caller that analysed several and has one left.
+
+def write_json(analyses: Sequence[Analysis], path: Path, *, as_list: bool = False) -> None:
+    """Write analyses as JSON: one as an indented object, several (or none) as a list with one per line.
+
+    A path that ends in `.jsonl` gets JSON Lines: one object per line, for any number of analyses.
+
+    as_list: write a list for one analysis too, for a caller that analysed several and has one left.
 
     Raises: InputError: the file cannot be written.
     """
-    if len(analyses) == 1 and not as_lines:
+    if path.suffix.lower() == JSON_LINES:
+        text = "".join(analysis.to_json() + "\n" for analysis in analyses)
+    elif len(analyses) == 1 and not as_list:
         text = analyses[0].to_json(indent=2) + "\n"
     else:
-        text = "".join(analysis.to_json() + "\n" for analysis in analyses)
+        text = "[" + ",\n".join(analysis.to_json() for analysis in analyses) + "]\n"
     # A lone surrogate (a transcript may hold one) has no UTF-8 form; as a backslash escape it is the same JSON string.
     write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 

@@ -33,7 +33,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_the_table_names_the_gold_file_and_the_scores(folder: Path) -> None:
-    result = CliRunner().invoke(evaluate, [str(folder / "dev[1].txt"), "--submission", str(folder / "system.json")])
+    result = CliRunner().invoke(evaluate, [str(folder / "dev[1].txt"), "--predictions", str(folder / "system.json")])
     assert result.exit_code == 0, result.output
     assert "Gold    dev[1].txt (2 conversations, 3 utterances, 2 pairs)" in result.output
     assert "submission system.json" in result.output
@@ -46,7 +46,7 @@ def test_the_table_names_the_gold_file_and_the_scores(folder: Path) -> None:
 
 def test_json_holds_what_the_table_shows(folder: Path) -> None:
     path = folder / "scores.json"
-    arguments = [str(folder / "dev[1].txt"), "--submission", str(folder / "system.json"), "--json", str(path)]
+    arguments = [str(folder / "dev[1].txt"), "--predictions", str(folder / "system.json"), "--json", str(path)]
     assert CliRunner().invoke(evaluate, arguments).exit_code == 0
     report = json.loads(path.read_text())
     assert report["gold"] == "dev[1].txt"
@@ -57,10 +57,10 @@ def test_json_holds_what_the_table_shows(folder: Path) -> None:
 
 def test_a_limit_is_named_beside_the_score(folder: Path) -> None:
     gold, submission = str(folder / "dev[1].txt"), str(folder / "system.json")
-    result = CliRunner().invoke(evaluate, [gold, "--submission", submission, "--limit", "1"])
+    result = CliRunner().invoke(evaluate, [gold, "--predictions", submission, "--limit", "1"])
     assert "dev[1].txt, first 1 of 2" in result.output
     assert "1 predicted conversations are not in the gold file" in result.output
-    whole = CliRunner().invoke(evaluate, [gold, "--submission", submission, "--limit", "9"])
+    whole = CliRunner().invoke(evaluate, [gold, "--predictions", submission, "--limit", "9"])
     assert "first" not in whole.output
 
 
@@ -69,7 +69,7 @@ def test_a_limit_is_named_beside_the_score(folder: Path) -> None:
     [["--bundle", "b"], ["--precision", "int8"], ["--clips", "c"], ["--figures", "f"], ["--abstain-below", "0.5"]],
 )
 def test_options_that_a_submission_cannot_follow(folder: Path, option: list[str]) -> None:
-    arguments = [str(folder / "dev[1].txt"), "--submission", str(folder / "system.json"), *option]
+    arguments = [str(folder / "dev[1].txt"), "--predictions", str(folder / "system.json"), *option]
     result = CliRunner().invoke(evaluate, arguments)
     assert result.exit_code == 2
     assert f"leave {option[0]} out" in result.output
@@ -91,7 +91,7 @@ def test_bad_input_is_one_line_and_exit_code_2(
     folder: Path, capsys: pytest.CaptureFixture[str], gold: str, submission: str, json_path: str, words: str
 ) -> None:
     (folder / "half.json").write_text(json.dumps(SUBMISSION[:1]))
-    arguments = [str(folder / gold), "--submission", str(folder / submission), "--json", str(folder / json_path)]
+    arguments = [str(folder / gold), "--predictions", str(folder / submission), "--json", str(folder / json_path)]
     with pytest.raises(SystemExit) as caught:
         main(["evaluate", *arguments])
     assert caught.value.code == 2
@@ -194,7 +194,7 @@ def test_help_needs_nothing_heavy() -> None:
     result = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"}
     )
-    assert "--submission" in result.stdout
+    assert "--predictions" in result.stdout
 
 
 def test_published_answers(folder: Path) -> None:
@@ -202,7 +202,7 @@ def test_published_answers(folder: Path) -> None:
     if not data:
         pytest.skip("MECHM_DATA is not set: the folder with data/ecf/test.txt and data/ecf/rivals")
     ecf = Path(data) / "data" / "ecf"
-    result = CliRunner().invoke(evaluate, [str(ecf / "test.txt"), "--submission", str(ecf / "rivals" / "gpt4o.json")])
+    result = CliRunner().invoke(evaluate, [str(ecf / "test.txt"), "--predictions", str(ecf / "rivals" / "gpt4o.json")])
     assert "test.txt (261 conversations, 2,566 utterances, 1,873 pairs)" in result.output
     assert "0.3052" in result.output
     assert "0.2936" in result.output

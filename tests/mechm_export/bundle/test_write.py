@@ -141,7 +141,7 @@ def test_a_loss_that_is_accepted_is_written_and_said_wherever_the_bundle_goes(tr
     (int8,) = (task for task in bundle.manifest["checks"]["task"] if task["precision"] == "int8")
     assert int8["labels_kept"] < 0.99, "measured with it, not without"
 
-    verified = CliRunner().invoke(cli, ["export", "verify", str(whole), "--trained", str(trained)])
+    verified = CliRunner().invoke(cli, ["export", "check", str(whole), "--trained", str(trained)])
     assert verified.exit_code == 0, verified.output
     assert words in verified.output
     assert words in CliRunner().invoke(cli, ["bundle", "inspect", str(whole)]).output
@@ -167,7 +167,7 @@ def test_what_one_target_runs_is_exported_alone(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     nowhere = ["export", "bundle", "--preset", "tiny", "--out", str(tmp_path / "file" / "edge"), "--split"]
     assert isinstance(CliRunner().invoke(cli, nowhere).exception, BundleError)
-    both = CliRunner().invoke(cli, [*asked, "--target", "openvino", "--target", "onnxruntime"])
+    both = CliRunner().invoke(cli, [*asked, "--engine", "openvino", "--engine", "onnxruntime"])
     assert both.exit_code == 2
     assert "one --target" in both.output
 

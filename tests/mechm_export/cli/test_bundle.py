@@ -73,7 +73,7 @@ def assert_error(ended: Ended, code: int, *words: str) -> None:
 def test_two_exports_are_one_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
     """Byte by byte, id included, though other processes made them, with other threads, times and folders."""
     out = tmp_path / "made" / "here"
-    options = ["--preset", "tiny", "--llm", "none", "--accept-quality-loss"]  # as `tiny_bundle`
+    options = ["--preset", "tiny", "--adapter", "none", "--accept-quality-loss"]  # as `tiny_bundle`
     n_threads = "2" if torch.get_num_threads() == 1 else "1"
     done = subprocess.run(
         [*COMMAND, "bundle", *options, "--out", str(out)],
@@ -98,7 +98,7 @@ def test_two_exports_are_one_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_a_bundle_that_is_what_it_says(tiny_bundle: Path, run: Run) -> None:
-    ended = run("verify", tiny_bundle)
+    ended = run("check", tiny_bundle)
     assert ended.code == 0
     assert ended.out.splitlines()[-1] == f"{tiny_bundle} is what it says ({open_bundle(tiny_bundle).id})"
     assert "default" in ended.out
@@ -108,7 +108,7 @@ def test_a_bundle_that_is_what_it_says(tiny_bundle: Path, run: Run) -> None:
 def test_a_changed_byte(folder: Path, run: Run) -> None:
     path = folder / "tokenizer/tokenizer.json"
     path.write_bytes(path.read_bytes().replace(b"the", b"teh", 1))
-    assert_error(run("verify", folder), 2, "tokenizer/tokenizer.json was changed")
+    assert_error(run("check", folder), 2, "tokenizer/tokenizer.json was changed")
 
 
 def test_other_constants_than_the_weights(folder: Path, run: Run) -> None:
@@ -117,12 +117,12 @@ def test_other_constants_than_the_weights(folder: Path, run: Run) -> None:
     manifest["decision"]["pair_threshold"] = 0.9
     manifest["id"] = manifest_id("tiny", manifest)
     (folder / MANIFEST).write_text(json.dumps(manifest))
-    assert_error(run("verify", folder), 1, "decides with other constants")
+    assert_error(run("check", folder), 1, "decides with other constants")
 
 
 def test_no_bundle(tmp_path: Path, run: Run) -> None:
-    assert_error(run("verify", tmp_path / "gone"), 2, "no bundle at")
-    assert_error(run("verify", tmp_path), 2, "is not a bundle")
+    assert_error(run("check", tmp_path / "gone"), 2, "no bundle at")
+    assert_error(run("check", tmp_path), 2, "is not a bundle")
 
 
 def test_a_target_in_use(tmp_path: Path, run: Run) -> None:
@@ -152,7 +152,7 @@ def test_trained_weights_that_are_none(tmp_path: Path, run: Run, small_weights: 
         ("bundle", "--out", "x", "--preset", "medium"),
         ("bundle", "--out", "x", "--trained", "/nothing/here"),
         ("bundle", "--out", "x", "--recording", "call.wav"),
-        ("verify",),
+        ("check",),
         ("fly",),
     ],
 )
@@ -164,8 +164,8 @@ def test_usage(arguments: tuple[str, ...], run: Run) -> None:
 
 def test_conversations_that_cannot_be_read(tmp_path: Path, tiny_bundle: Path, run: Run) -> None:
     (tmp_path / "bad.json").write_text("{")
-    assert_error(run("verify", tiny_bundle, "--conversations", tmp_path / "bad.json"), 2, "bad.json")
-    assert_error(run("verify", tiny_bundle, "--conversations", tmp_path / "gone.json"), 2, "gone.json")
+    assert_error(run("check", tiny_bundle, "--conversations", tmp_path / "bad.json"), 2, "bad.json")
+    assert_error(run("check", tiny_bundle, "--conversations", tmp_path / "gone.json"), 2, "gone.json")
 
 
 def test_own_conversations_and_recordings_are_judged_on(
@@ -181,7 +181,7 @@ def test_own_conversations_and_recordings_are_judged_on(
         json.dumps([{"conversation_ID": 1, "conversation": turns, "emotion-cause_pairs": pairs}])
     )
     arguments = ("--recording", sample, sample.with_suffix(".srt"))
-    ended = run("verify", tiny_bundle, "--conversations", tmp_path / "own.json", *arguments)
+    ended = run("check", tiny_bundle, "--conversations", tmp_path / "own.json", *arguments)
     assert ended.code == 0, ended
     assert "comparing answers on own.json" in ended.err
     assert "│ own.json, recordings │ default" in " ".join(ended.out.split()), "a row is a line"
@@ -198,7 +198,7 @@ def test_what_differs_is_shown_before_it_is_an_error(
     from mechm_export.gate.comparison import TaskCheck
 
     monkeypatch.setattr(TaskCheck, "problem", property(lambda check: f"labels differ on {check.split}"))
-    ended = run("verify", tiny_bundle)
+    ended = run("check", tiny_bundle)
     assert ended.code == 1
     assert ended.err[-1] == f"error: labels differ on {shipped_check_set().name}"
     assert "labels kept" in ended.out
@@ -225,7 +225,7 @@ def test_what_was_left_out_is_printed(tiny_bundle: Path, capsys: pytest.CaptureF
 def test_a_light_install_is_told_what_is_missing(
     tmp_path: Path, tiny_bundle: Path, fresh_python: Callable[..., Any]
 ) -> None:
-    for arguments in (["bundle", "--out", str(tmp_path / "out")], ["verify", str(tiny_bundle)]):
+    for arguments in (["bundle", "--out", str(tmp_path / "out")], ["check", str(tiny_bundle)]):
         done = fresh_python(f"from mechm.cli import main; main({['export', *arguments]!r})", without=["torch"])
         assert done.returncode == 2
         assert done.stderr.splitlines() == ["error: torch is not installed", "hint: pip install 'mechm[export]'"]

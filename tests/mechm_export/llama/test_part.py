@@ -167,7 +167,7 @@ def test_a_bundle_without_a_llama_says_so(tiny_bundle: Path) -> None:
     assert Pipeline.from_bundle(tiny_bundle, engine=ONE_THREAD).llm == "none"
     with pytest.raises(BundleError, match="no Llama") as caught:
         Pipeline.from_bundle(tiny_bundle, engine=ONE_THREAD, llm="onnx")
-    assert "--llm" in (caught.value.hint or "")
+    assert "--adapter" in (caught.value.hint or "")
 
 
 def test_verify_repeats_the_checks(report: BundleReport, trained: Path, adapter: Path, llama_base: Path) -> None:
@@ -186,7 +186,7 @@ def test_a_fusion_that_it_was_not_weighed_against_is_refused(adapter: Path, llam
 
 def test_what_is_no_adapter_is_refused_before_the_export(tmp_path: Path, trained: Path) -> None:
     arguments = ["export", "bundle", "--preset", "tiny", "--trained", str(trained), "--out", str(tmp_path / "out")]
-    done = CliRunner().invoke(cli, [*arguments, "--llm", str(tmp_path)])
+    done = CliRunner().invoke(cli, [*arguments, "--adapter", str(tmp_path)])
     assert isinstance(done.exception, InputError)
     assert not (tmp_path / "out").exists()
 

@@ -231,7 +231,7 @@ def test_compute_capabilities_that_do_not_go_are_refused(library: Library) -> No
     )
     with pytest.raises(InputError, match="cannot build for compute capability 90") as refused:
         choose_capabilities(library, None, replace(settings, compute_capabilities=("90",)))
-    assert "--target tensorrt" in refused.value.hint
+    assert "--engine tensorrt" in refused.value.hint
     with pytest.raises(InputError, match="multiplies in fp16 alone on compute capability 75"):
         choose_capabilities(library, None, replace(settings, precision="int8", compute_capabilities=("75",)))
     full = Library("tensorrt", None, "10.13.2")
@@ -251,7 +251,7 @@ def test_what_this_machine_cannot_do_is_refused_before_the_work(folder: Path) ->
         assert isinstance(refused.exception, kind)
         assert words in str(refused.exception)
     if not find_tensorrt():
-        refused = run("--bundle", folder, "--target", "tensorrt")
+        refused = run("--bundle", folder, "--engine", "tensorrt")
         assert isinstance(refused.exception, MissingExtraError)
         assert refused.exception.hint == "pip install 'mechm[tensorrt]'"
 
@@ -329,7 +329,7 @@ def test_the_pipeline_says_why_it_cannot_run_engines(made: Path) -> None:
     rtx = EngineConfig(engine="tensorrt-rtx")
     with pytest.raises(BundleError, match="no tensorrt engine of its fusion part") as refused:
         Pipeline(bundle, engine=EngineConfig(engine="tensorrt"))
-    assert f"mechm export engines --bundle {made} --target tensorrt --part fusion" in refused.value.hint
+    assert f"mechm export engines --bundle {made} --engine tensorrt --part fusion" in refused.value.hint
     with pytest.raises(InputError, match="has the precision it was built in"):
         Pipeline(bundle, engine=rtx, precisions={"fusion": "fp32"})
     try:

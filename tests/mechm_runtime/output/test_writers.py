@@ -26,15 +26,21 @@ def changed(analysis: Analysis, number: int, **fields: object) -> Analysis:
     return dataclasses.replace(analysis, utterances=utterances)
 
 
-def test_one_analysis_is_an_object_and_several_are_lines(tmp_path: Path):
+def test_json_is_an_object_or_a_list_and_json_lines_are_lines(tmp_path: Path):
     one, two = examples.phone_call(), examples.scene()
     write_json([one], tmp_path / "one.json")
     assert json.loads((tmp_path / "one.json").read_text(encoding="utf-8")) == json.loads(one.to_json())
-    write_json([one, two], tmp_path / "two.jsonl")
-    lines = (tmp_path / "two.jsonl").read_text(encoding="utf-8").splitlines()
-    assert [json.loads(line)["conversation_id"] for line in lines] == [one.conversation_id, two.conversation_id]
-    write_json([], tmp_path / "none.jsonl")
-    assert (tmp_path / "none.jsonl").read_bytes() == b""
+    both = [json.loads(one.to_json()), json.loads(two.to_json())]
+    write_json([one, two], tmp_path / "two.json")
+    assert json.loads((tmp_path / "two.json").read_text(encoding="utf-8")) == both
+    write_json([one], tmp_path / "left.json", as_list=True)
+    assert json.loads((tmp_path / "left.json").read_text(encoding="utf-8")) == both[:1]
+    write_json([], tmp_path / "none.json")
+    assert json.loads((tmp_path / "none.json").read_text(encoding="utf-8")) == []
+    for analyses in ([one, two], [one], []):
+        write_json(analyses, tmp_path / "some.jsonl")
+        lines = (tmp_path / "some.jsonl").read_text(encoding="utf-8").splitlines()
+        assert [json.loads(line)["conversation_id"] for line in lines] == [a.conversation_id for a in analyses]
 
 
 def test_json_keeps_any_text_a_transcript_can_hold(tmp_path: Path):

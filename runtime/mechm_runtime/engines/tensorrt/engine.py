@@ -66,7 +66,7 @@ def find_engine(bundle: Bundle, part: str, name: LibraryName) -> EngineFile:
             return engine
     raise BundleError(
         f"the bundle has no {name} engine of its {part} part",
-        hint=f"mechm export engines --bundle {bundle.folder} --target {name} --part {part}",
+        hint=f"mechm export engines --bundle {bundle.folder} --engine {name} --part {part}",
     )
 
 

@@ -25,7 +25,9 @@ from mechm_runtime.output.formatting import (
     probability_of,
     ranges,
     shorten,
+    shorten_names,
     speaker_of,
+    stages_text,
     total_ms,
     words_of,
 )
@@ -133,9 +135,10 @@ def _index(analyses: Sequence[Analysis]) -> str:
 def _conversation(analysis: Analysis, prefix: str, *, named: bool) -> str:
     layout = timeline.lay_out(analysis)
     shown = "" if named else ' class="sr"'
+    shown_names = shorten_names(layout.speakers, 18)
     names = "".join(
         f"<li>{face_icon(summary.dominant_emotion(analysis, speaker))}"
-        f'<span dir="auto">{escape(shorten(speaker, 18))}</span></li>'
+        f'<span dir="auto">{escape(shown_names[speaker])}</span></li>'
         for speaker in layout.speakers
     )
     long = layout.width > 1.25 * timeline.PANEL_WIDTH
@@ -231,9 +234,7 @@ def _missing(analysis: Analysis) -> str:
         where = "every turn" if len(ids) == n else f"{'turn' if len(ids) == 1 else 'turns'} {shorten(ranges(ids), 60)}"
         lines.append(f"<li>{escape(modality)} is missing in {where}: {escape(reason)}</li>")
     lines += [f"<li>Repaired in the input: {escape(printable(note))}</li>" for note in analysis.notes]
-    stages = ", ".join(
-        f"{escape(printable(stage))} {ms:,.0f} ms" for stage, ms in analysis.timings_ms.items() if stage != "total"
-    )
+    stages = escape(stages_text(analysis.timings_ms, " ms"))
     took = f"Analysed in {total_ms(analysis.timings_ms):,.0f} ms" + (f" ({stages})" if stages else "") + "."
     used_names = ", ".join(modalities) or "none"
     return (

@@ -1,4 +1,4 @@
-"""`mechm export verify`."""
+"""`mechm export check`."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from mechm.cli.options.renamed import RenamedOptions
 from mechm_export.cli.options import (
     conversations_option,
     find_adapter,
@@ -18,12 +19,12 @@ from mechm_export.cli.options import (
 )
 
 
-@click.command()
+@click.command(cls=RenamedOptions, renamed={"--llm": "--adapter"})
 @click.argument("folder", type=click.Path(path_type=Path), metavar="DIR")
 @weights_options
 @conversations_option
 @recordings_option
-def verify(
+def check(
     folder: Path,
     trained: Path | None,
     adapter: str | None,
