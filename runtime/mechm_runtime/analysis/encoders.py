@@ -6,7 +6,9 @@ conversation in `encode`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from typing import Protocol, cast
@@ -21,6 +23,7 @@ from mechm_runtime.modalities.voice import VoiceEncoder
 from mechm_runtime.system.arrays import Array, Float32Array, UInt8Array
 from mechm_runtime.system.lazy import Lazy
 from mechm_runtime.system.progress import StageProgress
+from mechm_runtime.system.time_limit import seconds_left, wait_s
 from mechm_runtime.types import Utterance
 
 LoadPart = Callable[[str], GraphRunner]
@@ -31,10 +34,11 @@ class TrackEncoder(Protocol):
     """An encoder of samples or frames, made by its class method `from_bundle(bundle, load)`."""
 
     def encode(self, index: int, signal: Array, inputs: FusionInputs, /) -> str:
-        """Encode one utterance into `inputs`; returns why that is impossible, or an empty string.
+        """Encode one utterance into `inputs`; returns why that is impossible as a whole, or an empty string.
 
         index: position of the utterance. signal: samples, float32 (n,), 16 kHz mono, or frames, uint8 (n, H, W, 3),
         RGB, as the modality's track has it.
+        Raises: OutOfTimeError: the request's time limit passed before anything was encoded.
         """
 
 
@@ -80,6 +84,21 @@ class ModalityEncoders:
         """The encoder of a modality that is used and comes from a recording, loaded first where necessary."""
         return self._of_tracks[modality]()
 
+    def is_loaded_in_time(self, modality: str) -> bool:
+        """Whether the request's time limit lets its work wait until the encoder of a modality is loaded.
+
+        Loading goes on in a thread of its own where it does not, for later requests.
+        """
+        encoder, timeout_s = self._of_tracks[modality], wait_s()
+        if timeout_s is None or encoder.is_made:
+            return True
+        if not timeout_s:
+            return False
+        thread = threading.Thread(target=_load, args=(encoder,), name="mechm-load")
+        thread.start()
+        thread.join(timeout_s)
+        return encoder.is_made or seconds_left() > 0
+
     def of_frames(self, modality: str) -> FrameEncoder:
         """The encoder of a modality that is used and comes from the video track."""
         return cast("FrameEncoder", self.of(modality))
@@ -102,12 +121,18 @@ class ModalityEncoders:
         """Encode the words of a conversation into `inputs`; does nothing where text is not used.
 
         progress: called with the utterances done and their number.
-        Returns: positions of the utterances without words -> the reason to report.
+        Returns: positions of the utterances without words, or of which some were left out -> the reason to report.
         """
         if self._text is None:
             return {}
-        self._text.encode(utterances, inputs, progress)
-        return {int(index): "no words known" for index in (~inputs.text_mask).nonzero()[0]}
+        left_out = self._text.encode(utterances, inputs, progress)
+        return {int(index): "no words known" for index in (~inputs.text_mask).nonzero()[0]} | left_out
+
+
+def _load(encoder: Lazy[TrackEncoder]) -> None:
+    """Load an encoder; an error is raised where it is used, which loads it again."""
+    with suppress(Exception):
+        encoder()
 
 
 def _build(spec: ModalitySpec, bundle: Bundle, load: LoadPart) -> TrackEncoder:

@@ -214,5 +214,7 @@ def _summary(analysis: Analysis) -> Text:
     if analysis.timings_ms:
         stages = ", ".join(f"{printable(k)} {ms:,.0f}" for k, ms in analysis.timings_ms.items() if k != "total")
         text.append(f" · {total_ms(analysis.timings_ms):,.0f} ms" + (f" ({stages})" if stages else ""), style="dim")
+    if analysis.late_ms:
+        text.append(f" · {analysis.late_ms:,.0f} ms after the deadline", style=MISSING_STYLE)
     text.append(f" · bundle {shorten(printable(analysis.bundle_id), 24)}", style="dim")
     return text
