@@ -146,13 +146,14 @@ class Pipeline:
         """The cache of encoder outputs, where one was asked for."""
         engine = config.engine or EngineConfig()
         named = {name: precision for name, precision in (config.precisions or {}).items() if precision is not None}
+        self._run_queue = RunQueue(engine.lanes)
         loader = PartLoader(
             bundle,
             {**dict.fromkeys(bundle.parts, config.precision), **named},
             engine,
             cache=self.cache,
             batching=config.batching,
-            queue=RunQueue(engine.lanes),
+            queue=self._run_queue,
         )
         self._load_part = load_part or loader
         self._lanes = ThreadPool(engine.lanes if load_part is None else 1)
@@ -308,7 +309,8 @@ class Pipeline:
 
     def _begin(self, conversation: Conversation, limit: Deadline | NoDeadline, started: float) -> AnalysisState:
         """The state of an analysis that was started at a time of `time.perf_counter`."""
-        n_tokens = sum(map(self._encoders.n_tokens, conversation.utterances))
+        windows = self._encoders.tokenize(conversation.utterances)
+        n_tokens = 0 if windows is None else int(windows.n_tokens.sum())
         if isinstance(limit, Deadline):
             limit.expect_work(
                 self.modalities,
@@ -321,6 +323,7 @@ class Pipeline:
             self.bundle.fusion,
             self.modalities,
             n_tokens=n_tokens,
+            windows=windows,
             costs=self.costs,
             limit=limit,
             started=started,
@@ -338,8 +341,10 @@ class Pipeline:
             raise InputError(
                 f"conversation {conversation.id} has nothing to analyse{detail}", hint="give text, a recording or clips"
             )
-        with state.timed("fusion", len(conversation.utterances)):
-            scores = run_fusion(self._fusion, state.inputs, self.bundle.fusion, _stage(report, "fusion"))
+        with state.timed("fusion", len(conversation.utterances)) as watch:
+            unread = state.is_unread()
+            watch.done = float((~unread).sum())
+            scores = run_fusion(self._fusion, state.inputs, self.bundle.fusion, _stage(report, "fusion"), unread)
         return state, scores
 
     def _decide(self, conversation: Conversation, state: AnalysisState, scores: FusionScores) -> Analysis:

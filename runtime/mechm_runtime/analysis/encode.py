@@ -9,6 +9,7 @@ one run of an encoder more.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, wait
@@ -163,11 +164,13 @@ def _encode_in_time(
     """Encode recordings until the deadline."""
     n = len(conversation.utterances)
     try:
+        if not state.fits("open"):
+            raise OutOfTimeError
         with readers.reader() as reader, PendingSteps(lanes, report, n) as pending:
             for index, segment in decoded_segments(conversation, reader, encoders, state):
                 pending.add("media", encoding_steps(index, segment, encoders, state))
             pending.finish()
-    except OutOfTimeError:  # all readers were busy
+    except OutOfTimeError:  # all readers were busy, or none opens a recording so soon
         for index in range(n):
             state.note_unread_recording(index)
 
@@ -179,7 +182,7 @@ def encode_text(
     if "text" not in encoders.modalities:
         return
     with limited_by(state.limit), state.timed("text", state.n_tokens) as watch:
-        missing = encoders.encode_text(utterances, state.inputs, partial(report, "text"))
+        missing = encoders.encode_text(utterances, state.inputs, partial(report, "text"), state.windows)
         if any(state.limit.reason in reason for reason in missing.values()):
             watch.done = 0.0
     for index, reason in missing.items():
@@ -206,8 +209,11 @@ def decoded_segments(
 
     left = set(range(len(conversation.utterances)))
     decoding = decode_conversation(conversation, reader, choose_frames)
+    began, n = time.perf_counter(), len(left)
     try:
         for index, decoded in _timed(decoding, state):
+            if len(left) == n:
+                state.learn("open", began)
             left.discard(index)
             if isinstance(decoded, Segment):
                 yield index, decoded
@@ -215,6 +221,8 @@ def decoded_segments(
                 state.note_missing_track(index, "audio", decoded)
                 state.note_missing_track(index, "video", decoded)
     except OutOfTimeError:
+        if len(left) == n:
+            state.learn("open", began)
         decoding.close()
         for index in left:
             state.note_unread_recording(index)

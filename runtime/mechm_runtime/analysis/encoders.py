@@ -19,6 +19,7 @@ from mechm_runtime.bundle.modality import MODALITY_SPECS, ModalitySpec
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.modalities.text import TextEncoder
+from mechm_runtime.modalities.text_windows import TextWindows
 from mechm_runtime.modalities.voice import VoiceEncoder
 from mechm_runtime.system.arrays import Array, Float32Array, UInt8Array
 from mechm_runtime.system.lazy import Lazy
@@ -108,24 +109,25 @@ class ModalityEncoders:
         """The encoder of voices, which can also be encoded piece by piece as they are streamed in."""
         return cast("VoiceEncoder", self.of("audio"))
 
-    def n_tokens(self, utterance: Utterance) -> int:
-        """Tokens of an utterance for the text encoder; 0 where there are no words, or text is not used."""
-        return 0 if self._text is None else self._text.n_tokens(utterance)
+    def tokenize(self, utterances: Sequence[Utterance]) -> TextWindows | None:
+        """Tokens of a conversation for `encode_text`; None where text is not used."""
+        return None if self._text is None else self._text.tokenize(utterances)
 
     def encode_text(
         self,
         utterances: Sequence[Utterance],
         inputs: FusionInputs,
         progress: StageProgress | None = None,
+        windows: TextWindows | None = None,
     ) -> dict[int, str]:
         """Encode the words of a conversation into `inputs`; does nothing where text is not used.
 
-        progress: called with the utterances done and their number.
+        progress: called with the utterances done and their number. windows: their tokens, where they are known.
         Returns: positions of the utterances without words, or of which some were left out -> the reason to report.
         """
         if self._text is None:
             return {}
-        left_out = self._text.encode(utterances, inputs, progress)
+        left_out = self._text.encode(utterances, inputs, progress, windows)
         return {int(index): "no words known" for index in (~inputs.text_mask).nonzero()[0]} | left_out
 
 

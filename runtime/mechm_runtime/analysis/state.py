@@ -17,6 +17,7 @@ from mechm_runtime.bundle.config import FusionWindows
 from mechm_runtime.bundle.modality import MODALITY_SPECS
 from mechm_runtime.errors import LlmUnavailableError
 from mechm_runtime.fusion.inputs import FusionInputs
+from mechm_runtime.modalities.text_windows import TextWindows
 from mechm_runtime.system.arrays import BoolArray
 from mechm_runtime.system.time_limit import OutOfTimeError, limited_by
 from mechm_runtime.types import Utterance
@@ -34,9 +35,9 @@ class AnalysisState:
 
     inputs: the encoders' outputs, everything absent at first. missing: one dict per utterance, modality -> why it is
     missing. is_rescored: whether the LLM's answers are part of the scores. n_tokens: of the words, the units of what
-    text and LLM cost. limit: the deadline, or what ends a request without one when it is cancelled. deadline: None
-    where there is none. timings_ms: stage -> milliseconds, known after `finish`. late_ms: milliseconds
-    after the deadline, known after `finish`.
+    text and LLM cost. windows: the words' tokens for the text encoder; None where they are not known yet. limit: the
+    deadline, or what ends a request without one when it is cancelled. deadline: None where there is none.
+    timings_ms: stage -> milliseconds, and late_ms: milliseconds after the deadline; both known after `finish`.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class AnalysisState:
         modalities: Sequence[str],
         *,
         n_tokens: int = 0,
+        windows: TextWindows | None = None,
         costs: CostEstimator | None = None,
         limit: Deadline | NoDeadline | None = None,
         started: float | None = None,
@@ -59,6 +61,7 @@ class AnalysisState:
         self.missing: list[dict[str, str]] = [{} for _ in utterances]
         self.is_rescored = False
         self.n_tokens = n_tokens
+        self.windows = windows
         self.limit = NoDeadline() if limit is None else limit
         self.deadline = limit if isinstance(limit, Deadline) else None
         self.late_ms = 0.0
@@ -100,6 +103,19 @@ class AnalysisState:
             if self._costs is not None and self.limit.left_s() <= 0:
                 # It takes at least this long: without learning that, every request would wait for it until it is late.
                 self._costs.observe("llm", self.n_tokens, 1000 * (time.perf_counter() - started))
+
+    def fits(self, stage: str) -> bool:
+        """Whether one unit of a stage is expected to be done before the deadline; where it is not, it costs less next
+        time, so that it is tried again."""
+        fits = self.limit.fits(stage, 1.0)
+        if not fits and self._costs is not None:
+            self._costs.decay(stage)
+        return fits
+
+    def learn(self, stage: str, began: float) -> None:
+        """Take in that one unit of a stage took, or would have taken more than, the time since it began."""
+        if self._costs is not None:
+            self._costs.observe(stage, 1.0, 1000 * (time.perf_counter() - began))
 
     def admits_llm(self) -> bool:
         """Whether there are words, and time, to ask the LLM about; where time is lacking, the reason is noted."""

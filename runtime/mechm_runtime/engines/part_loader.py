@@ -23,8 +23,8 @@ from mechm_runtime.errors import BundleError, InputError
 SINGLE_THREADED_PARTS = frozenset(part.name for part in ENCODER_PARTS if part.is_single_threaded)
 """Parts that compute in one thread always."""
 
-UNQUEUED_PARTS = frozenset(("fusion", "projector"))
-"""Parts that put a result together: small, and run even when a request is late."""
+FINAL_PART = "fusion"
+"""The part that puts a result together. It is small, and does not queue: the request has had its turns."""
 
 CACHED_PARTS = {part.name: part.cached == "rows" for part in ENCODER_PARTS}
 """Parts whose outputs an output cache keeps, where there is one -> whether row by row (frame by frame)."""
@@ -70,7 +70,7 @@ class PartLoader:
         rows_are_alone = precision != "int8"
         if self._batching is not None and rows_are_alone and part.name in PADDING:
             runner = BatchingRunner(runner, self._batching, PADDING[part.name])
-        elif self._queue is not None and part.name not in UNQUEUED_PARTS:
+        elif self._queue is not None and part.name != FINAL_PART:
             runner = QueuedRunner(runner, self._queue)
         if self._cache is not None and part.name in CACHED_PARTS:
             identity = (self._bundle.id, part.name, precision, config.engine, config.execution_provider)

@@ -1,8 +1,8 @@
 """Queue for runs of graphs by requests that have a time limit: the request that is due first runs first.
 
-Many requests at once would otherwise slow one another down until all of them are late. A run that cannot begin before
-its request's limit is given up; one that finds the queue empty begins at once, however late it is. Requests without a
-limit do not queue. The limit comes from `system.time_limit`.
+Many requests at once would otherwise slow one another down until all of them are late. A run that would not end before
+its request's limit, by what runs of its graph took lately, is given up while it waits; one that finds the queue empty
+begins at once, however late it is. Requests without a limit do not queue. The limit comes from `system.time_limit`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ from dataclasses import dataclass, field
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.system.after_fork import tell_after_fork
 from mechm_runtime.system.arrays import Array, Arrays
-from mechm_runtime.system.time_limit import OutOfTimeError, seconds_left, wait_s
+from mechm_runtime.system.time_limit import LONGEST_WAIT_S, OutOfTimeError, seconds_left
+
+SMOOTHING = 0.2
+"""Weight of the latest run in the expected cost of the next one."""
 
 
 @dataclass(slots=True, order=True)
@@ -43,16 +46,17 @@ class RunQueue:
         tell_after_fork(self)
 
     @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self, run_s: float = 0.0) -> Iterator[None]:
         """Wait for a turn as long as the current request's limit allows; without a limit, do not wait.
 
+        run_s: expected seconds of the run; it is given up when less is left.
         Raises: OutOfTimeError: the limit passed in the queue, or the request was cancelled.
         """
         left_s = seconds_left()
         if left_s == math.inf:
             yield
             return
-        if left_s == -math.inf or not self._acquire(left_s):
+        if left_s == -math.inf or not self._acquire(left_s - run_s):
             raise OutOfTimeError
         try:
             yield
@@ -66,16 +70,17 @@ class RunQueue:
         self._n_running = 0
         self._waiting.clear()
 
-    def _acquire(self, left_s: float) -> bool:
+    def _acquire(self, slack_s: float) -> bool:
+        """Wait for a turn; returns whether it came. slack_s: until the run must begin."""
         with self._lock:
             if self._n_running < self.n:
                 self._n_running += 1
                 return True
             self._n_arrived += 1
-            waiting = _Waiting(time.monotonic() + left_s, self._n_arrived)
+            waiting = _Waiting(time.monotonic() + slack_s, self._n_arrived)
             heapq.heappush(self._waiting, waiting)
         try:
-            if waiting.turn.wait(wait_s()):
+            if waiting.turn.wait(None if slack_s > LONGEST_WAIT_S else max(0.0, slack_s)):
                 return True
         except BaseException:  # an interrupt
             with self._lock:
@@ -109,8 +114,16 @@ class QueuedRunner:
     def __init__(self, runner: GraphRunner, queue: RunQueue) -> None:
         self._runner = runner
         self._queue = queue
+        self._value_s = 0.0
+        """Seconds of a run by the number of values that it is given, lately; 0 where none was measured."""
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
         """Arrays by input name to arrays by output name. Raises what the graph does, and as `RunQueue.turn`."""
-        with self._queue.turn():
-            return self._runner.run(inputs)
+        n_values = sum(array.size for array in inputs.values())
+        with self._queue.turn(self._value_s * n_values):
+            began = time.perf_counter()
+            outputs = self._runner.run(inputs)
+            value_s = (time.perf_counter() - began) / max(1, n_values)
+            # Threads may overwrite each other's measurement: one of several is as good as another.
+            self._value_s += SMOOTHING * (value_s - self._value_s) if self._value_s else value_s
+            return outputs

@@ -34,15 +34,17 @@ class TextEncoder:
         utterances: Sequence[Utterance],
         inputs: FusionInputs,
         progress: StageProgress | None = None,
+        windows: TextWindows | None = None,
     ) -> dict[int, str]:
         """Encode the words of a conversation.
 
-        inputs: of the same utterances. progress: called with the utterances done and their number, after every
-        `TEXT_WINDOWS_PER_RUN` windows.
+        inputs: of the same utterances. windows: their tokens, where they are known. progress: called with the
+        utterances done and their number, after every run.
         Returns: positions of the utterances of which words were left out for the request's time limit -> the reason.
             The first windows are encoded even when the limit has passed, unless other requests are served first.
         """
-        windows = self._tokenizer(utterances)
+        if windows is None:
+            windows = self._tokenizer(utterances)
         done: list[int] = []
         if len(windows.input_ids):
             pooled = pool_batches(self._states(windows, done, progress), windows)
@@ -59,9 +61,9 @@ class TextEncoder:
             for index in n_left.nonzero()[0]
         }
 
-    def n_tokens(self, utterance: Utterance) -> int:
-        """Number of tokens of an utterance; 0 where it has no words."""
-        return int((self._tokenizer([utterance]).utterance_index == 0).sum())
+    def tokenize(self, utterances: Sequence[Utterance]) -> TextWindows:
+        """The tokens of a conversation, for `encode`."""
+        return self._tokenizer(utterances)
 
     def _states(self, windows: TextWindows, done: list[int], progress: StageProgress | None) -> Iterator[Float32Array]:
         """Token states of a few windows at a time: those of a long conversation together take a gigabyte.

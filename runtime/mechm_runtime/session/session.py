@@ -236,7 +236,8 @@ class Session:
         """Everything before the Llama: the history with the new utterance, and the fusion's scores of it."""
         parts, history = self._parts, self._history
         segment = self._segment(utterance, samples, frames)
-        n_tokens = parts.encoders.n_tokens(utterance)
+        windows = parts.encoders.tokenize((utterance,))
+        n_tokens = 0 if windows is None else int(windows.n_tokens.sum())
         if isinstance(limit, Deadline):
             self._expect_work(limit, n_tokens, segment)
         state = self._new_state((utterance,), n_tokens=n_tokens, limit=limit)

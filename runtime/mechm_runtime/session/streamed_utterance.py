@@ -45,14 +45,13 @@ class _LaneCall(Generic[T]):
     def result(self) -> T:
         """What the call returns.
 
-        Raises: what the call does. OutOfTimeError: the request's time limit passed before; the call is dropped if it
-            has not begun.
+        Raises: what the call does. OutOfTimeError: the request's time limit passed before; the call goes on, since the
+            utterance may be appended again.
         """
         if self._call is not None and self._process != os.getpid():
             return self._call()
         wait([self._future], wait_s())
         if not self._future.done():
-            self._future.cancel()
             raise OutOfTimeError
         return self._future.result()
 
