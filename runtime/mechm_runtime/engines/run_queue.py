@@ -1,8 +1,8 @@
 """Queue for runs of graphs by requests that have a time limit: the request that is due first runs first.
 
 Many requests at once would otherwise slow one another down until all of them are late. A run that would not end before
-its request's limit, by what runs of its graph took lately, is given up while it waits; one that finds the queue empty
-begins at once, however late it is. Requests without a limit do not queue. The limit comes from `system.time_limit`.
+its request's limit, by what runs of its graph took lately, is given up, unless nothing else runs: then it begins at
+once, however late it is. Requests without a limit do not queue. The limit comes from `system.time_limit`.
 """
 
 from __future__ import annotations
@@ -73,14 +73,16 @@ class RunQueue:
     def _acquire(self, slack_s: float) -> bool:
         """Wait for a turn; returns whether it came. slack_s: until the run must begin."""
         with self._lock:
-            if self._n_running < self.n:
+            if self._n_running < self.n and (slack_s > 0 or not self._n_running):
                 self._n_running += 1
                 return True
+            if slack_s <= 0:
+                return False
             self._n_arrived += 1
             waiting = _Waiting(time.monotonic() + slack_s, self._n_arrived)
             heapq.heappush(self._waiting, waiting)
         try:
-            if waiting.turn.wait(None if slack_s > LONGEST_WAIT_S else max(0.0, slack_s)):
+            if waiting.turn.wait(None if slack_s > LONGEST_WAIT_S else slack_s):
                 return True
         except BaseException:  # an interrupt
             with self._lock:

@@ -100,6 +100,23 @@ def test_a_free_graph_runs_however_late_it_is_and_without_a_limit_nobody_queues(
         graph.go.set()
 
 
+def test_a_late_run_is_given_up_while_others_run() -> None:
+    graph, quick = Slow(), Slow()
+    quick.go.set()
+    queue = RunQueue(2)
+    late = limit(1.0)
+    late.started -= 1
+    with ThreadPoolExecutor(1) as pool:
+        first = pool.submit(run, QueuedRunner(graph, queue), 0, 60_000.0)
+        assert graph.is_running.wait(10)
+        assert int(run(QueuedRunner(quick, queue), 1, 60_000.0)["y"][0]) == 1, "in time, it runs beside the other"
+        with limited_by(late), pytest.raises(OutOfTimeError):
+            QueuedRunner(quick, queue).run({"x": np.array([2])})
+        graph.go.set()
+        first.result(10)
+    assert quick.started == [1]
+
+
 def test_a_cancelled_request_runs_nothing_more() -> None:
     graph = Slow()
     graph.go.set()
