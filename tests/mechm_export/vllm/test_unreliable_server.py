@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import runpy
 import socket
 import time
@@ -13,7 +14,10 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from mechm.cli.analyze import analyze
+from mechm.cli.evaluate import evaluate
 from mechm_export.bundle.report import BundleReport
 from mechm_runtime import Analysis, Conversation, Pipeline, ServerConfig, Utterance
 from mechm_runtime.engines.base import EngineConfig
@@ -168,6 +172,20 @@ def test_a_server_that_is_down_from_the_start_is_asked_when_it_comes(
         assert f"no Llama's server at {url}" in reason
         with pytest.raises(LlmUnavailableError, match="no Llama's server at"):
             alone.check_llm()
+
+
+def test_the_command_answers_without_its_server_and_the_score_refuses(report: BundleReport, tmp_path: Path) -> None:
+    talk = tmp_path / "talk.json"
+    said = [{"utterance_ID": u.id, "speaker": u.speaker, "text": u.text, "emotion": "neutral"} for u in TALK.utterances]
+    talk.write_text(json.dumps([{"conversation_ID": 1, "conversation": said, "emotion-cause_pairs": []}]))
+    url = f"http://127.0.0.1:{free_port()}"
+    options = ["--bundle", str(report.bundle.folder), "--llm", "vllm", "--llm-url", url, "--llm-below", "1"]
+    answered = CliRunner().invoke(analyze, [str(talk), *options])
+    assert answered.exit_code == 0, answered.output
+    assert "llm missing in every utterance" in answered.output
+    assert url in answered.output
+    refused = CliRunner().invoke(evaluate, [str(talk), *options])
+    assert isinstance(refused.exception, LlmUnavailableError)
 
 
 @pytest.mark.parametrize(
