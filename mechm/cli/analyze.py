@@ -74,7 +74,8 @@ _File = click.Path(path_type=Path)
     "--deadline-ms",
     type=click.FloatRange(min=0, min_open=True),
     metavar="MS",
-    help="Try to answer each conversation within MS milliseconds: leaves out the Llama first, then scenes, then faces.",
+    help="Answer each conversation within MS milliseconds: leaves out the Llama first, then scenes, then faces, then "
+    "what has not been read when time is over. The table and the JSON (late_ms) say what came late.",
 )
 @click.option("--json", "json_path", type=_File, metavar="FILE", help="Write JSON; `-` prints it instead of the table.")
 @click.option("--vtt", "vtt_path", type=_File, metavar="FILE", help="Write WebVTT subtitles with emotions and causes.")

@@ -131,6 +131,7 @@ def evaluate_bundle(
 
     conversations = None if clips is None else gold.with_clips(clips)
     pipeline = options.load()
+    pipeline.check_llm()  # scores of the fusion alone would pass for the Llama's
     engine = None if options.engine == DEFAULT_ENGINE else options.engine
     system = (f"bundle {pipeline.bundle_id}", options.precision, engine, f"llm {pipeline.llm}")
     with utterance_progress(gold.n_utterances) as on_progress:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self, TypedDict, Unpack
 
-from mechm_runtime.analysis.deadline import CostEstimator, Deadline
+from mechm_runtime.analysis.deadline import CostEstimator, Deadline, NoDeadline
 from mechm_runtime.analysis.encode import encode_conversation
 from mechm_runtime.analysis.encoders import ModalityEncoders
 from mechm_runtime.analysis.results import build_results
@@ -29,6 +29,7 @@ from mechm_runtime.engines.base import EngineConfig, GraphRunner
 from mechm_runtime.engines.batching import BatchConfig
 from mechm_runtime.engines.output_cache import CacheConfig, OutputCache
 from mechm_runtime.engines.part_loader import PartLoader
+from mechm_runtime.engines.run_queue import RunQueue
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.fusion.decision import decide
 from mechm_runtime.fusion.run import FusionScores, run_fusion
@@ -43,6 +44,9 @@ from mechm_runtime.system.thread_pool import ThreadPool
 from mechm_runtime.types import MODALITIES, Analysis, Conversation
 
 Precision = Literal["fp32", "int8"]
+
+MAX_CALLS = 64
+"""Calls of `analyze_async` that are under way at once in threads: they mostly wait, for the encoders' lanes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -131,7 +135,8 @@ class Pipeline:
         config: None for the defaults. options: fields of `PipelineConfig`, in place of the config's.
         load_part: gives the engine of a part; None runs the bundle's own graphs. Export compares against torch with it.
         Raises: InputError: options that are invalid, alone or for this bundle; or the server serves something else.
-        BundleError: a precision or part that the bundle lacks. LlmUnavailableError: there is no server.
+        BundleError: a precision or part that the bundle lacks. LlmUnavailableError: what is at the server's address is
+        no model server; one that is down is asked again by later analyses.
         """
         config = replace(config or PipelineConfig(), **options)
         self.bundle = bundle
@@ -141,15 +146,18 @@ class Pipeline:
         """The cache of encoder outputs, where one was asked for."""
         engine = config.engine or EngineConfig()
         named = {name: precision for name, precision in (config.precisions or {}).items() if precision is not None}
+        self._run_queue = RunQueue(engine.lanes)
         loader = PartLoader(
             bundle,
             {**dict.fromkeys(bundle.parts, config.precision), **named},
             engine,
             cache=self.cache,
             batching=config.batching,
+            queue=self._run_queue,
         )
         self._load_part = load_part or loader
         self._lanes = ThreadPool(engine.lanes if load_part is None else 1)
+        self._callers = ThreadPool(MAX_CALLS)
         self._readers = ReaderPool(config.limits, self._lanes.n)
         self.costs = CostEstimator()
         """Estimates of the stages' cost, by tokens (text, llm), seconds of sound (audio), frames (face, scene) and
@@ -199,13 +207,14 @@ class Pipeline:
         """Analyse one conversation.
 
         deadline_ms: time limit in milliseconds. To meet it the Llama is left out first, then scenes, then faces, by
-            their estimated cost on this machine; `missing` of each utterance says so. Text and audio are always
-            encoded, even when the result comes late. A stage that was never measured is tried.
+            their estimated cost on this machine; a stage that was never measured is tried. Words and voices are encoded
+            until the time is over. `missing` of each utterance says what was left out; where nothing of it was read,
+            its emotion is None. The result comes at most one run of a graph late, which `late_ms` says.
         Raises: MediaError: the conversation's own recording cannot be read (a broken clip of a single utterance is
             named in the result instead). InputError: nothing to analyse, or times past the recording's end.
         """
         report = progress or no_progress
-        state, scores = self._encode_and_score(conversation, report, deadline_ms, time.perf_counter())
+        state, scores = self._encode_and_score(conversation, report, self._limit(deadline_ms), time.perf_counter())
         if self._rescorer is not None and state.admits_llm():
             with state.llm_stage():
                 scores = self._rescorer.rescore(
@@ -219,18 +228,36 @@ class Pipeline:
         """`analyze` for an event loop, which is never blocked: graphs run in threads, a server's answer is awaited.
 
         progress: called in those threads. deadline_ms: as for `analyze`. When cancelled, it ends a server's request; a
-        graph that is running finishes, and its result is dropped.
+        graph that is running finishes, its result is dropped, and no other begins.
         Raises: as `analyze`.
         """
         report = progress or no_progress
-        started = time.perf_counter()
-        state, scores = await asyncio.to_thread(self._encode_and_score, conversation, report, deadline_ms, started)
+        started, limit = time.perf_counter(), self._limit(deadline_ms)
+        try:
+            state, scores = await self._callers.run_async(self._encode_and_score, conversation, report, limit, started)
+        except asyncio.CancelledError:
+            limit.cancel()
+            raise
         if self._rescorer is not None and state.admits_llm():
             with state.llm_stage():
                 scores = await self._rescorer.rescore_async(
-                    conversation.utterances, state.inputs, scores, state.missing, _stage(report, "llm")
+                    conversation.utterances,
+                    state.inputs,
+                    scores,
+                    state.missing,
+                    self._callers,
+                    _stage(report, "llm"),
                 )
-        return await asyncio.to_thread(self._decide, conversation, state, scores)
+        return await self._callers.run_async(self._decide, conversation, state, scores)
+
+    def check_llm(self) -> None:
+        """Check that the Llama's server answers now, for callers to whom the fusion's answers are of no use.
+
+        Does nothing where no server is asked.
+        Raises: LlmUnavailableError: it does not answer. InputError: it serves another model, or refuses the key.
+        """
+        if self._rescorer is not None:
+            self._rescorer.check()
 
     def open_session(self, conversation_id: str = "session", *, config: SessionConfig | None = None) -> Session:
         """Open a session: a conversation that goes on, utterance by utterance.
@@ -251,6 +278,7 @@ class Pipeline:
 
         They end by themselves when nobody holds the pipeline any more.
         """
+        self._callers.close()
         self._lanes.close()
         self._readers.close()
 
@@ -262,19 +290,29 @@ class Pipeline:
 
     def _session_parts(self) -> SessionParts:
         return SessionParts(
-            self.bundle, self._encoders, self._fusion, self._rescorer, self._lanes, self._readers, self._session_costs
+            self.bundle,
+            self._encoders,
+            self._fusion,
+            self._rescorer,
+            self._lanes,
+            self._callers,
+            self._readers,
+            self._session_costs,
         )
 
-    def _begin(self, conversation: Conversation, deadline_ms: float | None, started: float) -> AnalysisState:
-        """The state of an analysis that was started at a time of `time.perf_counter`.
+    def _limit(self, deadline_ms: float | None) -> Deadline | NoDeadline:
+        """The limit of a request that starts now.
 
         Raises: InputError: a deadline that is not above 0.
         """
-        n_tokens = sum(map(self._encoders.n_tokens, conversation.utterances))
-        deadline = None
-        if deadline_ms is not None:
-            deadline = Deadline(deadline_ms, self.costs, self._lanes.n, started)
-            deadline.expect_work(
+        return NoDeadline() if deadline_ms is None else Deadline(deadline_ms, self.costs, self._lanes.n)
+
+    def _begin(self, conversation: Conversation, limit: Deadline | NoDeadline, started: float) -> AnalysisState:
+        """The state of an analysis that was started at a time of `time.perf_counter`."""
+        windows = self._encoders.tokenize(conversation.utterances)
+        n_tokens = 0 if windows is None else int(windows.n_tokens.sum())
+        if isinstance(limit, Deadline):
+            limit.expect_work(
                 self.modalities,
                 n_tokens=n_tokens,
                 n_llm_tokens=None if self._rescorer is None else n_tokens,
@@ -285,16 +323,17 @@ class Pipeline:
             self.bundle.fusion,
             self.modalities,
             n_tokens=n_tokens,
+            windows=windows,
             costs=self.costs,
-            deadline=deadline,
+            limit=limit,
             started=started,
         )
 
     def _encode_and_score(
-        self, conversation: Conversation, report: Progress, deadline_ms: float | None, started: float
+        self, conversation: Conversation, report: Progress, limit: Deadline | NoDeadline, started: float
     ) -> tuple[AnalysisState, FusionScores]:
         """Everything before the Llama: the encoders' outputs, and the fusion's scores of them."""
-        state = self._begin(conversation, deadline_ms, started)
+        state = self._begin(conversation, limit, started)
         encode_conversation(conversation, self._encoders, self._readers, self._lanes, state, report)
         if state.is_empty:
             reasons = next((m for m in state.missing if m), {})
@@ -302,8 +341,10 @@ class Pipeline:
             raise InputError(
                 f"conversation {conversation.id} has nothing to analyse{detail}", hint="give text, a recording or clips"
             )
-        with state.timed("fusion", len(conversation.utterances)):
-            scores = run_fusion(self._fusion, state.inputs, self.bundle.fusion, _stage(report, "fusion"))
+        with state.timed("fusion", len(conversation.utterances)) as watch:
+            unread = state.is_unread()
+            watch.done = float((~unread).sum())
+            scores = run_fusion(self._fusion, state.inputs, self.bundle.fusion, _stage(report, "fusion"), unread)
         return state, scores
 
     def _decide(self, conversation: Conversation, state: AnalysisState, scores: FusionScores) -> Analysis:
@@ -311,14 +352,17 @@ class Pipeline:
         constants = self.bundle.decision
         if state.is_rescored and self.bundle.llama is not None:
             constants = self.bundle.llama.decision
-        with state.timed("decide"):
+        with state.timed("decide", len(conversation.utterances)):
             decision = decide(
                 scores.emotion_logits, scores.pair_logits, constants, scores.first_cause, state.inputs.text_mask
-            )
+            ).without(state.is_unread())
             found, pairs = build_results(
                 conversation.utterances, state.inputs, state.missing, decision, self.modalities
             )
-        return Analysis(conversation.id, found, pairs, state.finish(), self.bundle.id, conversation.notes)
+        timings_ms = state.finish()
+        return Analysis(
+            conversation.id, found, pairs, timings_ms, self.bundle.id, conversation.notes, late_ms=state.late_ms
+        )
 
     def _load(self, part: str) -> GraphRunner:
         """The engine of a part.

@@ -121,7 +121,7 @@ class UtteranceAnalysis:
     probabilities: label -> calibrated probability, summing to 1.
     emotion: the decided label, or None where the pipeline abstains.
     modalities: those of `MODALITIES` that were used.
-    missing: modality -> the reason why it was not used, for those that were expected.
+    missing: modality -> the reason why it, or a part of it, was not used, for those that were expected.
     """
 
     id: int
@@ -153,6 +153,8 @@ class Analysis:
     bundle_id: the id in `bundle.json`, of the weights that were used.
     notes: repairs of the input, a sentence per kind with its count ("2 cues were sorted by their start"), in the order
         in which they were made. They name counts and fields, never words or names.
+    late_ms: milliseconds after the deadline; 0 in time, and without a deadline. Not compared: it is no part of the
+        answer.
     """
 
     conversation_id: str
@@ -161,6 +163,7 @@ class Analysis:
     timings_ms: Mapping[str, float]
     bundle_id: str
     notes: tuple[str, ...] = ()
+    late_ms: float = field(default=0.0, compare=False)
 
     def causes_of(self, utterance_id: int) -> tuple[Pair, ...]:
         """The pairs whose emotion utterance is `utterance_id`, in the order of their causes."""

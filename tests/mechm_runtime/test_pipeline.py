@@ -598,7 +598,7 @@ def test_json_keeps_everything_under_stable_names(pipeline: Pipeline, media: Pat
     analysis = pipeline.analyze(conversation)
     read = json.loads(analysis.to_json())
     assert read == json.loads(analysis.to_json(indent=2)) == json.loads(json.dumps(asdict(analysis)))
-    assert list(read) == ["conversation_id", "utterances", "pairs", "timings_ms", "bundle_id"]
+    assert list(read) == ["conversation_id", "utterances", "pairs", "timings_ms", "bundle_id", "notes", "late_ms"]
     assert list(read["utterances"][0]) == [
         "id", "speaker", "text", "start_s", "end_s", "emotion", "probabilities", "modalities", "missing"
     ]  # fmt: skip

@@ -15,9 +15,9 @@ LLM_OPTIONS = (
     click.option(
         "--llm",
         type=click.Choice(["none", "onnx", "vllm", "vllm-local"]),
-        help="Where the Llama runs that rescores utterances. onnx: here, the bundle's own graph. vllm: "
-        "on a server (mechm serve llm). vllm-local: here, in vLLM. none: no Llama, which is faster and less accurate. "
-        "Default: onnx if the bundle has it, else none.",
+        help="Where the Llama runs that rescores utterances. onnx: here, the bundle's own graph. vllm: on a server "
+        "(mechm serve llm); while it is down, analyze answers without it and says so. vllm-local: here, in vLLM. "
+        "none: no Llama, which is faster and less accurate. Default: onnx if the bundle has it, else none.",
     ),
     click.option(
         "--llm-url",

@@ -17,10 +17,15 @@ from mechm_runtime.bundle.modality import DROPPABLE_MODALITIES, MODALITY_SPECS, 
 from mechm_runtime.errors import InputError
 from mechm_runtime.system.after_fork import tell_after_fork
 
+FINAL_STAGES = ("fusion", "decide")
+"""Stages that put the result together, and come last; they are never left out."""
 DROPPABLE = ("llm", *DROPPABLE_MODALITIES)
-"""Stages that may be left out, in this order; text and audio never are."""
+"""Stages that may be left out before they begin, in this order; text and audio are begun, and end when time is over."""
 PARALLEL_STAGES = frozenset(spec.name for spec in MODALITY_SPECS)
 """Stages that run in lanes, side by side; `decode` runs beside them, all others after them."""
+
+UNMEASURED_MS = 1.0
+"""Milliseconds that a unit of a stage is taken to cost, where work is divided and no run of the stage was measured."""
 
 DECAY = 0.9
 """Factor on the weight of earlier measurements at each new one: the last ten count most."""
@@ -137,6 +142,27 @@ class CostEstimator:
         return line.at(units) + line.scale * math.sqrt(line.error_squared) * units / max(typical, 1e-9)
 
 
+class NoDeadline:
+    """The limit of a request without a deadline: none, unless the request is cancelled."""
+
+    reason = "the request was cancelled"
+
+    def __init__(self) -> None:
+        self._is_cancelled = False
+
+    def cancel(self) -> None:
+        """End the request's work: what works in steps stops after the present one."""
+        self._is_cancelled = True
+
+    def left_s(self) -> float:
+        """Infinite, or below 0 once cancelled."""
+        return -math.inf if self._is_cancelled else math.inf
+
+    def fits(self, stage: str, units: float) -> bool:  # noqa: ARG002 (as `Deadline.fits`)
+        """Whether the request goes on."""
+        return not self._is_cancelled
+
+
 @dataclass(slots=True)
 class Deadline:
     """The time limit of one request, its remaining work, and the stages left out for it. Thread-safe.
@@ -153,6 +179,7 @@ class Deadline:
     left_out: list[str] = field(default_factory=list)
     _remaining: dict[str, float] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
+    _is_cancelled: bool = False
 
     def __post_init__(self) -> None:
         if not (self.ms > 0 and math.isfinite(self.ms)):
@@ -162,6 +189,31 @@ class Deadline:
     def reason(self) -> str:
         """The reason given in results for a stage that was left out."""
         return f"left out to meet the deadline of {self.ms:g} ms"
+
+    def cancel(self) -> None:
+        """End the request's work: what works in steps stops after the present one."""
+        self._is_cancelled = True
+
+    def left_s(self) -> float:
+        """Seconds left for encoders and the Llama: what fusion and decision are expected to take is subtracted.
+
+        Below 0 when that time is over, or once cancelled.
+        """
+        if self._is_cancelled:
+            return -math.inf
+        with self._lock:
+            to_come = {stage: self._remaining[stage] for stage in FINAL_STAGES if stage in self._remaining}
+        reserved_ms = sum(self.costs.estimate_ms(stage, units) or 0.0 for stage, units in to_come.items())
+        return (self._left_ms() - reserved_ms) / 1000
+
+    def fits(self, stage: str, units: float) -> bool:
+        """Whether work of a stage is expected to be done in the time left; see `UNMEASURED_MS`."""
+        ms = self.costs.estimate_ms(stage, units)
+        return (UNMEASURED_MS * units if ms is None else ms) <= 1000 * self.left_s()
+
+    def late_ms(self) -> float:
+        """Milliseconds since the deadline; 0 before it."""
+        return max(0.0, -self._left_ms())
 
     def expect(self, stage: str, units: float) -> None:
         """Add work to come."""
@@ -182,11 +234,12 @@ class Deadline:
 
         modalities: those that the pipeline uses; others have no stage. n_tokens: tokens for the text encoder. sound_s:
         seconds of sound. n_frames: video frames. n_llm_tokens: tokens of the words that the LLM is asked about.
-        n_utterances: for the fusion.
+        n_utterances: for the fusion and the decision.
         """
         of_unit: dict[CostUnit, float | None] = {"tokens": n_tokens, "seconds": sound_s, "frames": n_frames}
         units = {spec.name: of_unit[spec.cost_unit] for spec in MODALITY_SPECS if spec.name in modalities}
-        for stage, number in (*units.items(), ("fusion", n_utterances), ("llm", n_llm_tokens)):
+        final = dict.fromkeys(FINAL_STAGES, n_utterances)
+        for stage, number in (*units.items(), *final.items(), ("llm", n_llm_tokens)):
             if number is not None:
                 self.expect(stage, number)
 
@@ -201,14 +254,15 @@ class Deadline:
         with self._lock:
             if stage in self.left_out:
                 return False
-            left_ms = self.ms - 1000 * (time.perf_counter() - self.started)
-            plan = self.costs.plan(
-                left_ms, {s: n for s, n in self._remaining.items() if s not in self.left_out}, n_lanes=self.n_lanes
-            )
+            remaining = {s: n for s, n in self._remaining.items() if s not in self.left_out}
+            plan = self.costs.plan(self._left_ms(), remaining, n_lanes=self.n_lanes)
             for dropped in plan.left_out:
                 self.left_out.append(dropped)
                 self.costs.decay(dropped)
             return stage not in self.left_out
+
+    def _left_ms(self) -> float:
+        return self.ms - 1000 * (time.perf_counter() - self.started)
 
 
 def _wall_ms(costs: Mapping[str, float], n_lanes: int) -> float:

@@ -5,7 +5,7 @@ It asks the decoding process (`media`) and says which utterance a segment belong
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
 
 from mechm_runtime.errors import InputError, MediaError
@@ -16,12 +16,22 @@ STILL_S = 1.0
 """Seconds that a clip without a duration, a picture, is taken to last."""
 PAST_END_S = 0.5
 """Seconds by which an utterance's times may exceed its recording; clocks and encoders round."""
+MAX_UTTERANCE_S = 300.0
+"""Seconds of one utterance's recording that are decoded and encoded: memory and time grow with them, and a small file
+can hold hours. People take turns sooner; what is longer is a recording without a transcript."""
+CUT_REASON = f"all after {MAX_UTTERANCE_S:g} s, the longest utterance that is read"
+"""Reported for the voice of a longer utterance."""
 
 Decoded = tuple[int, Segment | str]
 """The position of an utterance, and its segment or the reason why it has none."""
 ChooseFrames = Callable[[Sequence[float]], int]
 """Called before a file is decoded with the durations of its utterances in seconds; returns the frames to decode of
 each."""
+
+
+def is_cut(segment: Segment) -> bool:
+    """Whether a segment ends at `MAX_UTTERANCE_S`."""
+    return segment.end_s - segment.start_s > MAX_UTTERANCE_S - 1e-6  # the difference of rounded times
 
 
 def is_recorded(conversation: Conversation) -> bool:
@@ -31,11 +41,11 @@ def is_recorded(conversation: Conversation) -> bool:
 
 def decode_conversation(
     conversation: Conversation, reader: MediaReader, choose_frames: ChooseFrames
-) -> Iterator[Decoded]:
+) -> Generator[Decoded]:
     """Decode the segments of a conversation, each when it is asked for.
 
     Raises: MediaError: the conversation's own recording cannot be read; a broken clip is a reason instead. InputError:
-        an utterance ends after the recording.
+        an utterance ends after the recording. OutOfTimeError: the request's time limit passed.
     """
     if conversation.media is not None:
         yield from _decode_recording(conversation.utterances, conversation.media, reader, choose_frames)
@@ -63,7 +73,7 @@ def _decode_recording(
                 f"utterance {u.id} ends at {u.end_s:.2f} s, the recording at {duration_s:.2f} s",
                 hint="is this the transcript of another recording?",
             )
-        spans.append((u.start_s, u.end_s))
+        spans.append((u.start_s, min(u.end_s, u.start_s + MAX_UTTERANCE_S)))
         owners.append(index)
     n_frames = choose_frames([end_s - start_s for start_s, end_s in spans])
     for position, segment in reader.iter_segments(media, spans, n_frames=n_frames):
@@ -74,8 +84,9 @@ def _decode_clip(index: int, media: Path, reader: MediaReader, choose_frames: Ch
     """The segment of an utterance's own clip, or the reason why it cannot be read."""
     try:
         duration_s = reader.probe(media).duration_s or STILL_S
-        n_frames = choose_frames([duration_s])
-        for _, segment in reader.iter_segments(media, [(0.0, duration_s)], n_frames=n_frames):
+        read_s = min(duration_s, MAX_UTTERANCE_S)
+        n_frames = choose_frames([read_s])
+        for _, segment in reader.iter_segments(media, [(0.0, read_s)], n_frames=n_frames):
             yield index, segment
     except MediaError as error:
         yield index, str(error)

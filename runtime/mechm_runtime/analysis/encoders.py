@@ -6,7 +6,9 @@ conversation in `encode`.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from typing import Protocol, cast
@@ -17,10 +19,12 @@ from mechm_runtime.bundle.modality import MODALITY_SPECS, ModalitySpec
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.modalities.text import TextEncoder
+from mechm_runtime.modalities.text_windows import TextWindows
 from mechm_runtime.modalities.voice import VoiceEncoder
 from mechm_runtime.system.arrays import Array, Float32Array, UInt8Array
 from mechm_runtime.system.lazy import Lazy
 from mechm_runtime.system.progress import StageProgress
+from mechm_runtime.system.time_limit import seconds_left, wait_s
 from mechm_runtime.types import Utterance
 
 LoadPart = Callable[[str], GraphRunner]
@@ -31,10 +35,11 @@ class TrackEncoder(Protocol):
     """An encoder of samples or frames, made by its class method `from_bundle(bundle, load)`."""
 
     def encode(self, index: int, signal: Array, inputs: FusionInputs, /) -> str:
-        """Encode one utterance into `inputs`; returns why that is impossible, or an empty string.
+        """Encode one utterance into `inputs`; returns why that is impossible as a whole, or an empty string.
 
         index: position of the utterance. signal: samples, float32 (n,), 16 kHz mono, or frames, uint8 (n, H, W, 3),
         RGB, as the modality's track has it.
+        Raises: OutOfTimeError: the request's time limit passed before anything was encoded.
         """
 
 
@@ -80,6 +85,21 @@ class ModalityEncoders:
         """The encoder of a modality that is used and comes from a recording, loaded first where necessary."""
         return self._of_tracks[modality]()
 
+    def is_loaded_in_time(self, modality: str) -> bool:
+        """Whether the request's time limit lets its work wait until the encoder of a modality is loaded.
+
+        Loading goes on in a thread of its own where it does not, for later requests.
+        """
+        encoder, timeout_s = self._of_tracks[modality], wait_s()
+        if timeout_s is None or encoder.is_made:
+            return True
+        if not timeout_s:
+            return False
+        thread = threading.Thread(target=_load, args=(encoder,), name="mechm-load")
+        thread.start()
+        thread.join(timeout_s)
+        return encoder.is_made or seconds_left() > 0
+
     def of_frames(self, modality: str) -> FrameEncoder:
         """The encoder of a modality that is used and comes from the video track."""
         return cast("FrameEncoder", self.of(modality))
@@ -89,25 +109,32 @@ class ModalityEncoders:
         """The encoder of voices, which can also be encoded piece by piece as they are streamed in."""
         return cast("VoiceEncoder", self.of("audio"))
 
-    def n_tokens(self, utterance: Utterance) -> int:
-        """Tokens of an utterance for the text encoder; 0 where there are no words, or text is not used."""
-        return 0 if self._text is None else self._text.n_tokens(utterance)
+    def tokenize(self, utterances: Sequence[Utterance]) -> TextWindows | None:
+        """Tokens of a conversation for `encode_text`; None where text is not used."""
+        return None if self._text is None else self._text.tokenize(utterances)
 
     def encode_text(
         self,
         utterances: Sequence[Utterance],
         inputs: FusionInputs,
         progress: StageProgress | None = None,
+        windows: TextWindows | None = None,
     ) -> dict[int, str]:
         """Encode the words of a conversation into `inputs`; does nothing where text is not used.
 
-        progress: called with the utterances done and their number.
-        Returns: positions of the utterances without words -> the reason to report.
+        progress: called with the utterances done and their number. windows: their tokens, where they are known.
+        Returns: positions of the utterances without words, or of which some were left out -> the reason to report.
         """
         if self._text is None:
             return {}
-        self._text.encode(utterances, inputs, progress)
-        return {int(index): "no words known" for index in (~inputs.text_mask).nonzero()[0]}
+        left_out = self._text.encode(utterances, inputs, progress, windows)
+        return {int(index): "no words known" for index in (~inputs.text_mask).nonzero()[0]} | left_out
+
+
+def _load(encoder: Lazy[TrackEncoder]) -> None:
+    """Load an encoder; an error is raised where it is used, which loads it again."""
+    with suppress(Exception):
+        encoder()
 
 
 def _build(spec: ModalitySpec, bundle: Bundle, load: LoadPart) -> TrackEncoder:

@@ -20,6 +20,7 @@ from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.errors import InputError
 from mechm_runtime.system.after_fork import tell_after_fork
 from mechm_runtime.system.arrays import Array, Arrays
+from mechm_runtime.system.time_limit import OutOfTimeError, wait_s
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +81,8 @@ class BatchingRunner:
     """A graph that joins what different threads ask of it. `run` may be called from any number of them.
 
     The first in the queue always runs next, so that nobody starves. Where a joined run fails, its requests are run one
-    by one: an error reaches only whose it is. A caller who gives up while it waits (an interrupt) leaves the queue.
+    by one: an error reaches only whose it is. A caller who gives up while it waits (an interrupt, or the time limit of
+    its request) leaves the queue.
     """
 
     def __init__(self, runner: GraphRunner, config: BatchConfig, padding: Padding | None = None) -> None:
@@ -96,7 +98,10 @@ class BatchingRunner:
         tell_after_fork(self)
 
     def run(self, inputs: Arrays) -> dict[str, Array]:
-        """Arrays by input name to arrays by output name, as the graph gives them. Raises what the graph does."""
+        """Arrays by input name to arrays by output name, as the graph gives them.
+
+        Raises: what the graph does. OutOfTimeError: the request's time limit passed in the queue.
+        """
         request = self._request(inputs)
         with self._lock:
             if self._n_runs < self._config.max_runs:
@@ -105,6 +110,8 @@ class BatchingRunner:
             else:
                 self._queue.append(request)
         try:
+            if not request.ready.wait(wait_s()):
+                self._withdraw(request)
             request.ready.wait()
         except BaseException:
             self._leave(request)
@@ -209,6 +216,17 @@ class BatchingRunner:
         for axis in () if self._padding is None else self._padding.outputs.get(name, ()):
             window[axis] = slice(length)
         return np.array(rows[tuple(window)])
+
+    def _withdraw(self, request: _Request) -> None:
+        """Take a request out of the queue, unless its run goes on already: that is waited for.
+
+        Raises: OutOfTimeError: it was taken out.
+        """
+        with self._lock:
+            if request not in self._queue:
+                return
+            self._queue.remove(request)
+        raise OutOfTimeError
 
     def _leave(self, request: _Request) -> None:
         """Give up a request that waits, or the turn that it was just given."""

@@ -21,6 +21,7 @@ from mechm_runtime.engines.output_store import Outputs, OutputStore
 from mechm_runtime.errors import InputError
 from mechm_runtime.system.after_fork import tell_after_fork
 from mechm_runtime.system.arrays import Array, Arrays
+from mechm_runtime.system.time_limit import OutOfTimeError, wait_s
 
 MIB = 1 << 20
 
@@ -98,6 +99,7 @@ class OutputCache:
 
         compute: positions in `keys` -> their outputs, in that order. What it raises reaches this caller; others who
             waited for the same compute for themselves.
+        Raises: OutOfTimeError: the request's time limit passed while another caller computed.
         """
         found: list[Outputs | None] = [None] * len(keys)
         while missing := [position for position, outputs in enumerate(found) if outputs is None]:
@@ -108,7 +110,8 @@ class OutputCache:
             finally:  # also of what an interrupt stopped: others wait for it
                 self._hand_over(keys, mine, found)
             for position, pending in theirs.items():
-                pending.done.wait()
+                if not pending.done.wait(wait_s()):
+                    raise OutOfTimeError
                 found[position] = pending.outputs
         return [outputs for outputs in found if outputs is not None]
 

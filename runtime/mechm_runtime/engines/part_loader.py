@@ -15,12 +15,16 @@ from mechm_runtime.engines.base import EngineConfig, GraphRunner
 from mechm_runtime.engines.batching import PADDING, BatchConfig, BatchingRunner
 from mechm_runtime.engines.load import load_built_engine, load_engine
 from mechm_runtime.engines.output_cache import CachedRunner, OutputCache
+from mechm_runtime.engines.run_queue import QueuedRunner, RunQueue
 from mechm_runtime.engines.spec import GPU_ENGINE
 from mechm_runtime.engines.threads_by_length import MEL, SHORT_MEL_FRAMES, ThreadsByLength
 from mechm_runtime.errors import BundleError, InputError
 
 SINGLE_THREADED_PARTS = frozenset(part.name for part in ENCODER_PARTS if part.is_single_threaded)
 """Parts that compute in one thread always."""
+
+FINAL_PART = "fusion"
+"""The part that puts a result together. It is small, and does not queue: the request has had its turns."""
 
 CACHED_PARTS = {part.name: part.cached == "rows" for part in ENCODER_PARTS}
 """Parts whose outputs an output cache keeps, where there is one -> whether row by row (frame by frame)."""
@@ -31,7 +35,7 @@ class PartLoader:
 
     precisions: part -> precision; what the bundle has for the engine for parts that are not named or have None.
     cache: where outputs of encoders are kept; None keeps none. batching: how runs of several callers are joined; None
-        joins none.
+        joins none. queue: for runs of requests with a time limit that are not joined; None for no queue.
     Raises: BundleError: a part or a precision of it that was asked for is not there. InputError: the engine does not
         run it. Both now rather than when the first recording comes.
     """
@@ -44,11 +48,13 @@ class PartLoader:
         *,
         cache: OutputCache | None = None,
         batching: BatchConfig | None = None,
+        queue: RunQueue | None = None,
     ) -> None:
         self._bundle = bundle
         self._config = config
         self._cache = cache
         self._batching = batching
+        self._queue = queue
         self._precisions = {name: precision for name, precision in precisions.items() if precision is not None}
         for name, precision in self._precisions.items():
             self._check(name, precision)
@@ -64,6 +70,8 @@ class PartLoader:
         rows_are_alone = precision != "int8"
         if self._batching is not None and rows_are_alone and part.name in PADDING:
             runner = BatchingRunner(runner, self._batching, PADDING[part.name])
+        elif self._queue is not None and part.name != FINAL_PART:
+            runner = QueuedRunner(runner, self._queue)
         if self._cache is not None and part.name in CACHED_PARTS:
             identity = (self._bundle.id, part.name, precision, config.engine, config.execution_provider)
             runner = CachedRunner(runner, self._cache, identity, by_row=rows_are_alone and CACHED_PARTS[part.name])

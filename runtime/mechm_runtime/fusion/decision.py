@@ -27,6 +27,16 @@ class Decision:
     labels: Int64Array
     pairs: tuple[tuple[int, int, float], ...]
 
+    def without(self, unread: BoolArray) -> Decision:
+        """The decision with an abstention for some utterances, and without their pairs.
+
+        unread: bool (U,), those of which nothing is known.
+        """
+        if not unread.any():
+            return self
+        pairs = tuple(pair for pair in self.pairs if not (unread[pair[0]] or unread[pair[1]]))
+        return Decision(self.probabilities, np.where(unread, -1, self.labels), pairs)
+
 
 def emotion_probabilities(logits: FloatArray, config: DecisionConfig) -> FloatArray:
     """logits float (..., 7) -> float64 (..., 7), calibrated."""

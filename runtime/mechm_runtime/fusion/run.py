@@ -16,8 +16,9 @@ import numpy.typing as npt
 from mechm_runtime.bundle.config import FusionWindows
 from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.fusion.inputs import FusionInputs
-from mechm_runtime.system.arrays import Float32Array, Int64Array
+from mechm_runtime.system.arrays import BoolArray, Float32Array, Int64Array
 from mechm_runtime.system.progress import StageProgress
+from mechm_runtime.types import EMOTIONS
 
 WINDOWS_PER_RUN = 8
 """Windows of a long conversation that are run at once: bounds memory."""
@@ -53,31 +54,36 @@ def run_fusion(
     inputs: FusionInputs,
     sizes: FusionWindows,
     progress: StageProgress | None = None,
+    unread: BoolArray | None = None,
 ) -> FusionScores:
     """Score a conversation.
 
-    progress: called with utterances done and their number.
+    progress: called with utterances done and their number. unread: bool (U,), utterances whose scores are of no use:
+    windows of nothing else are not run, and have scores of 0 and no pairs.
     """
     n = len(inputs.speaker_ids)
     spans = window_spans(n, sizes.window, sizes.window_context)
     width = max(last - first for first, last, _, _ in spans)
-    # One piece per core; cores come in order.
-    emotion_logits: list[Float32Array] = []
-    hidden_states: list[Float32Array] = []
+    emotion_logits = np.zeros((n, len(EMOTIONS)), np.float32)
+    hidden_states = np.zeros((n, 0), np.float32)
     pair_logits = np.full((n, width), -np.inf, np.float32)
     first_cause = np.zeros(n, np.int64)
+    if unread is not None:
+        spans = [span for span in spans if not unread[span[2] : span[3]].all()]
     for start in range(0, len(spans), WINDOWS_PER_RUN):
         batch = spans[start : start + WINDOWS_PER_RUN]
         outputs = engine.run(_windows(inputs, batch, width))
+        if not hidden_states.size:
+            hidden_states = np.zeros((n, outputs["hidden_states"].shape[-1]), np.float32)
         for row, (first, last, core_first, core_last) in enumerate(batch):
             core = slice(core_first - first, core_last - first)
-            emotion_logits.append(outputs["emotion_logits"][row, core])
-            hidden_states.append(outputs["hidden_states"][row, core])
+            emotion_logits[core_first:core_last] = outputs["emotion_logits"][row, core]
+            hidden_states[core_first:core_last] = outputs["hidden_states"][row, core]
             pair_logits[core_first:core_last, : last - first] = outputs["pair_logits"][row, core, : last - first]
             first_cause[core_first:core_last] = first
         if progress is not None:
             progress(batch[-1][3], n)
-    return FusionScores(np.concatenate(emotion_logits), pair_logits, first_cause, np.concatenate(hidden_states))
+    return FusionScores(emotion_logits, pair_logits, first_cause, hidden_states)
 
 
 def _windows(

@@ -14,7 +14,7 @@ import numpy as np
 
 from mechm_runtime.bundle.manifest import LLAMA, PROJECTOR, Bundle, LlamaFiles
 from mechm_runtime.engines.base import GraphRunner
-from mechm_runtime.errors import BundleError
+from mechm_runtime.errors import BundleError, LlmUnavailableError
 from mechm_runtime.fusion.combination import combine
 from mechm_runtime.fusion.decision import emotion_probabilities, recalibrated
 from mechm_runtime.fusion.inputs import FusionInputs
@@ -25,10 +25,13 @@ from mechm_runtime.llm.scorer import EngineSteps, LlamaScorer, LlamaScores, Soft
 from mechm_runtime.llm.soft_tokens import Projector
 from mechm_runtime.llm.vllm.client import VllmClient
 from mechm_runtime.llm.vllm.config import ServerConfig
+from mechm_runtime.llm.vllm.connection import UnexpectedAnswerError
 from mechm_runtime.llm.vllm.embeddings import EmbeddingTable
 from mechm_runtime.llm.vllm.in_process import InProcessVllm
 from mechm_runtime.system.arrays import BoolArray
 from mechm_runtime.system.progress import StageProgress
+from mechm_runtime.system.thread_pool import ThreadPool
+from mechm_runtime.system.time_limit import current_limit
 from mechm_runtime.types import Utterance
 
 Llm = Literal["none", "onnx", "vllm", "vllm-local"]
@@ -65,7 +68,7 @@ class LlmRescorer:
     ) -> FusionScores:
         """Combine the fusion's scores with the Llama's. What the Llama could not read is added to `missing`.
 
-        Raises: LlmUnavailableError: a server does not answer.
+        Raises: LlmUnavailableError: a server does not answer. OutOfTimeError: no answer within the time limit.
         """
         return run_steps(self._steps(utterances, inputs, fusion, missing, progress), self.scorer.engine)
 
@@ -75,13 +78,15 @@ class LlmRescorer:
         inputs: FusionInputs,
         fusion: FusionScores,
         missing: Missing,
+        threads: ThreadPool,
         progress: StageProgress | None = None,
     ) -> FusionScores:
         """`rescore` without blocking the event loop. Cancelled, it ends a server's request.
 
-        Raises: as `rescore`.
+        threads: run what cannot be awaited. Raises: as `rescore`.
         """
-        return await run_steps_async(self._steps(utterances, inputs, fusion, missing, progress), self.scorer.engine)
+        steps = self._steps(utterances, inputs, fusion, missing, progress)
+        return await run_steps_async(steps, self.scorer.engine, threads)
 
     def _steps(
         self,
@@ -94,6 +99,9 @@ class LlmRescorer:
         wanted = self.is_uncertain(fusion)
         soft = self.soft_tokens(inputs) if wanted.any() else None
         answers = yield from self.scorer.score_steps(utterances, soft, progress, wanted)
+        if (limit := current_limit()) is not None:
+            for index in np.flatnonzero(wanted & inputs.text_mask & ~answers.asked):
+                missing[int(index)]["llm"] = limit.reason
         self.note_unread(utterances, inputs, answers.asked, missing)
         return self.combine(fusion, answers)
 
@@ -102,6 +110,14 @@ class LlmRescorer:
         likeliest = emotion_probabilities(fusion.emotion_logits, self._bundle.decision).max(-1)
         # At 1 the Llama is asked about all utterances, also where the probability is rounded to 1.
         return np.asarray((likeliest < self.asked_below) | (self.asked_below >= 1.0))
+
+    def check(self) -> None:
+        """Check that the Llama's server answers now; does nothing where the Llama runs in this process.
+
+        Raises: LlmUnavailableError: it does not. InputError: it serves another model, or refuses the key.
+        """
+        if isinstance(self.scorer.engine, VllmClient):
+            self.scorer.engine.check()
 
     @property
     def soft_shape(self) -> tuple[int, int] | None:
@@ -154,11 +170,11 @@ def make_rescorer(
 ) -> LlmRescorer | None:
     """Make the rescorer of a bundle; None for the Llama `none`.
 
-    server: address of the server, for `vllm`; it must answer now, later it may come and go.
+    server: address of the server, for `vllm`; it may come and go, also now.
     fusion: runs the fusion's graph. load: makes the runner of another part of the bundle.
     asked_below: see `LlmRescorer`; None for the bundle's value.
     Raises: BundleError: the bundle lacks what is asked for. InputError: the server serves another model.
-        LlmUnavailableError: there is no server.
+        LlmUnavailableError: what is at the address is no model server.
     """
     if llm == "none":
         return None
@@ -172,7 +188,12 @@ def make_rescorer(
     elif llm == "vllm":
         embeddings = None if bundle.served is None else EmbeddingTable(bundle.folder / bundle.served.folder)
         client = VllmClient(server or ServerConfig(), questions, embeddings)
-        client.check()
+        try:
+            client.check()
+        except UnexpectedAnswerError:
+            raise
+        except LlmUnavailableError:
+            pass  # a server that is down may come; until then each result says why it lacks the Llama
         engine = client
     else:
         engine = InProcessVllm(bundle, questions)

@@ -6,7 +6,6 @@ fusion's scores (`mechm_runtime.fusion.combination`) and decisions on them are m
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar, runtime_checkable
@@ -17,6 +16,8 @@ from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.llm.questions import CAUSE_ANSWERS, PackedQuestions, QuestionTokenizer
 from mechm_runtime.system.arrays import Array, Arrays, BoolArray, Float32Array, Int64Array
 from mechm_runtime.system.progress import StageProgress
+from mechm_runtime.system.thread_pool import ThreadPool
+from mechm_runtime.system.time_limit import check_time, seconds_left
 from mechm_runtime.types import EMOTIONS, Utterance
 
 T = TypeVar("T")
@@ -108,7 +109,12 @@ class LlamaScorer:
         progress: StageProgress | None = None,
         wanted: BoolArray | None = None,
     ) -> EngineSteps[LlamaScores]:
-        """`score` as a generator of graph inputs, for `run_steps` or `run_steps_async`; it does not block itself."""
+        """`score` as a generator of graph inputs, for `run_steps` or `run_steps_async`; it does not block itself.
+
+        Where the time limit of the request passes between two windows, the rest is not asked about.
+        Raises: OutOfTimeError: it had passed before the first.
+        """
+        check_time()
         n = len(utterances)
         asked = np.array([bool((u.text or "").strip()) for u in utterances])
         if wanted is not None:
@@ -122,6 +128,8 @@ class LlamaScorer:
                 scores.fill(positions, (yield packed))
             if progress is not None:
                 progress(core_last, n)
+            if seconds_left() <= 0:
+                break
         return scores
 
     def pack(
@@ -163,15 +171,15 @@ def run_steps(steps: EngineSteps[T], engine: GraphRunner) -> T:
     return step
 
 
-async def run_steps_async(steps: EngineSteps[T], engine: GraphRunner) -> T:
-    """`run_steps` without blocking the event loop: an `AsyncRunner` is awaited, everything else runs in threads."""
-    step = await asyncio.to_thread(_advance, steps, None)
+async def run_steps_async(steps: EngineSteps[T], engine: GraphRunner, threads: ThreadPool) -> T:
+    """`run_steps` without blocking the event loop: an `AsyncRunner` is awaited, everything else runs in `threads`."""
+    step = await threads.run_async(_advance, steps, None)
     while isinstance(step, _Request):
         if isinstance(engine, AsyncRunner):
             outputs = await engine.run_async(step.inputs)
         else:
-            outputs = await asyncio.to_thread(engine.run, step.inputs)
-        step = await asyncio.to_thread(_advance, steps, outputs)
+            outputs = await threads.run_async(engine.run, step.inputs)
+        step = await threads.run_async(_advance, steps, outputs)
     return step
 
 

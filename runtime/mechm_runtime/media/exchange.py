@@ -19,6 +19,7 @@ from mechm_runtime.media.limits import MediaLimits
 from mechm_runtime.media.protocol import MAX_REPLY_BYTES, ProtocolError, read_header, write_message
 from mechm_runtime.media.replies import parse_index, parse_info, parse_notes, printable_line, read_segment
 from mechm_runtime.media.segments import Segment
+from mechm_runtime.system.time_limit import OutOfTimeError, wait_s
 
 EXIT_S = 1.0  # a process whose pipe has closed needs milliseconds to end
 
@@ -38,7 +39,8 @@ class Exchange:
     """One request and its replies.
 
     process: has pipes for `stdin` and `stdout`. limits: `timeout_s` counts the time spent waiting for the process, not
-    the time in which the caller uses a segment. name: of the recording, for messages.
+    the time in which the caller uses a segment. name: of the recording, for messages. The time limit of the caller's
+    request (`system.time_limit`) ends it too.
     """
 
     def __init__(self, process: subprocess.Popen[bytes], limits: MediaLimits, name: str) -> None:
@@ -49,12 +51,14 @@ class Exchange:
         self._name = name
         self._left_s = limits.timeout_s
         self._timed_out = False
+        self._is_late = False
 
     def run(self, request: dict[str, Any], facts: dict[str, Any]) -> Iterator[tuple[int, Segment]]:
         """Send the request and yield (index of the span, segment) until the process says that it is done.
 
         facts: receives `info` (a `MediaInfo`) and `notes` (a list of lines).
-        Raises: RefusalError: the recording cannot be read; MediaError: the process failed or was killed.
+        Raises: RefusalError: the recording cannot be read; MediaError: the process failed or was killed;
+            OutOfTimeError: the time limit of the caller's request passed.
         """
         spans: list[tuple[float, float]] = request["spans"]
         waiting = set(range(len(spans)))
@@ -86,6 +90,8 @@ class Exchange:
                 else:
                     raise ProtocolError(f"a message out of order: {kind!r}")
         except (ProtocolError, OSError) as error:
+            if self._is_late:
+                raise OutOfTimeError from error
             raise self._failure() from error
         except ValueError as error:
             if not self._replies.closed:
@@ -95,7 +101,11 @@ class Exchange:
     @contextmanager
     def _clock(self) -> Iterator[None]:
         """Subtract the time inside from the time that is left, and kill the process when none is left."""
-        timer = threading.Timer(self._left_s, self._time_out)
+        limit_s = wait_s()
+        if limit_s is not None and limit_s < self._left_s:
+            timer = threading.Timer(limit_s, self._end_late)
+        else:
+            timer = threading.Timer(self._left_s, self._time_out)
         timer.daemon = True
         begun_s = time.monotonic()
         timer.start()
@@ -108,6 +118,10 @@ class Exchange:
     def _time_out(self) -> None:
         self._timed_out = True
         self._process.kill()  # the read that waits for it sees the end of the stream
+
+    def _end_late(self) -> None:
+        self._is_late = True
+        self._process.kill()
 
     def _failure(self) -> MediaError:
         """The error for a process that stopped, was killed, or sent something that is not a valid message."""

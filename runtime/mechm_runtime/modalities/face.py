@@ -12,6 +12,7 @@ from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.modalities.face_detection import FaceDetector, face_pixels
 from mechm_runtime.system.arrays import Float32Array, UInt8Array, softmax
+from mechm_runtime.system.time_limit import check_time
 
 
 class FaceEncoder:
@@ -46,9 +47,11 @@ class FaceEncoder:
 
         frames: uint8 (n, H, W, 3), RGB.
         Returns: float32 (faces, face width), at most `max_faces` per frame.
+        Raises: OutOfTimeError: the request's time limit passed between two frames.
         """
         crops, heights = [], []
         for frame in frames:
+            check_time()
             for face in self._detector.detect(frame)[: self._sizes.max_faces]:
                 crops.append(face_pixels(frame, face.box_px, self._detector.config))
                 heights.append(face.box_px[3] / frame.shape[0])

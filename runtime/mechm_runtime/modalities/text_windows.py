@@ -40,6 +40,19 @@ class TextWindows:
     n_utterances: int
 
     @property
+    def n_tokens(self) -> Int64Array:
+        """int64 (n_utterances,), tokens that belong to each utterance."""
+        owners = self.utterance_index[self.utterance_index != NO_UTTERANCE]
+        return np.bincount(owners, minlength=self.n_utterances).astype(np.int64)
+
+    def first(self, n_windows: int) -> TextWindows:
+        """The first windows alone: views of the same arrays."""
+        rows = slice(n_windows)
+        return TextWindows(
+            self.input_ids[rows], self.attention_mask[rows], self.utterance_index[rows], self.n_utterances
+        )
+
+    @property
     def has_text(self) -> BoolArray:
         """bool (n_utterances,), True where at least one token belongs to the utterance."""
         present = np.zeros(self.n_utterances, bool)
@@ -135,7 +148,8 @@ def pool_utterances(hidden_states: Float32Array, windows: TextWindows) -> Float3
 def pool_batches(batches: Iterable[Float32Array], windows: TextWindows) -> Float32Array:
     """`pool_utterances` of states that come in batches, of which only one is held in memory.
 
-    batches: float32 (rows, n_tokens, hidden_size), together all windows in order; at least one batch.
+    batches: float32 (rows, n_tokens, hidden_size), together the first windows in order, or all; at least one batch.
+        Tokens of windows that do not come are passed over.
     """
     sums = np.zeros((windows.n_utterances, 0), np.float32)
     first = 0
@@ -146,6 +160,5 @@ def pool_batches(batches: Iterable[Float32Array], windows: TextWindows) -> Float
             sums = np.zeros((windows.n_utterances, states.shape[-1]), np.float32)
         np.add.at(sums, index[keep], states[keep])
         first += len(states)
-    owners = windows.utterance_index[windows.utterance_index != NO_UTTERANCE]
-    counts = np.bincount(owners, minlength=windows.n_utterances).astype(np.float32)
+    counts = windows.first(first).n_tokens.astype(np.float32)
     return np.asarray(sums / np.maximum(counts, 1.0)[:, None], np.float32)

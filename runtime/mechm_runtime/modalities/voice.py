@@ -13,6 +13,7 @@ from mechm_runtime.engines.base import GraphRunner
 from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.modalities.log_mel import log_mel_spectrogram
 from mechm_runtime.system.arrays import Float32Array
+from mechm_runtime.system.time_limit import OutOfTimeError, check_time, current_limit
 
 MAX_MEL_FRAMES = 3000
 """Whisper's positions reach 30 s; a longer utterance is encoded in pieces of about equal length."""
@@ -55,16 +56,29 @@ class VoiceEncoder:
         return cls(bundle.log_mel, load("audio"))
 
     def encode(self, index: int, samples: Float32Array, inputs: FusionInputs) -> str:
-        """Encode the voice of an utterance; returns why that is impossible, or an empty string.
+        """Encode the voice of an utterance; returns why that is impossible in part or as a whole, or an empty string.
 
         index: position of the utterance. samples: float32 (n,), 16 kHz mono, in [-1, 1].
+        Raises: OutOfTimeError: the request's time limit passed before the first piece; after a later one, the pieces
+            so far are used.
         """
         reason = unusable_reason(samples)
-        if not reason:
-            n_pieces = -(-len(samples) // (MAX_MEL_FRAMES * self._config.hop_length))
-            pieces = [self.encode_piece(piece) for piece in np.array_split(samples, n_pieces)]
-            inputs.audio[index] = merge_pieces(pieces)
-            inputs.audio_mask[index] = True
+        if reason:
+            return reason
+        n_pieces = -(-len(samples) // (MAX_MEL_FRAMES * self._config.hop_length))
+        pieces, n_heard = [], 0
+        try:
+            for piece in np.array_split(samples, n_pieces):
+                check_time()
+                pieces.append(self.encode_piece(piece))
+                n_heard += len(piece)
+        except OutOfTimeError:
+            limit = current_limit()
+            if not pieces or limit is None:
+                raise
+            reason = f"its voice after {n_heard / self._config.sample_rate:.0f} s: {limit.reason}"
+        inputs.audio[index] = merge_pieces(pieces)
+        inputs.audio_mask[index] = True
         return reason
 
     def encode_piece(self, samples: Float32Array) -> VoicePiece:

@@ -217,5 +217,7 @@ def _summary(analysis: Analysis) -> Text:
     if analysis.timings_ms:
         stages = stages_text(analysis.timings_ms)
         text.append(f" · {total_ms(analysis.timings_ms):,.0f} ms" + (f" ({stages})" if stages else ""), style="dim")
+    if analysis.late_ms:
+        text.append(f" · {analysis.late_ms:,.0f} ms after the deadline", style=MISSING_STYLE)
     text.append(f" · bundle {shorten(printable(analysis.bundle_id), 24)}", style="dim")
     return text

@@ -115,7 +115,8 @@ class LlmWindow:
             first += 1
             packed = self._packed(history, first, positions)
         ahead, self._ahead = self._ahead, None
-        if ahead is not None:
+        # One that has not begun would wait for others in the lanes: this run reads the words itself then.
+        if ahead is not None and not ahead.cancel():
             ahead_first, memory = ahead.result()
             if ahead_first == history.first + first:
                 self._memory = memory

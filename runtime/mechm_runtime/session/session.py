@@ -10,16 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from mechm_runtime.analysis.deadline import CostEstimator, Deadline
-from mechm_runtime.analysis.encode import decoded_segments, encoding_steps
+from mechm_runtime.analysis.deadline import CostEstimator, Deadline, NoDeadline
+from mechm_runtime.analysis.decoding import MAX_UTTERANCE_S
+from mechm_runtime.analysis.encode import PendingSteps, decoded_segments, encoding_steps
 from mechm_runtime.analysis.encoders import ModalityEncoders
 from mechm_runtime.analysis.results import build_results
 from mechm_runtime.analysis.state import AnalysisState
@@ -41,8 +40,10 @@ from mechm_runtime.session.streamed_utterance import StreamedUtterance, checked_
 from mechm_runtime.session.text_window import TextWindow, encode_window, window_start
 from mechm_runtime.session.update import Revision, SessionUpdate
 from mechm_runtime.system.after_fork import tell_after_fork
-from mechm_runtime.system.arrays import Float32Array, UInt8Array
+from mechm_runtime.system.arrays import Float32Array, Int64Array, UInt8Array
+from mechm_runtime.system.progress import no_progress
 from mechm_runtime.system.thread_pool import ThreadPool
+from mechm_runtime.system.time_limit import OutOfTimeError, limited_by
 from mechm_runtime.types import Analysis, Conversation, Pair, Utterance, UtteranceAnalysis
 
 Samples = Float32Array
@@ -54,7 +55,7 @@ class SessionParts:
     """The parts of a pipeline that its sessions share.
 
     costs: estimates of the stages' cost in sessions, in the units of `Pipeline.costs`; one unit of the fusion is one
-    run.
+    run. callers: threads for asynchronous calls, which wait for lanes.
     """
 
     bundle: Bundle
@@ -62,6 +63,7 @@ class SessionParts:
     fusion: GraphRunner
     rescorer: LlmRescorer | None
     lanes: ThreadPool
+    callers: ThreadPool
     readers: ReaderPool
     costs: CostEstimator
 
@@ -140,13 +142,12 @@ class Session:
         samples: its voice, float32 (n,), 16 kHz mono, where that was not streamed in. frames: uint8 (n, H, W, 3), RGB,
             in order; of more than the bundle reads, evenly spaced ones are taken.
         deadline_ms: time limit in milliseconds. To meet it the Llama is left out first, then scenes, then faces, as for
-            `Pipeline.analyze`; streamed voice and frames are encoded anyway.
+            `Pipeline.analyze`; of streamed voice and frames what is encoded by then is used.
         Raises: InputError: nothing to analyse, an id that is not new, voice or frames given in two ways, or another
             call is under way. After an error the session is as it was.
         """
         with self._exclusive():
-            started = time.perf_counter()
-            history, scores, state = self._encode_and_score(utterance, samples, frames, deadline_ms, started)
+            history, scores, state = self._encode_and_score(utterance, samples, frames, self._limit(deadline_ms))
             if self._window is not None and state.admits_llm():
                 with state.llm_stage():
                     history = run_steps(self._window.steps(history, scores, state.missing), self._window.runner)
@@ -165,15 +166,19 @@ class Session:
         Raises: as `append`.
         """
         with self._exclusive():
-            started = time.perf_counter()
-            history, scores, state = await asyncio.to_thread(
-                self._encode_and_score, utterance, samples, frames, deadline_ms, started
-            )
+            limit = self._limit(deadline_ms)
+            try:
+                history, scores, state = await self._parts.callers.run_async(
+                    self._encode_and_score, utterance, samples, frames, limit
+                )
+            except asyncio.CancelledError:
+                limit.cancel()
+                raise
             if self._window is not None and state.admits_llm():
                 with state.llm_stage():
                     steps = self._window.steps(history, scores, state.missing)
-                    history = await run_steps_async(steps, self._window.runner)
-            return await asyncio.to_thread(self._finish, history, scores, state)
+                    history = await run_steps_async(steps, self._window.runner, self._parts.callers)
+            return await self._parts.callers.run_async(self._finish, history, scores, state)
 
     def analysis(self) -> Analysis:
         """Results of all utterances that are kept, as `Pipeline.analyze` gives them.
@@ -226,16 +231,18 @@ class Session:
         utterance: Utterance,
         samples: Samples | None,
         frames: Frames | None,
-        deadline_ms: float | None,
-        started: float,
+        limit: Deadline | NoDeadline,
     ) -> tuple[History, FusionScores, AnalysisState]:
         """Everything before the Llama: the history with the new utterance, and the fusion's scores of it."""
         parts, history = self._parts, self._history
         segment = self._segment(utterance, samples, frames)
-        n_tokens = parts.encoders.n_tokens(utterance)
-        deadline = None if deadline_ms is None else self._deadline(deadline_ms, started, n_tokens, segment)
-        state = self._new_state((utterance,), n_tokens=n_tokens, deadline=deadline, started=started)
-        words = self._encode(utterance, segment, state)
+        windows = parts.encoders.tokenize((utterance,))
+        n_tokens = 0 if windows is None else int(windows.n_tokens.sum())
+        if isinstance(limit, Deadline):
+            self._expect_work(limit, n_tokens, segment)
+        state = self._new_state((utterance,), n_tokens=n_tokens, limit=limit)
+        with limited_by(limit):
+            words = self._encode(utterance, segment, state)
         if state.is_empty:
             detail = "; ".join(f"{modality}: {reason}" for modality, reason in state.missing[0].items())
             raise InputError(
@@ -258,33 +265,56 @@ class Session:
         segment: its voice and frames where they were given to `append`.
         """
         parts = self._parts
-        calls: list[Future[None]] = []
-        if utterance.media is not None and parts.encoders.uses_media:
-            with parts.readers.reader() as reader:
-                clip = Conversation(self._id, (utterance,))
-                for _, decoded in decoded_segments(clip, reader, parts.encoders, state):
-                    calls += [parts.lanes.submit(step) for step in encoding_steps(0, decoded, parts.encoders, state)]
-        elif segment is not None:
-            calls += [parts.lanes.submit(step) for step in encoding_steps(0, segment, parts.encoders, state)]
         tokens = np.append(self._history.n_tokens, state.n_tokens)
         first = window_start(tokens, self._config.text_tokens)
-        with state.timed("text", int(tokens[first:].sum())):
-            words = encode_window((*self._history.utterances, utterance), tokens, first, parts.encoders)
-        for call in calls:
-            call.result()
+        with PendingSteps(parts.lanes, no_progress, 1) as pending:
+            if state.deadline is None:
+                self._hand_over(utterance, segment, state, pending)
+                words = self._encode_words(utterance, tokens, first, state)
+            else:  # the words first: they tell most
+                words = self._encode_words(utterance, tokens, first, state)
+                self._hand_over(utterance, segment, state, pending)
+            pending.finish()
         if self._streamed is not None:
             self._streamed.write_to(state, _duration_s(utterance))
         state.inputs.text_mask[-1:] = words.has_text[-1:]
         state.missing[0].update(words.missing)
         return words
 
+    def _encode_words(self, utterance: Utterance, tokens: Int64Array, first: int, state: AnalysisState) -> TextWindow:
+        """Encode the words of a new utterance with those before it from position `first` on.
+
+        tokens: int64 (U,), of each utterance.
+        """
+        with state.timed("text", int(tokens[first:].sum())) as watch:
+            words = encode_window((*self._history.utterances, utterance), tokens, first, self._parts.encoders)
+            if not words.is_whole:
+                watch.done = 0.0
+        return words
+
+    def _hand_over(
+        self, utterance: Utterance, segment: Segment | None, state: AnalysisState, pending: PendingSteps
+    ) -> None:
+        """Hand the voice and frames of a new utterance to the lanes; those of a clip as it is decoded."""
+        encoders = self._parts.encoders
+        if segment is not None:
+            pending.add("media", encoding_steps(0, segment, encoders, state))
+        if utterance.media is None or not encoders.uses_media:
+            return
+        clip = Conversation(self._id, (utterance,))
+        try:
+            with self._parts.readers.reader() as reader:
+                for _, decoded in decoded_segments(clip, reader, encoders, state):
+                    pending.add("media", encoding_steps(0, decoded, encoders, state))
+        except OutOfTimeError:  # all readers were busy
+            state.note_unread_recording(0)
+
     def _new_state(
         self,
         utterances: Sequence[Utterance],
         *,
         n_tokens: int = 0,
-        deadline: Deadline | None = None,
-        started: float | None = None,
+        limit: Deadline | NoDeadline | None = None,
     ) -> AnalysisState:
         parts = self._parts
         return AnalysisState(
@@ -293,8 +323,8 @@ class Session:
             parts.encoders.modalities,
             n_tokens=n_tokens,
             costs=parts.costs,
-            deadline=deadline,
-            started=started,
+            limit=limit,
+            started=limit.started if isinstance(limit, Deadline) else None,
         )
 
     def _segment(self, utterance: Utterance, samples: Samples | None, frames: Frames | None) -> Segment | None:
@@ -315,31 +345,36 @@ class Session:
             )
         if not given:
             return None
-        if samples is not None:
-            checked_samples(samples)
         if frames is not None:
             n, most = len(checked_frames(frames)), self._parts.bundle.fusion.n_frames
             frames = frames[[int((k + 0.5) / most * n) for k in range(most)]] if n > most else frames
+        if samples is not None:
+            samples = checked_samples(samples)[: round(MAX_UTTERANCE_S * SAMPLE_RATE)]
         duration_s = 0.0 if samples is None else len(samples) / SAMPLE_RATE
         return Segment(0.0, duration_s, samples, frames, {})
 
-    def _deadline(self, ms: float, started: float, n_tokens: int, segment: Segment | None) -> Deadline:
-        """The deadline of an utterance, and the work to be done until then.
+    def _limit(self, deadline_ms: float | None) -> Deadline | NoDeadline:
+        """The limit of an utterance that ends now.
+
+        Raises: InputError: a deadline that is not above 0.
+        """
+        parts = self._parts
+        return NoDeadline() if deadline_ms is None else Deadline(deadline_ms, parts.costs, parts.lanes.n)
+
+    def _expect_work(self, deadline: Deadline, n_tokens: int, segment: Segment | None) -> None:
+        """Tell a deadline of the work to be done until then.
 
         n_tokens: of the utterance. segment: its voice and frames where they were given to `append`.
         """
-        parts = self._parts
         samples, frames = (None, None) if segment is None else (segment.samples, segment.frames)
-        deadline = Deadline(ms, parts.costs, parts.lanes.n, started)
         deadline.expect_work(
-            parts.encoders.modalities,
+            self._parts.encoders.modalities,
             n_tokens=min(self._config.text_tokens, n_tokens + int(self._history.n_tokens.sum())),
             sound_s=None if samples is None else len(samples) / SAMPLE_RATE,
             n_frames=None if frames is None else len(frames),
             n_llm_tokens=None if self._window is None else n_tokens,
             n_utterances=1.0,
         )
-        return deadline
 
     def _run_fusion(self, history: History) -> FusionScores:
         return run_fusion(self._parts.fusion, history.inputs, self._parts.bundle.fusion)
@@ -350,12 +385,12 @@ class Session:
         """Labels and pairs of all utterances that are kept."""
         bundle, rescorer = self._parts.bundle, self._parts.rescorer
         constants = bundle.decision
-        with state.timed("decide"):
+        with state.timed("decide", 1.0):
             if rescorer is not None and bundle.llama is not None:
                 scores, constants = rescorer.combine(scores, history.answers), bundle.llama.decision
             decision = decide(
                 scores.emotion_logits, scores.pair_logits, constants, scores.first_cause, history.inputs.text_mask
-            )
+            ).without(~(history.inputs.text_mask | history.inputs.has_nonverbal()))
             missing = [dict(reasons) for reasons in history.missing]
             return build_results(history.utterances, history.inputs, missing, decision, self._parts.encoders.modalities)
 
@@ -375,7 +410,10 @@ class Session:
         if self._window is not None:
             self._window.read_ahead(self._history)
         newest = found[-1]
-        return SessionUpdate(newest, tuple(pairs_of[newest.id]), revisions, state.finish(), self._parts.bundle.id)
+        timings_ms = state.finish()
+        return SessionUpdate(
+            newest, tuple(pairs_of[newest.id]), revisions, timings_ms, self._parts.bundle.id, state.late_ms
+        )
 
 
 def _duration_s(utterance: Utterance) -> float | None:

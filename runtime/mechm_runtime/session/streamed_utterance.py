@@ -8,8 +8,9 @@ utterance are taken from are used.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from concurrent.futures import Future
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, wait
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Generic, TypeVar
@@ -24,6 +25,7 @@ from mechm_runtime.modalities.voice import VoicePiece, merge_pieces, unusable_re
 from mechm_runtime.session.config import SessionConfig
 from mechm_runtime.system.arrays import Float32Array, UInt8Array
 from mechm_runtime.system.thread_pool import ThreadPool
+from mechm_runtime.system.time_limit import OutOfTimeError, wait_s
 
 MAX_FRAMES = 64
 """Encoded frames of one utterance that are kept. With more, every second is dropped, and fewer are taken."""
@@ -41,9 +43,17 @@ class _LaneCall(Generic[T]):
         self._future.add_done_callback(self._drop_call)
 
     def result(self) -> T:
-        if self._call is None or self._process == os.getpid():
-            return self._future.result()
-        return self._call()
+        """What the call returns.
+
+        Raises: what the call does. OutOfTimeError: the request's time limit passed before; the call goes on, since the
+            utterance may be appended again.
+        """
+        if self._call is not None and self._process != os.getpid():
+            return self._call()
+        wait([self._future], wait_s())
+        if not self._future.done():
+            raise OutOfTimeError
+        return self._future.result()
 
     def _drop_call(self, _: Future[T]) -> None:
         """Let go of the call's samples or frames once it is done."""
@@ -126,7 +136,7 @@ class StreamedUtterance:
             self._frame_s *= 2
 
     def write_to(self, state: AnalysisState, duration_s: float | None) -> None:
-        """Fill in what was encoded; waits for what is still being encoded.
+        """Fill in what was encoded; waits for what is still being encoded, as long as the request's time limit allows.
 
         state: of this utterance alone. duration_s: of the utterance; None for the duration of its voice.
         """
@@ -138,7 +148,11 @@ class StreamedUtterance:
         chosen = self._chosen_frames(duration_s or self.duration_s or self._frames[-1].at_s)
         for modality in chosen[0].tokens:
             with state.timed(modality):
-                tokens = np.concatenate([frame.tokens[modality].result() for frame in chosen])
+                encoded = _in_time([frame.tokens[modality] for frame in chosen])
+            if not encoded:
+                state.missing[0][modality] = state.limit.reason
+                continue
+            tokens = np.concatenate(encoded)
             state.inputs.put_tokens(modality, 0, tokens)
             if not len(tokens):
                 state.missing[0][modality] = self._encoders.of_frames(modality).absent_reason
@@ -151,8 +165,12 @@ class StreamedUtterance:
         if not pieces:
             state.missing[0]["audio"] = reason
             return
-        state.inputs.audio[0] = merge_pieces([piece.result() for piece in pieces])
-        state.inputs.audio_mask[0] = True
+        encoded = _in_time(pieces)
+        if len(encoded) < len(pieces):
+            state.missing[0]["audio"] = f"{'a part of its voice: ' if encoded else ''}{state.limit.reason}"
+        if encoded:
+            state.inputs.audio[0] = merge_pieces(encoded)
+            state.inputs.audio_mask[0] = True
 
     def _encode_piece(self, samples: Float32Array) -> _LaneCall[VoicePiece]:
         return _LaneCall(self._lanes, lambda: self._encoders.voice.encode_piece(samples))
@@ -166,6 +184,15 @@ class StreamedUtterance:
         times = np.array([frame.at_s for frame in self._frames])
         nearest = {int(np.abs(times - (k + 0.5) / n * duration_s).argmin()) for k in range(n)}
         return [self._frames[at] for at in sorted(nearest)]
+
+
+def _in_time(calls: Sequence[_LaneCall[T]]) -> list[T]:
+    """The results of the calls that are done before the request's time limit, in order."""
+    results = []
+    for call in calls:
+        with suppress(OutOfTimeError):
+            results.append(call.result())
+    return results
 
 
 def checked_samples(samples: Float32Array) -> Float32Array:

@@ -14,6 +14,7 @@ import numpy as np
 from mechm_runtime.analysis.encoders import ModalityEncoders
 from mechm_runtime.fusion.inputs import FusionInputs
 from mechm_runtime.system.arrays import BoolArray, Float32Array, Int64Array
+from mechm_runtime.system.time_limit import current_limit
 from mechm_runtime.types import Utterance
 
 
@@ -22,18 +23,20 @@ class TextWindow:
     """Encoded words of the newest R utterances.
 
     is_updated: bool (R,), True where the new vector replaces the former one. text: float32 (R, text width).
-    has_text: bool (R,). missing: reasons of the newest utterance.
+    has_text: bool (R,). missing: reasons of the newest utterance. is_whole: whether nothing was left out for the time
+    limit of the request.
     """
 
     is_updated: BoolArray
     text: Float32Array
     has_text: BoolArray
     missing: Mapping[str, str]
+    is_whole: bool
 
     def last(self, n: int) -> TextWindow:
         """The window of at most the newest n utterances."""
         rows = slice(max(0, len(self.is_updated) - n), None)
-        return TextWindow(self.is_updated[rows], self.text[rows], self.has_text[rows], self.missing)
+        return TextWindow(self.is_updated[rows], self.text[rows], self.has_text[rows], self.missing, self.is_whole)
 
     def write_to(self, inputs: FusionInputs) -> None:
         """Replace the former vectors of these utterances, which are the last ones of `inputs`."""
@@ -67,7 +70,10 @@ def encode_window(
     # As in `TextConfig.context_tokens`: utterances with less before them than this are context alone.
     before = np.concatenate([[0], n_tokens[first:].cumsum()[:-1]])
     is_updated = (before >= int(n_tokens[first:].sum()) // 2) | (first == 0)
-    is_updated[-1] = True
+    limit = current_limit()
+    late = [] if limit is None else [row for row, reason in missing.items() if limit.reason in reason]
+    is_updated[late] = False  # what is known of them is better than a part of it
     newest = len(utterances) - 1 - first
+    is_updated[newest] = True
     reasons = {"text": missing[newest]} if newest in missing else {}
-    return TextWindow(is_updated, inputs.text, inputs.text_mask, reasons)
+    return TextWindow(is_updated, inputs.text, inputs.text_mask, reasons, is_whole=not late)

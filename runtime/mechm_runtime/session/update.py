@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 from mechm_runtime.types import Pair, UtteranceAnalysis
 
@@ -28,7 +28,8 @@ class SessionUpdate:
     """The result of a new utterance.
 
     utterance, pairs: its result and its causes. revisions: earlier utterances that it changed, in order.
-    timings_ms: stage -> wall-clock milliseconds. bundle_id: of the bundle that was used.
+    timings_ms: stage -> wall-clock milliseconds. bundle_id: of the bundle that was used. late_ms: milliseconds after
+    the deadline; 0 in time, and without a deadline. Not compared: it is no part of the answer.
     """
 
     utterance: UtteranceAnalysis
@@ -36,6 +37,7 @@ class SessionUpdate:
     revisions: tuple[Revision, ...]
     timings_ms: Mapping[str, float]
     bundle_id: str
+    late_ms: float = field(default=0.0, compare=False)
 
     def to_json(self, *, indent: int | None = None) -> str:
         """This update as JSON text with the field names of the dataclasses."""

@@ -28,6 +28,11 @@ class Lazy(Generic[T]):
                     self._made.append(self._make())
         return self._made[0]
 
+    @property
+    def is_made(self) -> bool:
+        """Whether the value is there."""
+        return bool(self._made)
+
     def after_fork(self) -> None:
         """Drop the lock of a thread that does not exist here: the next call makes the value."""
         self._lock = threading.Lock()

@@ -7,7 +7,8 @@ generated for models that answer in words. No text goes into an error.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from typing import Any
 
 PATH = "/v1/completions"
@@ -15,6 +16,11 @@ MAX_PROMPTS = 1024
 """Most prompts in one request: vLLM's default limit."""
 MAX_REQUEST_BYTES = 32 << 20
 """Most bytes of embedded prompts in one request."""
+LOWEST_LOG_PROBABILITY = -1e5
+"""Below every log-probability of a model, whose logits are below 1e4; vLLM writes -9999 for minus infinity. Numbers
+beyond overflow in float32."""
+ROUNDING = 1e-3
+"""Largest amount by which rounding may lift a log-probability above 0."""
 
 
 def scoring_requests(
@@ -53,10 +59,12 @@ def read_log_probabilities(answer: Any, n_prompts: int) -> list[dict[int, float]
 
     Raises: ValueError: the answer has another form.
     """
-    choices = {one.get("index"): one for one in object_list(answer, "choices")}
-    if sorted(choices, key=str) != sorted(range(n_prompts), key=str):
-        raise ValueError(f"{len(choices)} answers to {n_prompts} prompts")
-    return [_log_probabilities(choices[index]) for index in range(n_prompts)]
+    choices = object_list(answer, "choices")
+    by_index = {one["index"]: one for one in choices if type(one.get("index")) is int}
+    if len(choices) != n_prompts or by_index.keys() != set(range(n_prompts)):
+        n_answered = len({_name(one.get("index")) for one in choices})
+        raise ValueError(f"{n_answered} answers to {n_prompts} prompts")
+    return [_log_probabilities(by_index[index]) for index in range(n_prompts)]
 
 
 def generation_request(model: str, prompt: str, max_new_tokens: int) -> bytes:
@@ -99,10 +107,32 @@ def object_list(body: Any, key: str) -> list[dict[str, Any]]:
     return found
 
 
-def _log_probabilities(choice: Mapping[str, Any]) -> dict[int, float]:
-    """Token id -> log-probability of one choice; vLLM names tokens `token_id:123` (`return_tokens_as_token_ids`)."""
+def _name(index: Any) -> str:
+    """An index as it was sent, to count different ones; those that are neither numbers nor text count as one."""
+    return repr(index) if isinstance(index, int | float | str) else ""
+
+
+def _log_probabilities(choice: Any) -> dict[int, float]:
+    """Token id -> log-probability of one choice; vLLM names tokens `token_id:123` (`return_tokens_as_token_ids`).
+
+    Raises: ValueError: there are none, or one is no log-probability.
+    """
     try:
         (first,) = choice["logprobs"]["top_logprobs"]
-        return {int(name.removeprefix("token_id:")): float(value) for name, value in first.items()}
+        found = {int(name.removeprefix("token_id:")): value for name, value in first.items()}
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ValueError("no log-probabilities") from error
+    return {token: _checked(value) for token, value in found.items()}
+
+
+def _checked(value: Any) -> float:
+    """A log-probability as JSON has it: a number, at most 0 but for rounding.
+
+    Raises: ValueError: it is something else.
+    """
+    if type(value) not in (int, float) or (isinstance(value, float) and math.isnan(value)):
+        raise ValueError("a log-probability is not a number")
+    # An int of any size compares with a float; only then it is known to fit into one.
+    if not LOWEST_LOG_PROBABILITY <= value <= ROUNDING:
+        raise ValueError(f"a log-probability is not between {LOWEST_LOG_PROBABILITY:g} and 0")
+    return float(value)

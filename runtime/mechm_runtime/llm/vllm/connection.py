@@ -27,6 +27,15 @@ BUSY = (429, 502, 503, 504)
 FIRST_RETRY_S = 0.05
 """Wait before the first retry; it doubles before each further one, with jitter."""
 
+
+class SlowServerError(LlmUnavailableError):
+    """No answer in the time that the request was given."""
+
+
+class UnexpectedAnswerError(LlmUnavailableError):
+    """An answer that no model server gives: something else is at this address, or the server is broken."""
+
+
 T = TypeVar("T")
 
 
@@ -76,7 +85,8 @@ class Connection:
         """Send a request, with retries, and return status and content. Only for coroutines on the connection's loop.
 
         deadline: on `time.monotonic`'s clock. wait_for_slot: wait for one of the `max_in_flight` slots.
-        Raises: LlmUnavailableError: no answer by the deadline, or a connection that broke.
+        Raises: SlowServerError: no answer by the deadline. LlmUnavailableError: a connection that broke, or an answer
+            that is not plain JSON of at most `MAX_ANSWER_BYTES`.
         """
         assert self._loop is not None  # noqa: S101  # `submit` made it
         if not wait_for_slot:
@@ -86,9 +96,7 @@ class Connection:
             async with asyncio.timeout_at(deadline):
                 await slots.acquire()
         except TimeoutError as error:
-            raise LlmUnavailableError(
-                f"the Llama's server is busy with {self.config.max_in_flight} requests"
-            ) from error
+            raise SlowServerError(f"the Llama's server is busy with {self.config.max_in_flight} requests") from error
         try:
             return await self._send(self._loop, method, path, body, deadline)
         finally:
@@ -109,8 +117,8 @@ class Connection:
                 if not retries_left:
                     raise LlmUnavailableError(f"no Llama's server at {self.config.url}") from error
             except TimeoutError as error:
-                raise LlmUnavailableError(f"the Llama's server took longer than {self.config.timeout_s:g} s") from error
-            except httpx2.HTTPError as error:
+                raise SlowServerError(f"the Llama's server took longer than {self.config.timeout_s:g} s") from error
+            except (httpx2.HTTPError, OSError) as error:
                 raise LlmUnavailableError(
                     f"the connection to the Llama's server broke: {type(error).__name__}"
                 ) from error
@@ -119,22 +127,25 @@ class Connection:
                 break
             await asyncio.sleep(jittered_s)
             wait_s *= 2
-        raise LlmUnavailableError(f"no answer of the Llama's server at {self.config.url} in time")
+        raise SlowServerError(f"no answer of the Llama's server at {self.config.url} in time")
 
     async def _send_once(self, loop: _Loop, method: str, path: str, body: bytes | None) -> tuple[int, Any]:
         headers = {} if body is None else {"Content-Type": "application/json"}
         async with loop.client.stream(method, path, content=body, headers=headers) as response:
             content = bytearray()
-            async for chunk in response.aiter_bytes():
+            if response.headers.get("Content-Encoding", "identity") != "identity":
+                # Not asked for: a few compressed bytes can stand for more than the memory holds.
+                raise UnexpectedAnswerError("the Llama's server compressed its answer")
+            async for chunk in response.aiter_raw():
                 content += chunk
                 if len(content) > MAX_ANSWER_BYTES:
-                    raise LlmUnavailableError(f"the Llama's server answered more than {MAX_ANSWER_BYTES >> 20} MiB")
+                    raise UnexpectedAnswerError(f"the Llama's server answered more than {MAX_ANSWER_BYTES >> 20} MiB")
             if response.status_code != 200:
                 return response.status_code, None  # an error may repeat text of the request
         try:
             return 200, json.loads(content)
         except (ValueError, RecursionError) as error:
-            raise LlmUnavailableError("the answer of the Llama's server is no JSON") from error
+            raise UnexpectedAnswerError("the answer of the Llama's server is no JSON") from error
 
 
 class _Loop:
@@ -148,7 +159,8 @@ class _Loop:
         self.slots = asyncio.Semaphore(config.max_in_flight)
         self.client = httpx2.AsyncClient(
             base_url=config.url,
-            headers={} if config.api_key is None else {"Authorization": f"Bearer {config.api_key}"},
+            headers={"Accept-Encoding": "identity"}
+            | ({} if config.api_key is None else {"Authorization": f"Bearer {config.api_key}"}),
             limits=httpx2.Limits(max_connections=config.max_in_flight, max_keepalive_connections=config.max_in_flight),
             timeout=httpx2.Timeout(None, connect=config.connect_timeout_s),  # the deadline limits the rest
             trust_env=False,

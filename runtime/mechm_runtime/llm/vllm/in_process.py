@@ -22,6 +22,7 @@ from mechm_runtime.llm.vllm.process import require_vllm
 from mechm_runtime.llm.vllm.prompts import answer_ids, make_prompts, prompt_positions, read_answers
 from mechm_runtime.system.arrays import Arrays, BoolArray, Float32Array, Int64Array
 from mechm_runtime.system.telemetry import disable_telemetry
+from mechm_runtime.system.time_limit import OutOfTimeError, wait_s
 
 
 class InProcessVllm:
@@ -130,17 +131,22 @@ class _Engine:
         self._llm = LLM(**plan.settings, disable_log_stats=False)
 
     def generate(self, prompts: Sequence[dict[str, Any]], settings: Mapping[str, Any]) -> list[Any]:
-        """Generate a continuation of each prompt.
+        """Generate a continuation of each prompt; waits for other callers as long as the request's time limit allows.
 
-        Raises: LlmUnavailableError: the engine failed.
+        Raises: LlmUnavailableError: the engine failed. OutOfTimeError: other callers took all the time.
         """
         from vllm import SamplingParams
 
-        with self._lock:
+        timeout_s = wait_s()
+        if not self._lock.acquire(timeout=-1 if timeout_s is None else timeout_s):
+            raise OutOfTimeError
+        try:
             try:
                 outputs = self._llm.generate(prompts, SamplingParams(**settings, detokenize=False), use_tqdm=False)
             except Exception as error:  # a broken engine raises exceptions of many kinds
                 raise LlmUnavailableError(f"vLLM failed: {type(error).__name__}") from error
+        finally:
+            self._lock.release()
         return list(outputs)
 
     def embed(
