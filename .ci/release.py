@@ -1,7 +1,7 @@
 """Make a release: `make release VERSION=0.2.0`.
 
 It refuses where something is not ready, runs the tests, builds wheel and sdist into `dist/`, checks what is inside
-them, and tags the commit. It pushes and uploads nothing.
+them, writes the software bill of materials beside them, and tags the commit. It pushes and uploads nothing.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def main() -> None:
     wheel, sdist = build(repository)
     if problems := why_not_shippable(repository, version, wheel, sdist):
         sys.exit("No release:\n" + "\n".join(f"- {problem}" for problem in problems))
+    bill = write_bill(repository, wheel)
     subprocess.run(["git", "tag", "-a", f"v{version}", "-m", f"mechm {version}"], cwd=repository, check=True)
-    print(f"{wheel.name} and {sdist.name} are in dist/, and the commit is tagged v{version}.")
+    print(f"{wheel.name}, {sdist.name} and {bill.name} are in dist/, and the commit is tagged v{version}.")
     print(f"To publish: git push origin v{version}, then upload dist/* to the package index.")
 
 
@@ -64,6 +65,14 @@ def build(repository: Path) -> tuple[Path, Path]:
     (wheel,) = (repository / "dist").glob("*.whl")
     (sdist,) = (repository / "dist").glob("*.tar.gz")
     return wheel, sdist
+
+
+def write_bill(repository: Path, wheel: Path) -> Path:
+    """The bill of materials of a wheel (CycloneDX), beside it."""
+    name, version = wheel.name.split("-")[:2]
+    bill = wheel.parent / f"{name}-{version}.cdx.json"
+    subprocess.run([sys.executable, repository / ".ci" / "sbom.py", wheel, bill], cwd=repository, check=True)
+    return bill
 
 
 def why_not_shippable(repository: Path, version: str, wheel: Path, sdist: Path) -> list[str]:

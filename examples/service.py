@@ -1,4 +1,4 @@
-"""A service: `pip install 'mechm[cpu,service]' uvicorn`, then `uvicorn --app-dir examples service:app`.
+"""A service: `pip install 'mechm[cpu,service]'`, then `uvicorn --app-dir examples service:app`.
 
 POST /analyze takes {"utterances": [{"speaker": "Ana", "text": "I got the job!"}], "deadline_ms": 200}; the WebSocket
 /session takes an utterance a message and answers what it changes. Nothing of what is said is kept or logged.
