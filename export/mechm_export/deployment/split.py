@@ -135,7 +135,10 @@ def _llm(bundle: Bundle, deployment: Deployment, modalities: Sequence[str]) -> L
     if deployment.llm != "none" and bundle.llama is None:
         raise BundleError("the bundle has no Llama", hint="--llm none")
     if deployment.llm == "vllm" and bundle.served is None:
-        raise BundleError("the bundle has no Llama for vLLM", hint=f"mechm export llm --bundle {bundle.folder} adds it")
+        raise BundleError(
+            "the bundle has no Llama for vLLM",
+            hint=f"with mechm[export]: mechm export llm --bundle {bundle.folder} adds it",
+        )
     return deployment.llm
 
 
