@@ -19,6 +19,9 @@ from pathlib import Path
 PACKAGES = {"mechm": "mechm", "mechm_export": "export/mechm_export", "mechm_runtime": "runtime/mechm_runtime"}
 """Import name -> folder in the repository."""
 
+WEIGHTS, WEIGHTS_PROJECT = "mechm/pretrained", "pretrained"
+"""Folder of the trained weights, and of the project that builds their wheel."""
+
 NEVER_SHIPPED = re.compile(r"(^|/)(__pycache__|\.git|\.venv[^/]*|site|dist|\.mypy_cache|docs/vendor)(/|$)|\.pyc$")
 
 
@@ -58,11 +61,13 @@ def why_not_ready(repository: Path, version: str) -> list[str]:
 
 
 def build(repository: Path) -> tuple[Path, Path]:
-    """Wheel and sdist in an empty `dist/`."""
+    """Wheel and sdist in an empty `dist/`, and beside them the wheel with the trained weights."""
     shutil.rmtree(repository / "dist", ignore_errors=True)
     command = [sys.executable, "-m", "hatchling", "build", "-t", "sdist", "-t", "wheel"]
     subprocess.run(command, cwd=repository, check=True)
     (wheel,) = (repository / "dist").glob("*.whl")
+    weights = ["--directory", str(repository / "dist"), "-t", "wheel"]
+    subprocess.run([sys.executable, "-m", "hatchling", "build", *weights], cwd=repository / WEIGHTS_PROJECT, check=True)
     (sdist,) = (repository / "dist").glob("*.tar.gz")
     return wheel, sdist
 
@@ -86,9 +91,10 @@ def why_not_shippable(repository: Path, version: str, wheel: Path, sdist: Path) 
         problems.append(f"the wheel is {metadata['Name']} {metadata['Version']}, not mechm {version}")
     problems += [f"the wheel has no {field}" for field in ("License-Expression", "Project-URL") if not metadata[field]]
     for name, folder in PACKAGES.items():
-        tracked = git(repository, "ls-files", folder).splitlines()
+        tracked = git(repository, "ls-files", folder, f":!{WEIGHTS}").splitlines()
         missing = sorted({f"{name}/{path.removeprefix(folder + '/')}" for path in tracked} - carried)
         problems += [f"the wheel lacks {path}" for path in missing]
+    problems += [f"the wheel carries {name}" for name in sorted(carried) if name.startswith(f"{WEIGHTS}/")]
     top = {name.partition("/")[0] for name in carried if ".dist-info/" not in name}
     problems += [f"the wheel carries {name}, which is no package of ours" for name in sorted(top - set(PACKAGES))]
     with tarfile.open(sdist) as archive:

@@ -129,11 +129,32 @@ def test_the_wheel_carries_every_file_of_the_packages(repository, tmp_path):
         expected = {
             f"{name}/{file.relative_to(folder).as_posix()}"
             for file in folder.rglob("*")
-            if file.is_file() and "__pycache__" not in file.parts
+            if file.is_file() and "__pycache__" not in file.parts and "pretrained" not in file.parts
         }
         assert f"{name}/py.typed" in expected
         assert expected <= carried, sorted(expected - carried)
     assert {name.partition("/")[0] for name in carried if ".dist-info/" not in name} == set(PACKAGES)
+
+
+def test_trained_weights_have_a_wheel_of_their_own(repository, tmp_path):
+    """A light install does not carry 30 MB that only training and export read."""
+    (light,) = WheelBuilder(str(repository)).build(directory=str(tmp_path), versions=["standard"])
+    (weights,) = WheelBuilder(str(repository / "pretrained")).build(directory=str(tmp_path), versions=["standard"])
+    assert Path(light).stat().st_size < 4_000_000
+    with zipfile.ZipFile(light) as archive:
+        assert not [name for name in archive.namelist() if "/pretrained/" in name]
+    shipped = repository / "mechm" / "pretrained"
+    files = {
+        f"mechm/pretrained/{path.relative_to(shipped).as_posix()}" for path in shipped.rglob("*") if path.is_file()
+    }
+    with zipfile.ZipFile(weights) as archive:
+        assert {name for name in archive.namelist() if ".dist-info/" not in name} == files
+    assert Path(weights).name.split("-")[:2] == ["mechm_pretrained_small", Path(light).name.split("-")[1]]
+    for wheel in (light, weights):  # side by side, as pip unpacks them
+        with zipfile.ZipFile(wheel) as archive:
+            archive.extractall(tmp_path / "installed")
+    assert (tmp_path / "installed" / "mechm" / "pretrained" / "small" / "model.safetensors").is_file()
+    assert (tmp_path / "installed" / "mechm" / "model" / "build.py").is_file()
 
 
 def test_every_folder_with_modules_is_a_package(repository):

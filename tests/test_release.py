@@ -77,6 +77,13 @@ def test_what_is_built_can_be_shipped_and_a_wrong_wheel_cannot(release: Any, rep
             if name != "mechm_runtime/bundle/bundle.schema.json":
                 new.writestr(name, old.read(name))
         new.writestr("tests/__pycache__/a.pyc", b"")
+        new.writestr("mechm/pretrained/small/model.safetensors", b"")
     problems = release.why_not_shippable(repository, "9.9.9", broken, Path(sdist))
-    for part in ("not mechm 9.9.9", "lacks mechm_runtime/bundle/bundle.schema.json", "carries tests", "a.pyc must not"):
+    for part in (
+        "not mechm 9.9.9",
+        "lacks mechm_runtime/bundle/bundle.schema.json",
+        "carries tests",
+        "carries mechm/pretrained",
+        "a.pyc must not",
+    ):
         assert sum(part in problem for problem in problems) == 1, part

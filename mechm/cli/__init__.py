@@ -21,7 +21,7 @@ COMMANDS: CommandTable = {
     "analyze": ("mechm.cli.analyze", "analyze", "Find emotions and their causes in a recording or transcript."),
     "ask": ("mechm.cli.ask", "ask", "Ask an imported MiniGPT-v2 about pictures and recordings."),
     "bench": ("mechm.cli.bench", "bench", "Measure a bundle's speed, memory and accuracy, also against rivals."),
-    "bundle": ("mechm_export.cli.deployment", "bundle", "Inspect, compare, sign, split and pack bundles."),
+    "bundle": ("mechm_export.cli.deployment", "bundle", "Fetch, inspect, compare, sign, split and pack bundles."),
     "doctor": ("mechm.cli.doctor", "doctor", "Show what is installed, what works here and what to install."),
     "evaluate": ("mechm.cli.evaluate", "evaluate", "Score a bundle or a submission on annotated conversations."),
     "export": ("mechm_export.cli", "export", "Export weights to a verified bundle."),

@@ -92,7 +92,7 @@ def server_options(command: Callable[..., None]) -> Callable[..., None]:
     type=click.Path(path_type=Path, file_okay=False),
     metavar="DIR",
     help="A bundle completed by `mechm export llm`, or package:NAME for an installed one. Default: MECHM_BUNDLE, or "
-    "the bundle that `make demo` built.",
+    "the one in the cache folder.",
 )
 @server_options
 def llm(

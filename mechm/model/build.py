@@ -25,6 +25,8 @@ from mechm_runtime.errors import WeightsError
 from mechm_runtime.system.atomic_write import replaced_file
 
 WEIGHTS_FILE, CONFIG_FILE, DECISION_FILE, CARD_FILE = "model.safetensors", "config.json", "decision.json", "card.json"
+SHIPPED = ("small",)
+"""Presets with trained weights: in a checkout, and in the distribution mechm-pretrained-PRESET."""
 VOICE_PREFIX = "fusion.voice_head."
 """Start of the names of the voice head's tensors."""
 
@@ -32,10 +34,15 @@ VOICE_PREFIX = "fusion.voice_head."
 def pretrained_folder(preset: str) -> Path:
     """Return the folder of the trained weights that are shipped for a preset.
 
-    Raises: WeightsError: none are shipped for it.
+    Raises: WeightsError: none are shipped for it, or they are not installed.
     """
     folder = Path(__file__).parent.parent / "pretrained" / preset
     if not (folder / WEIGHTS_FILE).is_file():
+        if preset in SHIPPED:
+            raise WeightsError(
+                f"the trained weights of preset {preset} are not installed: mechm's wheel is without them",
+                hint=f"pip install mechm-pretrained-{preset}, from where mechm came; or work in a checkout",
+            )
         raise WeightsError(f"no trained weights are shipped for preset {preset}", hint="mechm train fusion --help")
     return folder
 

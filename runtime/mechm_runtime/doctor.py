@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from mechm_runtime.bundle.location import default_bundle_path
+from mechm_runtime.bundle.location import commands_for, default_bundle_path
 from mechm_runtime.bundle.manifest import MANIFEST
 from mechm_runtime.bundle.terms import OWN_DATA_PAGE, terms_of_use
 from mechm_runtime.environment.machine import Machine, examine_machine
@@ -45,6 +45,8 @@ TOOLS: tuple[str, ...] = (
 
 DECODERS: tuple[str, ...] = ("h264", "hevc", "vp9", "av1", "aac", "mp3", "opus", "vorbis", "flac", "pcm_s16le")
 """Codecs of recordings of conversations: phone and meeting recordings, web video, telephony."""
+
+WEIGHTS_COMMAND = "for training and export alone, with mechm[train]: mechm weights fetch --preset small"
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +149,9 @@ def examine_files() -> tuple[Files, ...]:
         bundle = default_bundle_path()
     except BundleError:  # it names a package that is not installed, or does not say which
         bundle = Path(os.environ.get("MECHM_BUNDLE") or cache_dir() / "bundles" / "small")
-    export = f"mechm export bundle --preset small --out '{bundle}'"
     return (
-        _files("base weights", weights, bool(parts), "mechm weights fetch --preset small", parts),
-        _files("default bundle", bundle, (bundle / "bundle.json").is_file(), export),
+        _files("base weights", weights, bool(parts), WEIGHTS_COMMAND, parts),
+        _files("default bundle", bundle, (bundle / "bundle.json").is_file(), commands_for(bundle)),
     )
 
 

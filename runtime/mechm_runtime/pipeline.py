@@ -182,7 +182,7 @@ class Pipeline:
         """Open a bundle and build a pipeline from it.
 
         path: its folder, or `package:NAME` for one that is installed as a package; None for `MECHM_BUNDLE`, the bundle
-            that `make demo` built, or the only one that is installed.
+            in the cache folder, or the only one that is installed.
         config: None for the defaults. options: fields of `PipelineConfig`, in place of the config's.
         public_key: PEM file of an Ed25519 key that must have signed the bundle; None requires no signature.
         Raises: InputError, BundleError, ProviderError, MissingExtraError, LlmUnavailableError.
@@ -370,7 +370,10 @@ class Pipeline:
         Raises: BundleError: the bundle lacks it.
         """
         if part not in self.bundle.parts:
-            raise BundleError(f"the bundle has no {part} part", hint="export it with the parts this input needs")
+            raise BundleError(
+                f"the bundle has no {part} part",
+                hint="use a bundle with all parts, as the one that this was split from",
+            )
         return self._load_part(self.bundle.parts[part])
 
 

@@ -272,7 +272,7 @@ def test_files_are_found_or_come_with_the_command_that_makes_them(tmp_path, monk
     monkeypatch.delenv("MECHM_BUNDLE", raising=False)
     monkeypatch.setenv("MECHM_CACHE", str(tmp_path))
     weights, bundle = doctors.examine_files()
-    assert (weights.present, weights.command) == (False, "mechm weights fetch --preset small")
+    assert (weights.present, weights.command) == (False, doctors.WEIGHTS_COMMAND)
     assert not bundle.present
     part = tmp_path / "weights" / "small" / "text"
     part.mkdir(parents=True)

@@ -29,10 +29,10 @@ from mechm_export.graphs.trace import export_graph
 from mechm_export.parts import ModelParts, build_parts
 from mechm_export.precision.dynamic_int8 import matching_layers, quantize_int8, quantize_weights
 from mechm_export.precision.static_int8 import quantize_static_int8
-from mechm_export.staging import check_target, staging_folder
 from mechm_runtime.bundle.manifest import LLAMA, TOKENIZER_FILE
 from mechm_runtime.bundle.open import file_sha256, open_bundle
 from mechm_runtime.bundle.precision import PORTABLE_INT8
+from mechm_runtime.bundle.staging import check_target, staging_folder
 from mechm_runtime.engines.spec import GPU_ENGINE
 from mechm_runtime.errors import InputError, MissingExtraError
 from mechm_runtime.system.atomic_write import put_in_place

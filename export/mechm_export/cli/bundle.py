@@ -94,7 +94,7 @@ def bundle(
     from mechm_export.bundle.report import print_report
     from mechm_export.bundle.write import export_bundle, require_targets
     from mechm_export.diagnose.proposal import read_int8_proposals
-    from mechm_export.staging import check_target
+    from mechm_runtime.bundle.staging import check_target
     from mechm_runtime.bundle.terms import OWN_DATA_PAGE
 
     if split and len(targets) != 1:

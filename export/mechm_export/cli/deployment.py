@@ -1,4 +1,4 @@
-"""`mechm bundle`: inspect, compare, sign, split and pack bundles. No command needs torch."""
+"""`mechm bundle`: fetch, inspect, compare, sign, split and pack bundles. No command needs torch."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from mechm.cli.bundle_fetch import fetch
 from mechm_runtime.engines.spec import ENGINES
 
 if TYPE_CHECKING:
@@ -24,10 +25,13 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print JSON instead
 
 @click.group()
 def bundle() -> None:
-    """Inspect, compare, sign, split and pack bundles.
+    """Fetch, inspect, compare, sign, split and pack bundles.
 
     Commands that read a bundle also take package:NAME for its folder, for a bundle that is installed as a wheel.
     """
+
+
+bundle.add_command(fetch)
 
 
 @bundle.command("inspect")

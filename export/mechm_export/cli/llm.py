@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     type=BundleFolder(),
     metavar="DIR",
     help="The bundle to add it to, which has the Llama as a graph. With --compose, a bundle that has it already may be "
-    "package:NAME, an installed one. Default: MECHM_BUNDLE, or the one that make demo built.",
+    "package:NAME, an installed one. Default: MECHM_BUNDLE, or the one in the cache folder.",
 )
 @click.option(
     "--adapter",

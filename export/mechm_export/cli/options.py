@@ -41,7 +41,7 @@ bundle_option = click.option(
     "folder",
     type=BundleFolder(),
     metavar="DIR",
-    help="The bundle, or package:NAME for an installed one. Default: MECHM_BUNDLE, or the one that make demo built.",
+    help="The bundle, or package:NAME for an installed one. Default: MECHM_BUNDLE, or the one in the cache folder.",
 )
 recordings_option = click.option(
     "--recording",

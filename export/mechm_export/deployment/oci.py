@@ -14,28 +14,36 @@ import hashlib
 import json
 import re
 import tarfile
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from mechm_export.deployment.contents import CHUNK_BYTES, Contents
-from mechm_export.staging import check_new, check_target, staging_folder
 from mechm_runtime.bundle.manifest import MANIFEST, SIGNATURE, Bundle, read_manifest
 from mechm_runtime.bundle.open import file_sha256, inside, open_bundle
+from mechm_runtime.bundle.staging import check_new, check_target, staging_folder
 from mechm_runtime.errors import BundleError, InputError
+from mechm_runtime.fetch.oci_model import (
+    ARTIFACT,
+    DOWNLOAD_AGAIN,
+    FILEPATH,
+    IMAGE_INDEX,
+    IMAGE_MANIFEST,
+    INDEX_FILE,
+    LAYOUT_FILE,
+    MAX_JSON_BYTES,
+    Layers,
+    blob_name,
+    only_model,
+    read_layers,
+)
+from mechm_runtime.fetch.store import read_limited
 from mechm_runtime.system.atomic_write import put_in_place
 from mechm_runtime.system.progress import Progress
 
-ARTIFACT = "application/vnd.cncf.model.manifest.v1+json"
 CONFIG = "application/vnd.cncf.model.config.v1+json"
 WEIGHT = "application/vnd.cncf.model.weight.v1.raw"
 WEIGHT_CONFIG = "application/vnd.cncf.model.weight.config.v1.raw"
-IMAGE_MANIFEST = "application/vnd.oci.image.manifest.v1+json"
-IMAGE_INDEX = "application/vnd.oci.image.index.v1+json"
-LAYOUT_FILE = "oci-layout"
-INDEX_FILE = "index.json"
 
-FILEPATH = "org.cncf.model.filepath"
 TITLE = "org.opencontainers.image.title"
 """Annotation with the file name that `oras pull` gives to a layer."""
 REFERENCE = "org.opencontainers.image.ref.name"
@@ -45,8 +53,6 @@ INPUT_TYPES = {"text": "text", "audio": "audio", "face": "image", "scene": "imag
 """Modality -> ModelPack's name of its input type."""
 TAG = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 """OCI distribution specification 1.1, tags."""
-MAX_JSON_BYTES = 4 << 20
-DOWNLOAD_AGAIN = "get the layout again"
 
 
 def write_layout(
@@ -173,7 +179,7 @@ def _write_blob(layout: Path, content: bytes) -> str:
 
 
 def _blob(layout: Path, sha256: str) -> Path:
-    return layout / "blobs" / "sha256" / sha256
+    return layout / blob_name(sha256)
 
 
 def _json(value: object) -> bytes:
@@ -190,50 +196,25 @@ def _archive(layout: Path, target: Path) -> None:
                 archive.addfile(entry, file)
 
 
-def _layers(layout: Path) -> Mapping[str, tuple[str, int]]:
-    """Read the only model in a layout: file name -> digest (hexadecimal) and size of its layer."""
+def _layers(layout: Path) -> Layers:
+    """Read the only model in a layout."""
     if not (layout / LAYOUT_FILE).is_file():
         raise BundleError(
             f"{layout} is no OCI image layout", hint="give the folder that holds oci-layout; untar an archive"
         )
+    digest = only_model(_read_limited(layout, layout / INDEX_FILE), str(layout))
+    return read_layers(_read_limited(layout, _blob(layout, digest)), digest, str(layout))
+
+
+def _read_limited(layout: Path, path: Path) -> bytes:
     try:
-        index = json.loads(_read_limited(layout / INDEX_FILE))
-        models = [one for one in index["manifests"] if one.get("artifactType", ARTIFACT) == ARTIFACT]
-        if len(models) != 1:
-            raise BundleError(f"{layout} holds {len(models)} models, not one", hint="copy one into a layout of its own")
-        content = _read_limited(_blob(layout, _hexadecimal(models[0]["digest"])))
-        if hashlib.sha256(content).hexdigest() != _hexadecimal(models[0]["digest"]):
-            raise BundleError(f"the manifest in {layout} was changed: its digest differs", hint=DOWNLOAD_AGAIN)
-        manifest = json.loads(content)
-        if manifest["artifactType"] != ARTIFACT:
-            raise BundleError(f"{layout} holds no ModelPack model, but {manifest['artifactType']}")
-        return {
-            str(layer["annotations"][FILEPATH]): (_hexadecimal(layer["digest"]), int(layer["size"]))
-            for layer in manifest["layers"]
-            if str(layer["mediaType"]).endswith(".raw")
-        }
-    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
-        reason = f"{type(error).__name__}: {error}"[:200]
-        raise BundleError(f"{layout} is damaged: {reason}", hint=DOWNLOAD_AGAIN) from error
+        with path.open("rb") as file:
+            return read_limited(file, MAX_JSON_BYTES, path.name)
+    except OSError as error:
+        raise BundleError(f"{layout} is damaged: {path.name}: {error.strerror}", hint=DOWNLOAD_AGAIN) from error
 
 
-def _read_limited(path: Path) -> bytes:
-    with path.open("rb") as file:
-        content = file.read(MAX_JSON_BYTES + 1)
-    if len(content) > MAX_JSON_BYTES:
-        raise ValueError(f"{path.name} is larger than {MAX_JSON_BYTES >> 20} MiB")
-    return content
-
-
-def _hexadecimal(digest: str) -> str:
-    """The hexadecimal digits of a digest, checked since they become part of a path."""
-    found = re.fullmatch(r"sha256:([0-9a-f]{64})", digest)
-    if found is None:
-        raise ValueError(f"digest {digest[:80]!r}")
-    return found[1]
-
-
-def _extract(layout: Path, layers: Mapping[str, tuple[str, int]], name: str, staging: Path) -> None:
+def _extract(layout: Path, layers: Layers, name: str, staging: Path) -> None:
     if name not in layers:
         raise BundleError(f"{layout} has no layer with {name}", hint=DOWNLOAD_AGAIN)
     digest, size = layers[name]

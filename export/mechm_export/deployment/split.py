@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 from mechm_export.deployment.contents import Contents
-from mechm_export.staging import check_target, staging_folder
 from mechm_runtime.bundle.manifest import (
     ACCEPTED,
     LLAMA,
@@ -28,6 +27,7 @@ from mechm_runtime.bundle.manifest import (
 from mechm_runtime.bundle.modality import MODALITY_PARTS
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.precision import HALF, PORTABLE_INT8
+from mechm_runtime.bundle.staging import check_target, staging_folder
 from mechm_runtime.bundle.terms import LICENCES_FILE
 from mechm_runtime.engines.spec import ENGINES, EngineName
 from mechm_runtime.errors import BundleError, InputError
@@ -135,7 +135,10 @@ def _llm(bundle: Bundle, deployment: Deployment, modalities: Sequence[str]) -> L
     if deployment.llm != "none" and bundle.llama is None:
         raise BundleError("the bundle has no Llama", hint="--llm none")
     if deployment.llm == "vllm" and bundle.served is None:
-        raise BundleError("the bundle has no Llama for vLLM", hint=f"mechm export llm --bundle {bundle.folder} adds it")
+        raise BundleError(
+            "the bundle has no Llama for vLLM",
+            hint=f"with mechm[export]: mechm export llm --bundle {bundle.folder} adds it",
+        )
     return deployment.llm
 
 

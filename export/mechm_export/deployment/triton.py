@@ -19,9 +19,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mechm_export.deployment.split import Deployment, split_bundle
-from mechm_export.staging import check_new, staging_folder
 from mechm_runtime.bundle.manifest import Bundle, PartFiles, Tensor
 from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.bundle.staging import check_new, staging_folder
 from mechm_runtime.errors import BundleError, InputError
 from mechm_runtime.system.atomic_write import put_in_place
 from mechm_runtime.system.progress import Progress

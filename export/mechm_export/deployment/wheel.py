@@ -21,10 +21,10 @@ from packaging.utils import InvalidName, canonicalize_name
 from packaging.version import InvalidVersion, Version
 
 from mechm_export.deployment.contents import Contents
-from mechm_export.staging import check_new, staging_folder
 from mechm_runtime.bundle.installed import ENTRY_POINTS, FOLDER, SCHEME
 from mechm_runtime.bundle.manifest import Bundle
 from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.bundle.staging import check_new, staging_folder
 from mechm_runtime.errors import InputError
 from mechm_runtime.system.progress import Progress
 

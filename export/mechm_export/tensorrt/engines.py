@@ -26,12 +26,12 @@ from mechm_export.gate.comparison import TaskCheck
 from mechm_export.gate.fp32_reference import Fp32Reference
 from mechm_export.gate.run import problems_of
 from mechm_export.precision.lower import LowerPrecision, lower_graph
-from mechm_export.staging import explain_write_errors
 from mechm_export.tensorrt.memory import estimate_memory
 from mechm_export.tensorrt.shapes import shape_ranges
 from mechm_runtime.bundle.engine_file import EngineFile, EngineKey, EnginePrecision
 from mechm_runtime.bundle.manifest import ENGINES, Bundle
 from mechm_runtime.bundle.open import file_sha256, open_bundle
+from mechm_runtime.bundle.staging import explain_write_errors
 from mechm_runtime.engines.tensorrt.build import build_into
 from mechm_runtime.engines.tensorrt.engine import check_memory
 from mechm_runtime.engines.tensorrt.engine_store import EngineStore

@@ -28,9 +28,9 @@ from mechm_export.check_data import check_conversations
 from mechm_export.gate.check_set import SHIPPED_SPLIT
 from mechm_export.gate.comparison import TaskCheck, check_task
 from mechm_export.llama.compressed import SCHEMES, SchemeName, simulate_quantization, smooth_channels, write_compressed
-from mechm_export.staging import explain_write_errors
 from mechm_runtime.bundle.manifest import LLAMA, SERVED, Bundle, PartFiles, ServedLlama
 from mechm_runtime.bundle.open import file_sha256, open_bundle
+from mechm_runtime.bundle.staging import explain_write_errors
 from mechm_runtime.engines.base import EngineConfig, GraphRunner
 from mechm_runtime.engines.onnxruntime_engine import OnnxRuntimeEngine
 from mechm_runtime.errors import BundleError, VerificationError

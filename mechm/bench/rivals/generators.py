@@ -20,7 +20,9 @@ def question_tokenizer(bundle: Bundle) -> QuestionTokenizer:
     Raises: InputError: the bundle has none.
     """
     if bundle.llama is None:
-        raise InputError("the bundle has no Llama", hint="mechm export bundle --adapter DIR adds one")
+        raise InputError(
+            "the bundle has no Llama", hint="with mechm[export], mechm export bundle --adapter DIR adds one"
+        )
     return QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
 
 

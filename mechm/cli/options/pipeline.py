@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from mechm_runtime.media import MediaLimits
     from mechm_runtime.pipeline import Pipeline, Precision
 
-DEFAULT_BUNDLE = "Default: MECHM_BUNDLE, or the bundle that `make demo` built."
+DEFAULT_BUNDLE = "Default: MECHM_BUNDLE, or the one in the cache folder."
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 from mechm_runtime.bundle.installed import SCHEME, installed_bundle, only_installed_bundle
 from mechm_runtime.system.cache_dir import cache_dir
 
+EXPORT_PACKAGES = ("torch", "transformers", "onnxscript")
+"""Packages of the extra `export` whose absence tells a light installation."""
+
 
 def default_bundle_path() -> Path:
     """The bundle that is used where none is named.
 
-    `MECHM_BUNDLE` where it is set, else the one that `make demo` builds in the user's cache folder, else the only one
-    that is installed as a package.
+    `MECHM_BUNDLE` where it is set, else the one in the user's cache folder, where `mechm bundle fetch small` and `make
+    demo` put it, else the only one that is installed as a package.
     Raises: BundleError: the package that `MECHM_BUNDLE` names is not installed, or several are and none is named.
     """
     if named := os.environ.get("MECHM_BUNDLE"):
@@ -38,5 +43,16 @@ def is_folder(path: Path) -> bool:
 def missing_hint(asked_for: Path | str | None) -> str:
     """The hint of the error where no bundle lies at a path."""
     if asked_for is not None:
-        return "give the folder that `mechm export bundle` wrote"
-    return "that is what MECHM_BUNDLE names: correct or unset it" if os.environ.get("MECHM_BUNDLE") else "make demo"
+        return "give the folder of a bundle; mechm bundle fetch SOURCE --out DIR gets one"
+    if os.environ.get("MECHM_BUNDLE"):
+        return "that is what MECHM_BUNDLE names: correct or unset it"
+    return commands_for(default_bundle_path())
+
+
+def commands_for(folder: Path) -> str:
+    """The commands that put a bundle into a folder and work in this installation."""
+    is_default = folder.absolute() == (cache_dir() / "bundles" / "small").absolute()
+    fetch = "mechm bundle fetch small" + ("" if is_default else f" --out {shlex.quote(str(folder))}")
+    if any(find_spec(package) is None for package in EXPORT_PACKAGES):
+        return fetch
+    return f"{fetch}; or from its weights: mechm export bundle --preset small --out {shlex.quote(str(folder))}"

@@ -46,7 +46,10 @@ SERVED = "served"
 ENGINES = "engines"
 """The manifest's entry for TensorRT engines (`mechm export engines` adds them), and the folder they lie in."""
 MAX_MANIFEST_BYTES = 4 << 20
-REBUILD = "make it again: mechm export bundle --preset small --out DIR"
+REBUILD = (
+    "get it again: mechm bundle fetch SOURCE --force; or make it again, with mechm[export]: mechm export bundle "
+    "--preset small --out DIR"
+)
 
 
 @dataclass(frozen=True, slots=True)

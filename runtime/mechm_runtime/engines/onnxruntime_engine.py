@@ -85,7 +85,10 @@ class OnnxRuntimeEngine:
         except Exception as error:
             reason = str(error).partition("\n")[0][:200]
             if provider == CPU or type(error).__name__ in UNREADABLE:
-                raise BundleError(f"{path.name} cannot be loaded: {reason}", hint="make the bundle again") from error
+                raise BundleError(
+                    f"{path.name} cannot be loaded: {reason}",
+                    hint="get the bundle again, as from mechm bundle fetch SOURCE --force",
+                ) from error
             raise self._not_loaded(reason) from error
         # onnxruntime falls back to the CPU with only a line on stderr.
         if session.get_providers()[0] != provider:

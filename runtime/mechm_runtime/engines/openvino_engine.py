@@ -58,7 +58,10 @@ class OpenVinoEngine:
             )
         except RuntimeError as error:
             reason = str(error).strip().rpartition("\n")[2][:200]
-            raise BundleError(f"{path.name} cannot be loaded: {reason}", hint="make the bundle again") from error
+            raise BundleError(
+                f"{path.name} cannot be loaded: {reason}",
+                hint="get the bundle again, as from mechm bundle fetch SOURCE --force",
+            ) from error
         self.input_names, self.output_names = names
         # A request holds one run's memory; as many are kept as threads have ever run at once.
         self._requests: queue.SimpleQueue[Any] = queue.SimpleQueue()

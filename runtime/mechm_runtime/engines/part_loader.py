@@ -107,7 +107,7 @@ class PartLoader:
         if spec.is_built:
             raise InputError(
                 f"an engine of {engine} has the precision it was built in",
-                hint="leave the precision out; mechm export engines --precision builds in another",
+                hint="leave the precision out; with mechm[export], mechm export engines --precision builds in another",
             )
         files = self._bundle.parts[name].files if name in self._bundle.parts else {}
         if precision not in files:

@@ -180,7 +180,10 @@ def make_rescorer(
         return None
     files = bundle.llama
     if files is None:
-        raise BundleError("the bundle has no Llama", hint="mechm export bundle --adapter DIR adds one; or --llm none")
+        raise BundleError(
+            "the bundle has no Llama",
+            hint="use --llm none; or, with mechm[export], mechm export bundle --adapter DIR adds one",
+        )
     questions = QuestionTokenizer(bundle.path(files.tokenizer), files.questions)
     engine: GraphRunner
     if llm == "onnx":

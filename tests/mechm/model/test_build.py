@@ -196,6 +196,9 @@ def test_a_preset_without_shipped_weights_says_how_to_train(monkeypatch: pytest.
         pretrained_folder("llama2-7b")
     assert "mechm train fusion" in caught.value.hint
     monkeypatch.setattr(build, "__file__", str(tmp_path / "mechm" / "model" / "build.py"))
+    with pytest.raises(WeightsError, match="not installed") as caught:
+        pretrained_folder("small")
+    assert "pip install mechm-pretrained-small" in caught.value.hint
     folder = tmp_path / "mechm" / "pretrained" / "tiny"
     save_trained(build_network(TINY, None), DECISION, {}, folder)
     assert pretrained_folder("tiny") == folder

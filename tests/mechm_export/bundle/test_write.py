@@ -31,10 +31,10 @@ from mechm_export.diagnose.proposal import Proposal
 from mechm_export.gate import run as gate_run
 from mechm_export.gate.check_set import CheckSet, shipped_check_set
 from mechm_export.gate.comparison import TaskCheck
-from mechm_export.staging import check_target
 from mechm_runtime.bundle.config import DecisionConfig
 from mechm_runtime.bundle.manifest import ACCEPTED, MANIFEST, manifest_id
 from mechm_runtime.bundle.open import file_sha256, open_bundle
+from mechm_runtime.bundle.staging import check_target
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.engines.spec import ENGINES
 from mechm_runtime.errors import BundleError, InputError, VerificationError, WeightsError

@@ -19,9 +19,9 @@ from mechm.llm.scorer import AnswerScores, load_llama
 from mechm_export.bundle.report import BundleReport
 from mechm_export.check_data import check_conversations
 from mechm_export.llama.compressed import SCHEMES, SchemeName, simulate_quantization, smooth_channels, write_compressed
-from mechm_export.staging import check_target
 from mechm_export.vllm.served import add_served_llama
 from mechm_runtime.bundle.open import open_bundle
+from mechm_runtime.bundle.staging import check_target
 from mechm_runtime.errors import VerificationError
 from mechm_runtime.llm.questions import QuestionTokenizer
 from mechm_runtime.llm.vllm.launch_plan import ServeConfig, plan_serving

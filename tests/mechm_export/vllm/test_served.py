@@ -25,11 +25,11 @@ from mechm.cli import cli
 from mechm_export.bundle.report import BundleReport
 from mechm_export.check_data import check_conversations
 from mechm_export.deployment.split import Deployment, split_bundle
-from mechm_export.staging import check_target
 from mechm_export.vllm.served import add_served_llama
 from mechm_runtime.bundle.manifest import LLAMA, MANIFEST, manifest_id
 from mechm_runtime.bundle.open import open_bundle
 from mechm_runtime.bundle.signature import read_signature, sign_bundle, write_keys
+from mechm_runtime.bundle.staging import check_target
 from mechm_runtime.engines.base import EngineConfig
 from mechm_runtime.errors import BundleError, InputError, LlmUnavailableError, MissingExtraError
 from mechm_runtime.llm.questions import QuestionTokenizer

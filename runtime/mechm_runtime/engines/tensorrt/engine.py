@@ -66,7 +66,7 @@ def find_engine(bundle: Bundle, part: str, name: LibraryName) -> EngineFile:
             return engine
     raise BundleError(
         f"the bundle has no {name} engine of its {part} part",
-        hint=f"mechm export engines --bundle {bundle.folder} --engine {name} --part {part}",
+        hint=f"with mechm[export]: mechm export engines --bundle {bundle.folder} --engine {name} --part {part}",
     )
 
 
@@ -107,7 +107,8 @@ def check_memory(engine: EngineFile, gpu: Gpu) -> None:
         raise ProviderError(
             f"the {engine.part} engine takes about {engine.memory_bytes / 2**30:.1f} GiB, "
             f"and {gpu.name} has {gpu.memory_bytes / 2**30:.1f}",
-            hint=f"mechm export engines --part {engine.part} --precision fp16 or int8; or a larger GPU",
+            hint=f"a larger GPU; or, with mechm[export]: mechm export engines --part {engine.part} --precision fp16 or "
+            "int8",
         )
 
 
@@ -129,7 +130,7 @@ class TensorRtEngine:
             reason = (self._logger.messages or ["it gives no reason"])[0].replace("\n", " ")[:300]
             raise ProviderError(
                 f"{library.name} {library.version} does not load {path.name}: {reason}",
-                hint="mechm doctor tells what works here; mechm export engines builds it again",
+                hint="mechm doctor tells what works here; with mechm[export], mechm export engines builds it again",
             )
         self._shapes = {shape.tensor: shape for shape in shapes}
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]

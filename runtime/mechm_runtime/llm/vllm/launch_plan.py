@@ -100,7 +100,8 @@ def plan_serving(bundle: Bundle, config: ServeConfig) -> ServingPlan:
     """
     if bundle.served is None or bundle.llama is None:
         raise BundleError(
-            f"{bundle.folder} has no Llama for vLLM", hint=f"mechm export llm --bundle {bundle.folder} adds it"
+            f"{bundle.folder} has no Llama for vLLM",
+            hint=f"with mechm[export]: mechm export llm --bundle {bundle.folder} adds it",
         )
     folder = bundle.path(f"{bundle.served.folder}/config.json").parent.absolute()
     shape = read_shape(folder / "config.json")

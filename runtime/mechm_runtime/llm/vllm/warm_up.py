@@ -29,7 +29,9 @@ class QuestionProbe:
 
     def __init__(self, bundle: Bundle, server: ServerConfig) -> None:
         if bundle.llama is None:
-            raise BundleError(f"{bundle.folder} has no Llama", hint="mechm export bundle --adapter DIR adds one")
+            raise BundleError(
+                f"{bundle.folder} has no Llama", hint="with mechm[export], mechm export bundle --adapter DIR adds one"
+            )
         self._questions = QuestionTokenizer(bundle.path(bundle.llama.tokenizer), bundle.llama.questions)
         self._soft_width = bundle.parts[LLAMA].width("soft_tokens")
         self._client = VllmClient(server, self._questions)
