@@ -105,12 +105,12 @@ def test_a_slow_server_is_waited_for_until_the_deadline(
 ) -> None:
     pipeline.analyze(TALK)
     server.mode = mode
-    for analyze in (
+    for call in (
         lambda: pipeline.analyze(TALK, deadline_ms=500),
         lambda: asyncio.run(pipeline.analyze_async(TALK, deadline_ms=500)),
     ):
         began = time.perf_counter()
-        analysis = analyze()
+        analysis = call()
         took_s = time.perf_counter() - began
         assert took_s < 0.5 + SLACK_S
         assert probabilities(analysis) == fusion_alone
