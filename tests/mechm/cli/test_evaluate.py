@@ -107,6 +107,9 @@ class Rule:
     bundle_id = "rule-1"
     llm = "none"
 
+    def check_llm(self) -> None:
+        """Nothing to check: there is no Llama."""
+
     def analyze(self, conversation: Conversation) -> Analysis:
         utterances = []
         for u in conversation.utterances:

@@ -184,9 +184,13 @@ def test_without_vllm_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> Non
     assert "mechm[serve]" in caught.value.hint
 
 
-def test_without_a_server_the_pipeline_says_so_at_once(served: Path) -> None:
-    with pytest.raises(LlmUnavailableError, match="no Llama's server"):
-        Pipeline.from_bundle(served, llm="vllm", server=ServerConfig(f"http://127.0.0.1:{free_port()}"))
+def test_without_a_server_the_check_says_so_at_once(served: Path) -> None:
+    server = ServerConfig(f"http://127.0.0.1:{free_port()}")
+    with (
+        Pipeline.from_bundle(served, llm="vllm", server=server) as pipeline,
+        pytest.raises(LlmUnavailableError, match="no Llama's server"),
+    ):
+        pipeline.check_llm()
 
 
 def test_a_server_that_would_not_be_asked_is_refused(served: Path) -> None:

@@ -174,6 +174,16 @@ def test_a_server_that_is_down_from_the_start_is_asked_when_it_comes(
             alone.check_llm()
 
 
+def test_a_server_that_passes_the_check_is_asked_at_once(report: BundleReport) -> None:
+    with misbehaving.serve() as server:
+        server.models = "STATUS 503"
+        with asking(report, server.url, backoff_s=60.0) as pipeline:
+            assert reasons(pipeline.analyze(TALK)) != {""}
+            server.models = "ok"
+            pipeline.check_llm()
+            assert reasons(pipeline.analyze(TALK)) == {""}
+
+
 def test_the_command_answers_without_its_server_and_the_score_refuses(report: BundleReport, tmp_path: Path) -> None:
     talk = tmp_path / "talk.json"
     said = [{"utterance_ID": u.id, "speaker": u.speaker, "text": u.text, "emotion": "neutral"} for u in TALK.utterances]

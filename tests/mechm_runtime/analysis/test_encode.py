@@ -154,16 +154,16 @@ def test_threads_and_processes_end_with_the_pipeline(tiny_bundle: Path, recordin
         del reader
         if forget:
             del pipeline
-            gc.collect()
         else:
             pipeline.close()
             assert answer(pipeline.analyze(recording)), "it serves again after it was closed"
             pipeline.close()
-        until = time.monotonic() + 10
-        while started() and time.monotonic() < until:
+        until = time.monotonic() + 30
+        while (started() or processes[-1].poll() is None) and time.monotonic() < until:
+            gc.collect()  # again, since a lane may hold its last task for a moment after the answer is there
             time.sleep(0.01)
         assert started() == set()
-    assert all(process.poll() is not None for process in processes)
+        assert processes[-1].poll() is not None
 
 
 def test_a_decoding_process_serves_one_conversation_after_the_other(sample: Path) -> None:

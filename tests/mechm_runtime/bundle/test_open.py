@@ -21,6 +21,7 @@ from mechm_runtime.system.cache_dir import cache_dir
 from mechm_runtime.types import EMOTIONS
 
 LISTED = (
+    "LICENCES.md",
     *(
         f"onnx/{part}.{precision}.onnx"
         for part in ("audio", "detector", "expression", "fusion", "scene", "text")

@@ -55,7 +55,7 @@ class VllmClient:
     def check(self) -> None:
         """Check that the server answers and serves the model, so that a wrong address or key is found at the start.
 
-        Where it fails, it is not asked again for a while.
+        Where it fails, it is not asked again for a while; where it succeeds, it is asked at once.
         Raises: as `require_served`.
         """
         try:
@@ -63,6 +63,7 @@ class VllmClient:
         except LlmUnavailableError as error:
             self._breaker.failed(str(error))
             raise
+        self._breaker.succeeded()
 
     def run(self, inputs: Arrays) -> Outputs:
         """Outputs of the Llama's graph for `graph_inputs`.
